@@ -1,0 +1,404 @@
+//! The master key, everything derived from it, and the recovery phrase that is it.
+//!
+//! Every derivation is HKDF-SHA256 (RFC 5869, no salt) with `info` = length byte, label, context:
+//!
+//! | label | context | gives |
+//! |---|---|---|
+//! | `grove/v1/node` | cell index u32, epoch u32 | seed of the Ed25519 identity |
+//! | `grove/v1/x25519` | cell index u32, epoch u32 | X25519 secret for Noise |
+//! | `grove/v1/chunk` | epoch u32 | HMAC key from which chunk keys come |
+//! | `grove/v1/file` | salt, 16 bytes | file key |
+//! | `grove/v1/owner part` | 32 random bytes | key of a manifest's owner part |
+//! | `grove/v1/segment` | 32 random bytes | key of a catalog segment |
+//! | `grove/v1/recover` | none | secret of the recovery handshake, known to each peer |
+//! | `grove/v1/commit` (from a file key) | none | public commitment to a file key |
+//! | `grove/v1/content part` (from a file key) | 32 random bytes | key of a manifest's chunk keys |
+
+use std::fmt;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use hkdf::Hkdf;
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::codec::Writer;
+use crate::id::CellId;
+
+/// A secret of 32 bytes, wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Random bytes from the kernel.
+///
+/// # Panics
+/// If the kernel has no randomness to give: nothing safe can be done without.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    bytes
+}
+
+/// SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+fn expand(prk: &Hkdf<Sha256>, label: &str, context: &[u8]) -> Secret {
+    let mut info = Writer::with_label(label);
+    info.raw(context);
+    let mut okm = [0; 32];
+    prk.expand(info.as_slice(), &mut okm).expect("32 bytes are within HKDF's limit");
+    Secret(okm)
+}
+
+/// The 32 bytes everything else follows from.
+#[derive(Clone)]
+pub struct MasterKey {
+    bytes: Secret,
+    prk: Hkdf<Sha256>,
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterKey(…)")
+    }
+}
+
+impl MasterKey {
+    /// A fresh key.
+    pub fn generate() -> Self {
+        Self::from_bytes(random())
+    }
+
+    /// The key of these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let prk = Hkdf::new(None, &bytes);
+        Self { bytes: Secret(bytes), prk }
+    }
+
+    /// The bytes, for `.key` and for nothing else.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.bytes.0
+    }
+
+    /// The cell's identity. Index and epoch are 0 until one phrase serves several cells.
+    pub fn identity(&self, index: u32, epoch: u32) -> Identity {
+        let context = [index.to_le_bytes(), epoch.to_le_bytes()].concat();
+        let seed = expand(&self.prk, "grove/v1/node", &context);
+        let x25519 = expand(&self.prk, "grove/v1/x25519", &context);
+        let signing = SigningKey::from_bytes(&seed.0);
+        let x_public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(x25519.0));
+        Identity { signing, x_secret: x25519, x_public: x_public.to_bytes() }
+    }
+
+    /// HMAC key from which the keys of chunks sealed under `epoch` come.
+    pub fn chunk_root(&self, epoch: u32) -> Secret {
+        expand(&self.prk, "grove/v1/chunk", &epoch.to_le_bytes())
+    }
+
+    /// The key of the file that has this salt.
+    pub fn file_key(&self, salt: &[u8; 16]) -> FileKey {
+        FileKey(expand(&self.prk, "grove/v1/file", salt))
+    }
+
+    /// The key of one manifest's owner part.
+    pub fn owner_part_key(&self, random: &[u8; 32]) -> Secret {
+        expand(&self.prk, "grove/v1/owner part", random)
+    }
+
+    /// The key of one catalog segment.
+    pub fn segment_key(&self, random: &[u8; 32]) -> Secret {
+        expand(&self.prk, "grove/v1/segment", random)
+    }
+
+    /// What a cell proves itself by when it has nothing but its phrase; each peer gets it at pairing.
+    pub fn recovery_secret(&self) -> Secret {
+        expand(&self.prk, "grove/v1/recover", &[])
+    }
+
+    /// The 24 words (BIP39, English).
+    pub fn phrase(&self) -> Zeroizing<String> {
+        let words = bip39::Mnemonic::from_entropy(self.as_bytes()).expect("32 bytes make 24 words");
+        Zeroizing::new(words.words().collect::<Vec<_>>().join(" "))
+    }
+
+    /// The key of a phrase typed by a person: any case and spacing (or none where the cut is unambiguous),
+    /// numbers and punctuation between words, and the first four letters for a word.
+    pub fn from_phrase(text: &str) -> Result<Self, PhraseError> {
+        let words = read_words(text)?;
+        if words.len() != 24 {
+            return Err(PhraseError::Count(words.len()));
+        }
+        let mnemonic = bip39::Mnemonic::parse_in_normalized(bip39::Language::English, &words.join(" "))
+            .map_err(|_| PhraseError::Checksum)?;
+        let (mut entropy, len) = mnemonic.to_entropy_array();
+        let bytes = entropy[..len].try_into().map_err(|_| PhraseError::Count(words.len()));
+        entropy.zeroize();
+        Ok(Self::from_bytes(bytes?))
+    }
+}
+
+/// Key of one file: opens its manifests' chunk keys, and travels in grants.
+#[derive(Debug, Clone)]
+pub struct FileKey(pub Secret);
+
+impl FileKey {
+    /// Public commitment: ChaCha20-Poly1305 alone does not bind a ciphertext to one key.
+    pub fn commitment(&self) -> [u8; 32] {
+        expand(&Hkdf::new(None, &self.0.0), "grove/v1/commit", &[]).0
+    }
+
+    /// The key of the part of a manifest that holds the chunk keys.
+    pub fn content_part_key(&self, random: &[u8; 32]) -> Secret {
+        expand(&Hkdf::new(None, &self.0.0), "grove/v1/content part", random)
+    }
+}
+
+/// A cell's keys on the wire.
+#[derive(Clone)]
+pub struct Identity {
+    signing: SigningKey,
+    x_secret: Secret,
+    x_public: [u8; 32],
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.id().short())
+    }
+}
+
+impl Identity {
+    /// The Ed25519 public key.
+    pub fn id(&self) -> CellId {
+        CellId(self.signing.verifying_key().to_bytes())
+    }
+
+    /// Ed25519 seed, for `node.key`.
+    pub fn seed(&self) -> Secret {
+        Secret(self.signing.to_bytes())
+    }
+
+    /// X25519 secret for Noise.
+    pub fn x_secret(&self) -> &Secret {
+        &self.x_secret
+    }
+
+    /// X25519 public key.
+    pub fn x_public(&self) -> &[u8; 32] {
+        &self.x_public
+    }
+
+    /// Ed25519 signature (RFC 8032). `bytes` begin with a domain label.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.signing.sign(bytes).to_bytes()
+    }
+}
+
+/// Whether `signature` is `id`'s over `bytes`, by the strict rules: no weak keys, one form per signature.
+pub fn verify(id: &CellId, bytes: &[u8], signature: &[u8; 64]) -> bool {
+    VerifyingKey::from_bytes(&id.0)
+        .is_ok_and(|key| key.verify_strict(bytes, &Signature::from_bytes(signature)).is_ok())
+}
+
+/// Whether `id` is a point that a key pair can have: weak keys are refused at pairing.
+pub fn is_sound(id: &CellId) -> bool {
+    VerifyingKey::from_bytes(&id.0).is_ok_and(|key| !key.is_weak())
+}
+
+/// What is wrong with a typed phrase.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PhraseError {
+    /// Not a word of the list: its place (from 1), and the nearest words that are.
+    Unknown { place: usize, word: String, nearest: Vec<&'static str> },
+    /// So many words, not 24.
+    Count(usize),
+    /// All words are words, but they do not belong together.
+    Checksum,
+}
+
+impl fmt::Display for PhraseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { place, word, nearest } => {
+                let nearest = nearest.join(", ");
+                write!(f, "word {place}, \"{word}\", is not in the list; did you mean: {nearest}?")
+            }
+            Self::Count(n) => write!(f, "a recovery phrase has 24 words, and this has {n}; look for a missing or doubled word"),
+            Self::Checksum => f.write_str(
+                "every word is in the list, but together they are no recovery phrase; look for two words exchanged or one misread",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PhraseError {}
+
+fn word_list() -> &'static [&'static str; 2048] {
+    bip39::Language::English.word_list()
+}
+
+/// The word that `typed` is, or that its first four letters or more name alone.
+fn whole_word(typed: &str) -> Option<&'static str> {
+    if let Ok(at) = word_list().binary_search(&typed) {
+        return Some(word_list()[at]);
+    }
+    let prefix = typed.get(..4)?;
+    // The list is made so that four letters tell every word.
+    let word = word_list().iter().find(|word| word.starts_with(prefix))?;
+    word.starts_with(typed).then_some(*word)
+}
+
+fn read_words(text: &str) -> Result<Vec<&'static str>, PhraseError> {
+    let text = text.to_lowercase();
+    let pieces = text.split(|c: char| !c.is_alphabetic()).filter(|piece| !piece.is_empty());
+    let mut words = Vec::new();
+    for piece in pieces {
+        match whole_word(piece) {
+            Some(word) => words.push(word),
+            None => match cut(piece) {
+                Some(cut) => words.extend(cut),
+                None => {
+                    return Err(PhraseError::Unknown {
+                        place: words.len() + 1,
+                        word: piece.chars().take(40).collect(),
+                        nearest: nearest(piece),
+                    });
+                }
+            },
+        }
+    }
+    Ok(words)
+}
+
+/// Words written without spaces, if there is exactly one way to cut them.
+fn cut(piece: &str) -> Option<Vec<&'static str>> {
+    if !piece.is_ascii() || piece.len() > 24 * 8 {
+        return None;
+    }
+    // ways[i]: how many ways (2 for more) to cut piece[..i], and the last word of one of them.
+    let mut ways: Vec<(u8, &'static str)> = vec![(0, ""); piece.len() + 1];
+    ways[0].0 = 1;
+    for end in 3..=piece.len() {
+        for start in end.saturating_sub(8)..end.saturating_sub(2) {
+            if ways[start].0 == 0 {
+                continue;
+            }
+            if let Ok(at) = word_list().binary_search(&&piece[start..end]) {
+                ways[end] = ((ways[end].0 + ways[start].0).min(2), word_list()[at]);
+            }
+        }
+    }
+    if ways[piece.len()].0 != 1 {
+        return None;
+    }
+    let mut words = Vec::new();
+    let mut end = piece.len();
+    while end > 0 {
+        words.push(ways[end].1);
+        end -= ways[end].1.len();
+    }
+    words.reverse();
+    Some(words)
+}
+
+/// Up to three words of the list with the fewest letters changed.
+fn nearest(typed: &str) -> Vec<&'static str> {
+    let typed: Vec<char> = typed.chars().take(20).collect();
+    let mut ranked: Vec<_> = word_list().iter().map(|word| (distance(&typed, word), *word)).collect();
+    ranked.sort();
+    ranked.into_iter().take(3).map(|(_, word)| word).collect()
+}
+
+/// Letters to insert, drop, change or exchange with their neighbour (optimal string alignment).
+fn distance(a: &[char], b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let change = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut least = change.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    least = least.min(rows[i - 2][j - 2] + 1);
+                }
+                least
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> MasterKey {
+        MasterKey::from_bytes(std::array::from_fn(|i| i as u8))
+    }
+
+    #[test]
+    fn phrase_reads_back_in_any_spacing_case_and_with_prefixes() {
+        let phrase = key().phrase();
+        let same = |text: &str| MasterKey::from_phrase(text).map(|k| *k.as_bytes()) == Ok(*key().as_bytes());
+        assert!(same(&phrase));
+        assert!(same(&phrase.to_uppercase()));
+        assert!(same(&format!("  {}\n", phrase.replace(' ', "\t \n"))));
+        let numbered: Vec<String> =
+            phrase.split(' ').enumerate().map(|(i, w)| format!("{}. {w},", i + 1)).collect();
+        assert!(same(&numbered.join(" ")));
+        let short: Vec<String> = phrase.split(' ').map(|w| w.chars().take(4).collect()).collect();
+        assert!(same(&short.join(" ")));
+        assert!(same(&phrase.replace(' ', "")));
+    }
+
+    #[test]
+    fn wrong_word_is_named_with_its_nearest() {
+        let phrase = key().phrase().replacen("abandon", "abandno", 1);
+        match MasterKey::from_phrase(&phrase) {
+            Err(PhraseError::Unknown { place: 1, word, nearest }) => {
+                assert_eq!(word, "abandno");
+                assert_eq!(nearest[0], "abandon");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn missing_and_exchanged_words_are_told_apart() {
+        let phrase = key().phrase();
+        let words: Vec<&str> = phrase.split(' ').collect();
+        assert_eq!(MasterKey::from_phrase(&words[1..].join(" ")).err(), Some(PhraseError::Count(23)));
+        let mut exchanged = words.clone();
+        exchanged.swap(3, 17);
+        assert_eq!(MasterKey::from_phrase(&exchanged.join(" ")).err(), Some(PhraseError::Checksum));
+    }
+
+    #[test]
+    fn derivations_differ_by_label_and_context() {
+        let key = key();
+        assert_ne!(key.chunk_root(0), key.chunk_root(1));
+        assert_ne!(key.owner_part_key(&[1; 32]), key.segment_key(&[1; 32]));
+        assert_ne!(key.identity(0, 0).id(), key.identity(0, 1).id());
+        assert_ne!(key.file_key(&[1; 16]).commitment(), key.file_key(&[2; 16]).commitment());
+    }
+
+    #[test]
+    fn signature_is_checked_strictly() {
+        let identity = key().identity(0, 0);
+        let mut signature = identity.sign(b"grove test");
+        assert!(verify(&identity.id(), b"grove test", &signature));
+        assert!(!verify(&identity.id(), b"grove tesT", &signature));
+        signature[3] ^= 1;
+        assert!(!verify(&identity.id(), b"grove test", &signature));
+        assert!(!is_sound(&CellId([0; 32])));
+    }
+}
