@@ -11,3 +11,5 @@
 pub mod codec;
 pub mod id;
 pub mod keys;
+pub mod manifest;
+pub mod seal;

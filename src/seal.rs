@@ -1,0 +1,237 @@
+//! Encryption of chunks and of the small sealed parts of records.
+//!
+//! A chunk's key is made from its own bytes, so equal chunks of one owner are equal when sealed, and a key seals
+//! one input only: that is why nonce 0 is sound. Nobody without the master key can confirm a guess.
+//!
+//! ```text
+//! padded    = bytes, the last chunk of a file zero-padded to `padded_len`
+//! chunk_key = HMAC-SHA256(chunk root of the epoch, encoding ‖ padded)
+//! sealed    = ChaCha20-Poly1305(chunk_key, nonce 0, aad "grove chunk v1" ‖ encoding, padded)     (RFC 8439)
+//! name      = SHA-256(sealed)
+//! ```
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::id::ChunkName;
+use crate::keys::{MasterKey, Secret, sha256};
+
+/// Plaintext bytes of every chunk of a file but the last.
+pub const CHUNK_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that sealing adds.
+pub const TAG_BYTES: usize = 16;
+/// Sealed bytes of the largest chunk.
+pub const SEALED_BYTES_MAX: usize = CHUNK_BYTES + TAG_BYTES;
+/// The bytes of a chunk as they are; other encodings are reserved.
+pub const ENCODING_RAW: u8 = 0;
+/// Below this every chunk looks alike: lengths of tiny files are not told.
+const PADDED_BYTES_MIN: usize = 128;
+
+/// The bytes do not open under this key, or are not what the owner sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotOpened;
+
+impl fmt::Display for NotOpened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sealed bytes do not open: damaged, or sealed under another key")
+    }
+}
+
+impl std::error::Error for NotOpened {}
+
+/// The length that a chunk of `len` bytes is padded to: Padmé (Nikitin et al., PETS 2019), at most 12 % more, from
+/// 128 bytes up; never over 4 MiB for a chunk.
+pub fn padded_len(len: usize) -> usize {
+    if len <= PADDED_BYTES_MIN {
+        return PADDED_BYTES_MIN;
+    }
+    let e = len.ilog2();
+    let s = e.ilog2() + 1;
+    let mask = (1usize << (e - s)) - 1;
+    (len + mask) & !mask
+}
+
+/// A sealed chunk with what its owner must remember of it.
+#[derive(Debug)]
+pub struct SealedChunk {
+    /// SHA-256 of `bytes`.
+    pub name: ChunkName,
+    /// What opens it.
+    pub key: Secret,
+    /// Ciphertext and tag.
+    pub bytes: Vec<u8>,
+}
+
+/// Seals chunks of one owner under one epoch.
+#[derive(Clone)]
+pub struct Sealer {
+    mac: Hmac<Sha256>,
+}
+
+impl Sealer {
+    /// A sealer for chunks of `epoch`.
+    pub fn new(master: &MasterKey, epoch: u32) -> Self {
+        let root = master.chunk_root(epoch);
+        Self { mac: Hmac::new_from_slice(&root.0).expect("HMAC takes keys of any length") }
+    }
+
+    /// The key of the chunk with these padded bytes.
+    pub fn chunk_key(&self, encoding: u8, padded: &[u8]) -> Secret {
+        let mut mac = self.mac.clone();
+        mac.update(&[encoding]);
+        mac.update(padded);
+        Secret(mac.finalize().into_bytes().into())
+    }
+
+    /// Seals a chunk in its own buffer. Give room for 16 more bytes and nothing is copied.
+    pub fn seal(&self, padded: Vec<u8>) -> SealedChunk {
+        let key = self.chunk_key(ENCODING_RAW, &padded);
+        seal_with(key, padded)
+    }
+
+    /// Opens an own chunk and checks that its key is the one its bytes make.
+    pub fn open(&self, key: &Secret, encoding: u8, sealed: Vec<u8>) -> Result<Vec<u8>, NotOpened> {
+        let padded = open_chunk(key, encoding, sealed)?;
+        let same: bool =
+            subtle::ConstantTimeEq::ct_eq(&self.chunk_key(encoding, &padded).0[..], &key.0[..]).into();
+        if same { Ok(padded) } else { Err(NotOpened) }
+    }
+}
+
+/// Seals bytes whose chunk key is already known.
+pub fn seal_with(key: Secret, padded: Vec<u8>) -> SealedChunk {
+    let mut bytes = padded;
+    aead::seal(&key, &chunk_aad(ENCODING_RAW), &mut bytes);
+    SealedChunk { name: ChunkName(sha256(&bytes)), key, bytes }
+}
+
+/// Opens a chunk with a key from a grant, in its own buffer. The owner uses `Sealer::open`, which checks more.
+pub fn open_chunk(key: &Secret, encoding: u8, mut sealed: Vec<u8>) -> Result<Vec<u8>, NotOpened> {
+    aead::open(key, &chunk_aad(encoding), &mut sealed)?;
+    Ok(sealed)
+}
+
+/// Seals a part of a record under a key that seals nothing else. `label` tells formats apart.
+pub fn seal_part(key: &Secret, label: &str, plain: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(plain.len() + TAG_BYTES);
+    bytes.extend_from_slice(plain);
+    aead::seal(key, label.as_bytes(), &mut bytes);
+    bytes
+}
+
+/// Opens what `seal_part` made.
+pub fn open_part(key: &Secret, label: &str, sealed: &[u8]) -> Result<Vec<u8>, NotOpened> {
+    let mut bytes = sealed.to_vec();
+    aead::open(key, label.as_bytes(), &mut bytes)?;
+    Ok(bytes)
+}
+
+fn chunk_aad(encoding: u8) -> [u8; 15] {
+    let mut aad = *b"grove chunk v1\0";
+    aad[14] = encoding;
+    aad
+}
+
+#[cfg(feature = "ring")]
+mod aead {
+    use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+    use super::{NotOpened, Secret, TAG_BYTES};
+
+    fn key(secret: &Secret) -> LessSafeKey {
+        LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &secret.0).expect("a secret has 32 bytes"))
+    }
+
+    fn nonce() -> Nonce {
+        Nonce::assume_unique_for_key([0; 12])
+    }
+
+    pub fn seal(secret: &Secret, aad: &[u8], bytes: &mut Vec<u8>) {
+        bytes.reserve_exact(TAG_BYTES);
+        key(secret)
+            .seal_in_place_append_tag(nonce(), Aad::from(aad), bytes)
+            .expect("a chunk is far below the cipher's limit of 256 GiB");
+    }
+
+    pub fn open(secret: &Secret, aad: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotOpened> {
+        let len = key(secret).open_in_place(nonce(), Aad::from(aad), bytes).map_err(|_| NotOpened)?.len();
+        bytes.truncate(len);
+        Ok(())
+    }
+}
+
+#[cfg(not(feature = "ring"))]
+mod aead {
+    use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit, Nonce};
+
+    use super::{NotOpened, Secret, TAG_BYTES};
+
+    pub fn seal(secret: &Secret, aad: &[u8], bytes: &mut Vec<u8>) {
+        bytes.reserve_exact(TAG_BYTES);
+        ChaCha20Poly1305::new(&secret.0.into())
+            .encrypt_in_place(&Nonce::default(), aad, bytes)
+            .expect("a chunk is far below the cipher's limit of 256 GiB");
+    }
+
+    pub fn open(secret: &Secret, aad: &[u8], bytes: &mut Vec<u8>) -> Result<(), NotOpened> {
+        ChaCha20Poly1305::new(&secret.0.into())
+            .decrypt_in_place(&Nonce::default(), aad, bytes)
+            .map_err(|_| NotOpened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealer(byte: u8, epoch: u32) -> Sealer {
+        Sealer::new(&MasterKey::from_bytes([byte; 32]), epoch)
+    }
+
+    #[test]
+    fn equal_chunks_of_one_owner_are_equal_and_of_two_owners_are_not() {
+        let a = sealer(1, 0).seal(b"notes".to_vec());
+        let b = sealer(1, 0).seal(b"notes".to_vec());
+        let c = sealer(2, 0).seal(b"notes".to_vec());
+        let d = sealer(1, 1).seal(b"notes".to_vec());
+        assert_eq!(a.name, b.name);
+        assert_ne!(a.name, c.name);
+        assert_ne!(a.name, d.name);
+        assert_eq!(sealer(1, 0).open(&a.key, ENCODING_RAW, a.bytes).unwrap(), b"notes");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_a_wrong_encoding_are_refused() {
+        let sealer = sealer(1, 0);
+        let chunk = sealer.seal(b"notes".to_vec());
+        for bit in 0..chunk.bytes.len() * 8 {
+            let mut bytes = chunk.bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(sealer.open(&chunk.key, ENCODING_RAW, bytes), Err(NotOpened));
+        }
+        assert_eq!(sealer.open(&chunk.key, 1, chunk.bytes.clone()), Err(NotOpened));
+        assert_eq!(sealer.open(&chunk.key, ENCODING_RAW, vec![1; 15]), Err(NotOpened));
+    }
+
+    #[test]
+    fn chunk_under_a_key_not_made_from_it_is_refused() {
+        let sealer = sealer(1, 0);
+        let forged = seal_with(Secret([7; 32]), b"notes".to_vec());
+        assert_eq!(open_chunk(&forged.key, ENCODING_RAW, forged.bytes.clone()).unwrap(), b"notes");
+        assert_eq!(sealer.open(&forged.key, ENCODING_RAW, forged.bytes), Err(NotOpened));
+    }
+
+    #[test]
+    fn padding_adds_at_most_twelve_percent_and_never_exceeds_a_chunk() {
+        assert_eq!(padded_len(0), 128);
+        assert_eq!(padded_len(CHUNK_BYTES), CHUNK_BYTES);
+        for len in (129..100_000).chain(CHUNK_BYTES - 1000..=CHUNK_BYTES) {
+            let padded = padded_len(len);
+            assert!(padded >= len && padded <= CHUNK_BYTES);
+            assert!((padded - len) * 100 <= len * 12, "{len} -> {padded}");
+            assert_eq!(padded_len(padded), padded);
+        }
+    }
+}
