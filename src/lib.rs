@@ -8,6 +8,7 @@
 //!                   > catalog manifest seal keys id config     nouns
 //! ```
 
+pub mod catalog;
 pub mod codec;
 pub mod id;
 pub mod keys;
