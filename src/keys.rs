@@ -10,6 +10,7 @@
 //! | `grove/v1/file` | salt, 16 bytes | file key |
 //! | `grove/v1/owner part` | 32 random bytes | key of a manifest's owner part |
 //! | `grove/v1/segment` | 32 random bytes | key of a catalog segment |
+//! | `grove/v1/link group` | file system, inode, birth | public name of a set of hard links |
 //! | `grove/v1/recover` | none | secret of the recovery handshake, known to each peer |
 //! | `grove/v1/commit` (from a file key) | none | public commitment to a file key |
 //! | `grove/v1/content part` (from a file key) | 32 random bytes | key of a manifest's chunk keys |
@@ -115,6 +116,12 @@ impl MasterKey {
     /// The key of one catalog segment.
     pub fn segment_key(&self, random: &[u8; 32]) -> Secret {
         expand(&self.prk, "grove/v1/segment", random)
+    }
+
+    /// The name of a set of hard links: the same for each of them, and telling nothing of the inode.
+    pub fn link_group(&self, inode: &[u8]) -> [u8; 16] {
+        let secret = expand(&self.prk, "grove/v1/link group", inode);
+        secret.0[..16].try_into().expect("16 of 32 bytes")
     }
 
     /// What a cell proves itself by when it has nothing but its phrase; each peer gets it at pairing.

@@ -1,0 +1,318 @@
+//! config.json: every setting with its default, and every limit of the program, with their units.
+//!
+//! The file is one flat JSON object. Keys that this version does not know are reported and kept.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use miniserde::json::{self, Number, Value};
+
+// Limits that are not settings.
+
+/// Chunk jobs at once, at most; also bounded by the cores.
+pub const JOBS_MAX: usize = 4;
+/// Threads of the blocking pool beyond chunk jobs, so that SQLite is never starved.
+pub const POOL_EXTRA: usize = 2;
+/// Files up to this size are read whole, many in one job. Bytes.
+pub const SMALL_FILE_BYTES: u64 = 512 * 1024;
+/// Bytes of small files in one job.
+pub const JOB_BYTES: u64 = 4 * 1024 * 1024;
+/// Files in one job.
+pub const JOB_FILES: usize = 512;
+/// Names looked at between two looks at anything else.
+pub const WALK_NAMES: usize = 4096;
+/// Bytes of sealed chunks made durable together.
+pub const COMMIT_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of small sealed chunks in memory before they are made durable.
+pub const COMMIT_SMALL_BYTES: usize = 8 * 1024 * 1024;
+/// Tries to read a file that changes while it is read, before it waits for quiet.
+pub const READ_TRIES: u32 = 3;
+/// A file changed more recently than this may change again unseen, within one tick of the file system's clock. ms.
+pub const CLOCK_TICK_MS: u64 = 20;
+/// Publication while a long import runs. s.
+pub const PUBLISH_S: u64 = 30;
+/// Records held by one transaction of a merge or a recovery.
+pub const RECORDS_PER_CHANGE: usize = 2000;
+/// Time to stop in. ms.
+pub const STOP_MS: u64 = 1500;
+/// Versions of one file within its first hour are all kept; after it one in this time. s.
+pub const VERSION_SPACING_S: u64 = 300;
+/// See `VERSION_SPACING_S`.
+pub const VERSION_FREE_S: u64 = 3600;
+/// Trash of released chunks. s.
+pub const TRASH_S: u64 = 14 * 86_400;
+/// Daily heads of peers are kept this long. s.
+pub const HEADS_S: u64 = 30 * 86_400;
+/// Segments that no head of their owner names yet are kept this long. s.
+pub const STRAY_SEGMENTS_S: u64 = 86_400;
+/// Catalog of one peer, outside its quota. Bytes.
+pub const PEER_CATALOG_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Chunks of nobody known are kept this long after placement.db was made anew. s.
+pub const UNKNOWN_CHUNKS_S: u64 = 90 * 86_400;
+/// The brake counts what happened in this time. s.
+pub const BRAKE_WINDOW_S: u64 = 86_400;
+/// The brake lets this many files go whatever their share.
+pub const BRAKE_FILES_FREE: u64 = 20;
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $key:literal $field:ident: $type:ty = $default:expr;)*) => {
+        /// Every setting.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Config {
+            $($(#[$doc])* pub $field: $type,)*
+            /// Keys of the file that this version does not know, as they stood there.
+            pub unknown: Vec<String>,
+            raw: BTreeMap<String, String>,
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($field: $default,)* unknown: Vec::new(), raw: BTreeMap::new() }
+            }
+        }
+
+        impl Config {
+            /// All keys, in the order of this file.
+            pub const KEYS: &'static [&'static str] = &[$($key),*];
+
+            fn take(&mut self, key: &str, value: &Value) -> Result<bool, ConfigError> {
+                match key {
+                    $($key => self.$field = Setting::read(value)
+                        .ok_or_else(|| ConfigError::Value { key: key.into(), wanted: <$type as Setting>::WANTED })?,)*
+                    _ => return Ok(false),
+                }
+                Ok(true)
+            }
+
+            fn values(&self) -> Vec<(&'static str, Value)> {
+                vec![$(($key, self.$field.write()),)*]
+            }
+        }
+    };
+}
+
+settings! {
+    /// The cell's name, for people. Empty: the host's name.
+    "name" name: String = String::new();
+    /// Address the dashboard listens on.
+    "http.listen" http_listen: String = "0.0.0.0".into();
+    /// Port of the dashboard and API.
+    "http.port" http_port: u64 = 5678;
+    /// Address peers are listened for on.
+    "peer.listen" peer_listen: String = "0.0.0.0".into();
+    /// Port peers are listened for on.
+    "peer.port" peer_port: u64 = 5679;
+    /// Further addresses (host:port) under which peers may reach this cell.
+    "peer.addresses" peer_addresses: Vec<String> = Vec::new();
+    /// Names beside its own under which the dashboard may be opened.
+    "dashboard.hosts" dashboard_hosts: Vec<String> = Vec::new();
+    /// Copies of each chunk, this cell's own among them. 1 to 20.
+    "copies" copies: u64 = 2;
+    /// Bytes a peer may store here, where nothing else was said to it; 0: up to the reserve.
+    "quota.default_bytes" quota_bytes: u64 = 0;
+    /// Part of the disk that is never used. Percent.
+    "disk.reserve_percent" reserve_percent: u64 = 5;
+    /// At least so much is never used. Bytes.
+    "disk.reserve_bytes_min" reserve_bytes_min: u64 = 256 * 1024 * 1024;
+    /// Versions are kept in full this long. Days.
+    "versions.full_days" versions_full_days: u64 = 30;
+    /// Part of the disk that superseded versions may take. Percent.
+    "versions.budget_percent" versions_budget_percent: u64 = 20;
+    /// Deleted files can be restored this long. Days.
+    "bin.days" bin_days: u64 = 30;
+    /// Whole scans of GroveHome, beside the watch. Hours.
+    "scan.hours" scan_hours: u64 = 6;
+    /// A file that was closed or moved in counts as settled after this. ms.
+    "settle.closed_ms" settle_closed_ms: u64 = 200;
+    /// A file that is still open counts as settled after this much quiet. ms.
+    "settle.open_ms" settle_open_ms: u64 = 2000;
+    /// Rounds with peers, when nothing changes. s.
+    "sync.every_s" sync_every_s: u64 = 300;
+    /// Chunk jobs at once; 0: as many as cores, up to 4.
+    "jobs" jobs: u64 = 0;
+    /// error, warn, info, debug or trace.
+    "log.level" log_level: String = "info".into();
+}
+
+/// A type that a setting can have.
+trait Setting: Sized {
+    const WANTED: &'static str;
+    fn read(value: &Value) -> Option<Self>;
+    fn write(&self) -> Value;
+}
+
+impl Setting for String {
+    const WANTED: &'static str = "a text";
+    fn read(value: &Value) -> Option<Self> {
+        if let Value::String(text) = value { Some(text.clone()) } else { None }
+    }
+    fn write(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl Setting for u64 {
+    const WANTED: &'static str = "a whole number, 0 or more";
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::Number(Number::U64(number)) => Some(*number),
+            Value::Number(Number::I64(number)) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+    fn write(&self) -> Value {
+        Value::Number(Number::U64(*self))
+    }
+}
+
+impl Setting for Vec<String> {
+    const WANTED: &'static str = "a list of texts";
+    fn read(value: &Value) -> Option<Self> {
+        if let Value::Array(items) = value { items.iter().map(String::read).collect() } else { None }
+    }
+    fn write(&self) -> Value {
+        Value::Array(self.iter().map(Setting::write).collect())
+    }
+}
+
+/// What is wrong with config.json.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not JSON, or no object.
+    Json,
+    /// A setting has a value of another type.
+    Value { key: String, wanted: &'static str },
+    /// A setting has a value that makes no sense.
+    Range { key: &'static str, wanted: &'static str },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json => f.write_str("config.json is not a JSON object; correct it, or move it away for the defaults"),
+            Self::Value { key, wanted } => write!(f, "config.json: \"{key}\" must be {wanted}"),
+            Self::Range { key, wanted } => write!(f, "config.json: \"{key}\" must be {wanted}"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the text of config.json.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let Ok(Value::Object(object)) = json::from_str::<Value>(text) else { return Err(ConfigError::Json) };
+        let mut config = Self::default();
+        for (key, value) in &object {
+            config.raw.insert(key.clone(), json::to_string(value));
+            if !config.take(key, value)? {
+                config.unknown.push(key.clone());
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let rules = [
+            ("copies", (1..=20).contains(&self.copies), "from 1 to 20"),
+            ("http.port", self.http_port <= 65_535, "a port, 0 to 65535"),
+            ("peer.port", self.peer_port <= 65_535, "a port, 0 to 65535"),
+            ("disk.reserve_percent", self.reserve_percent <= 90, "from 0 to 90"),
+            ("versions.budget_percent", self.versions_budget_percent <= 90, "from 0 to 90"),
+            ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
+            ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
+            ("name", self.name.len() <= 64, "at most 64 bytes long"),
+            ("log.level", self.log_level.parse::<log::LevelFilter>().is_ok(), "error, warn, info, debug or trace"),
+        ];
+        match rules.into_iter().find(|(_, fits, _)| !fits) {
+            Some((key, _, wanted)) => Err(ConfigError::Range { key, wanted }),
+            None => Ok(()),
+        }
+    }
+
+    /// The text of config.json: every setting, one to a line, and after them the keys that are not known.
+    pub fn to_text(&self) -> String {
+        let mut lines: Vec<String> = self
+            .values()
+            .iter()
+            .map(|(key, value)| format!("  {}: {}", json::to_string(&(*key).to_string()), json::to_string(value)))
+            .collect();
+        for key in &self.unknown {
+            lines.push(format!("  {}: {}", json::to_string(key), self.raw[key]));
+        }
+        format!("{{\n{}\n}}\n", lines.join(",\n"))
+    }
+
+    /// Every setting as (key, JSON text), for the catalog.
+    pub fn records(&self) -> Vec<(&'static str, String)> {
+        self.values().iter().map(|(key, value)| (*key, json::to_string(value))).collect()
+    }
+
+    /// Takes a setting from the catalog; keys of this machine alone and keys not known are left.
+    pub fn adopt(&mut self, key: &str, text: &str) {
+        const THIS_MACHINE: &[&str] =
+            &["http.listen", "http.port", "peer.listen", "peer.port", "peer.addresses", "jobs", "log.level"];
+        if THIS_MACHINE.contains(&key) {
+            return;
+        }
+        let Ok(value) = json::from_str::<Value>(text) else { return };
+        let before = self.clone();
+        if !self.take(key, &value).unwrap_or(false) || self.check().is_err() {
+            *self = before;
+        }
+    }
+
+    /// Reads the file; a missing one gives the defaults.
+    pub fn load(path: &Path) -> std::io::Result<Result<Self, ConfigError>> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(Ok(Self::default())),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Chunk jobs at once on this machine.
+    pub fn jobs(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match self.jobs {
+            0 => cores.min(JOBS_MAX),
+            jobs => (jobs as usize).min(64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_read_back_and_unknown_keys_are_kept() {
+        let config = Config::parse(r#"{"copies": 3, "name": "attic", "future.thing": [1, {"a": null}]}"#).unwrap();
+        assert_eq!((config.copies, config.name.as_str()), (3, "attic"));
+        assert_eq!(config.unknown, ["future.thing"]);
+        let again = Config::parse(&config.to_text()).unwrap();
+        assert_eq!(again.unknown, ["future.thing"]);
+        assert_eq!(again.copies, 3);
+        assert!(config.to_text().contains(r#""future.thing": [1,{"a":null}]"#));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        assert_eq!(Config::parse("[]"), Err(ConfigError::Json));
+        assert!(matches!(Config::parse(r#"{"copies": "two"}"#), Err(ConfigError::Value { key, .. }) if key == "copies"));
+        assert!(matches!(Config::parse(r#"{"copies": 0}"#), Err(ConfigError::Range { key: "copies", .. })));
+        assert!(matches!(Config::parse(r#"{"copies": -1}"#), Err(ConfigError::Value { .. })));
+    }
+
+    #[test]
+    fn catalog_brings_settings_but_not_those_of_another_machine() {
+        let mut config = Config::default();
+        config.adopt("copies", "4");
+        config.adopt("http.port", "80");
+        config.adopt("copies", "\"x\"");
+        config.adopt("scan.hours", "0");
+        assert_eq!((config.copies, config.http_port, config.scan_hours), (4, 5678, 6));
+    }
+}

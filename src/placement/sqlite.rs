@@ -1,0 +1,146 @@
+//! placement.db itself: opening, transactions, durability.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::{DbError, Tables};
+
+const SCHEMA: &str = include_str!("schema.sql");
+const FORMAT: i64 = 1;
+/// Page cache, KiB. More costs memory, less costs reads of the index of chunk names.
+const CACHE_KIB: i64 = 4096;
+/// Prepared statements kept.
+const STATEMENTS: usize = 96;
+
+struct Inner {
+    conn: Connection,
+    next_seq: u64,
+}
+
+/// The database. One connection, used under a lock on the blocking pool, never on the executor.
+pub struct Db {
+    inner: Mutex<Inner>,
+    path: PathBuf,
+}
+
+impl Db {
+    /// Opens the database at `path`, or creates it. The flag tells whether it is new.
+    pub fn open(path: &Path) -> Result<(Self, bool), DbError> {
+        let conn = Connection::open(path)?;
+        Self::with_connection(conn, path)
+    }
+
+    /// A database in memory, for tests and simulations.
+    pub fn in_memory() -> Result<Self, DbError> {
+        Ok(Self::with_connection(Connection::open_in_memory()?, Path::new(":memory:"))?.0)
+    }
+
+    fn with_connection(conn: Connection, path: &Path) -> Result<(Self, bool), DbError> {
+        conn.set_prepared_statement_cache_capacity(STATEMENTS);
+        conn.execute_batch(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA mmap_size = 0;
+             PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 8388608;
+             PRAGMA wal_autocheckpoint = 1000; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = OFF;"
+        ))?;
+        let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let is_new = version == 0;
+        if is_new {
+            conn.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
+        } else if version != FORMAT {
+            return Err(DbError::Foreign { path: path.to_owned(), version });
+        }
+        let next_seq = {
+            let tables = Tables::new(&conn, 0);
+            tables.highest_seq()?.max(tables.meta_u64("published")?.unwrap_or(0)) + 1
+        };
+        Ok((Self { inner: Mutex::new(Inner { conn, next_seq }), path: path.to_owned() }, is_new))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic in a transaction rolled it back; the connection is sound.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `read` without a transaction.
+    pub fn read<T, E: From<DbError>>(&self, read: impl FnOnce(&Tables<'_>) -> Result<T, E>) -> Result<T, E> {
+        let inner = self.lock();
+        read(&Tables::new(&inner.conn, inner.next_seq))
+    }
+
+    /// Runs `change` as one transaction: all of it, or on an error nothing. Survives the end of the process; a power
+    /// cut may take the last ones, which the files on disk repair.
+    pub fn change<T, E: From<DbError>>(
+        &self,
+        change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.transact(false, change)
+    }
+
+    /// Like `change`, and the outcome survives a power cut as soon as this returns.
+    pub fn change_durably<T, E: From<DbError>>(
+        &self,
+        change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.transact(true, change)
+    }
+
+    fn pragma(&self, text: &str) -> Result<(), DbError> {
+        Ok(self.lock().conn.execute_batch(text)?)
+    }
+
+    fn transact<T, E: From<DbError>>(
+        &self,
+        durable: bool,
+        change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut inner = self.lock();
+        let sync = |conn: &Connection, level| {
+            conn.execute_batch(&format!("PRAGMA synchronous = {level}")).map_err(|why| E::from(DbError::from(why)))
+        };
+        if durable {
+            sync(&inner.conn, "FULL")?;
+        }
+        let outcome = Self::transact_locked(&mut inner, change);
+        if durable {
+            sync(&inner.conn, "NORMAL")?;
+        }
+        outcome
+    }
+
+    fn transact_locked<T, E: From<DbError>>(
+        inner: &mut Inner,
+        change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let next_seq = inner.next_seq;
+        let (outcome, next_seq) = {
+            let tx = inner
+                .conn
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(|why| E::from(DbError::from(why)))?;
+            let tables = Tables::new(&tx, next_seq);
+            let outcome = change(&tables)?;
+            let next_seq = tables.next_seq();
+            tx.commit().map_err(|why| E::from(DbError::Sqlite { doing: "saving a change", why }))?;
+            (outcome, next_seq)
+        };
+        inner.next_seq = next_seq;
+        Ok(outcome)
+    }
+
+    /// Moves the log into the database file, as far as readers allow.
+    pub fn checkpoint(&self) -> Result<(), DbError> {
+        self.pragma("PRAGMA wal_checkpoint(PASSIVE)")
+    }
+
+    /// SQLite's own check of the whole file; `ok` or what is wrong.
+    pub fn integrity(&self) -> Result<String, DbError> {
+        Ok(self.lock().conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?)
+    }
+}

@@ -1,0 +1,708 @@
+//! Catalog, chunks, copies and what is held for peers: one method for each question or change.
+
+use std::cell::Cell;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::DbError;
+use crate::id::{BodyHash, CellId, ChunkName};
+use crate::store::{PackId, Place};
+
+/// A row of `chunks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkId(pub i64);
+
+/// A row of `cells`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CellNumber(pub i64);
+
+/// A chunk that is known here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkRow {
+    /// Its row.
+    pub id: ChunkId,
+    /// Its name.
+    pub name: ChunkName,
+    /// Sealed bytes.
+    pub len: u32,
+    /// Where it lies; `None`: not here.
+    pub place: Option<Place>,
+}
+
+/// Whether a chunk is mine, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Own {
+    /// Not mine, or not wanted any more.
+    No = 0,
+    /// Part of a file of mine.
+    Data = 1,
+    /// A list of chunks of a large file of mine.
+    List = 2,
+    /// A segment of my catalog.
+    Segment = 3,
+}
+
+/// What a held chunk is for its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldClass {
+    /// Part of a file: counts against the quota.
+    Chunk = 0,
+    /// Part of the catalog: does not, up to a limit of its own.
+    Segment = 1,
+}
+
+/// What became of a held chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldState {
+    /// Held.
+    Held = 0,
+    /// Released by its owner, not yet deleted.
+    Trash = 1,
+    /// Deleted or lost; the row tells the owner so.
+    Gone = 2,
+}
+
+/// One line of an inventory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InventoryRow {
+    /// Number of the change.
+    pub seq: u64,
+    /// Chunk.
+    pub name: ChunkName,
+    /// Sealed bytes.
+    pub len: u32,
+    /// Held, or not any more.
+    pub held: bool,
+}
+
+/// Sums of what is held for one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeldTotals {
+    /// Chunks of files.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of catalog segments.
+    pub segment_bytes: u64,
+}
+
+/// A peer's catalog head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredHead {
+    /// Hash of its body.
+    pub hash: BodyHash,
+    /// Life and sequence.
+    pub life: u32,
+    /// Sequence.
+    pub seq: u64,
+    /// No other stored head contains it.
+    pub tip: bool,
+    /// Observed seconds at which it came.
+    pub at: u64,
+    /// Body and signature.
+    pub body: Vec<u8>,
+}
+
+/// The tables within a transaction.
+pub struct Tables<'a> {
+    pub(super) conn: &'a Connection,
+    next_seq: Cell<u64>,
+}
+
+fn place_columns(place: Option<&Place>) -> (i64, Option<i64>, Option<i64>) {
+    match place {
+        None => (0, None, None),
+        Some(Place::Loose) => (1, None, None),
+        Some(Place::Pack { pack, offset }) => (2, Some(pack.0 as i64), Some(*offset as i64)),
+    }
+}
+
+fn read_place(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Place>> {
+    Ok(match row.get::<_, i64>(at)? {
+        1 => Some(Place::Loose),
+        2 => Some(Place::Pack {
+            pack: PackId(row.get::<_, i64>(at + 1)? as u64),
+            offset: row.get::<_, i64>(at + 2)? as u64,
+        }),
+        _ => None,
+    })
+}
+
+fn chunk_row(row: &Row<'_>) -> rusqlite::Result<ChunkRow> {
+    Ok(ChunkRow {
+        id: ChunkId(row.get(0)?),
+        name: ChunkName(row.get(1)?),
+        len: row.get(2)?,
+        place: read_place(row, 3)?,
+    })
+}
+
+const CHUNK_COLUMNS: &str = "id, name, len, place, pack, off";
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(conn: &'a Connection, next_seq: u64) -> Self {
+        Self { conn, next_seq: Cell::new(next_seq) }
+    }
+
+    pub(super) fn next_seq(&self) -> u64 {
+        self.next_seq.get()
+    }
+
+    pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {
+        Ok(self.conn.prepare_cached(sql)?.execute(params)?)
+    }
+
+    pub(super) fn one<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, DbError> {
+        Ok(self.conn.prepare_cached(sql)?.query_row(params, read).optional()?)
+    }
+
+    pub(super) fn list<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, DbError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let rows = statement.query_map(params, read)?;
+        Ok(rows.collect::<rusqlite::Result<Vec<T>>>()?)
+    }
+
+    pub(super) fn number(&self, sql: &str, params: impl rusqlite::Params) -> Result<u64, DbError> {
+        Ok(self.one(sql, params, |row| row.get::<_, Option<i64>>(0))?.flatten().unwrap_or(0) as u64)
+    }
+
+    // Meta.
+
+    /// A value kept by name.
+    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, DbError> {
+        self.one("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+    }
+
+    /// Keeps a value by name.
+    pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), DbError> {
+        self.run("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value]).map(drop)
+    }
+
+    /// A number kept by name.
+    pub fn meta_u64(&self, key: &str) -> Result<Option<u64>, DbError> {
+        let Some(bytes) = self.meta(key)? else { return Ok(None) };
+        Ok(Some(u64::from_le_bytes(bytes.try_into().map_err(|_| DbError::Row("number in meta"))?)))
+    }
+
+    /// Keeps a number by name.
+    pub fn set_meta_u64(&self, key: &str, value: u64) -> Result<(), DbError> {
+        self.set_meta(key, &value.to_le_bytes())
+    }
+
+    // Catalog.
+
+    pub(super) fn highest_seq(&self) -> Result<u64, DbError> {
+        self.number("SELECT max(seq) FROM catalog", [])
+    }
+
+    /// Puts a record under the next sequence number; what had its key before is gone.
+    pub fn put_record(&self, key: &[u8], body: &[u8]) -> Result<u64, DbError> {
+        let seq = self.next_seq.get();
+        self.next_seq.set(seq + 1);
+        self.put_record_at(seq, key, body)?;
+        Ok(seq)
+    }
+
+    /// Puts a record that was published under `seq`, unless a newer one with its key is here. Tells whether it was put.
+    pub fn adopt_record(&self, seq: u64, key: &[u8], body: &[u8]) -> Result<bool, DbError> {
+        if self.record_seq(key)?.is_some_and(|own| own >= seq) {
+            return Ok(false);
+        }
+        self.next_seq.set(self.next_seq.get().max(seq + 1));
+        // The number may be taken where two forks counted on from one head.
+        let taken = self.number("SELECT count(*) FROM catalog WHERE seq = ?1", [seq as i64])? > 0;
+        if taken {
+            self.put_record(key, body)?;
+        } else {
+            self.put_record_at(seq, key, body)?;
+        }
+        Ok(true)
+    }
+
+    fn put_record_at(&self, seq: u64, key: &[u8], body: &[u8]) -> Result<(), DbError> {
+        self.run("DELETE FROM catalog WHERE key = ?1", [key])?;
+        self.run("INSERT INTO catalog (seq, key, body) VALUES (?1, ?2, ?3)", params![seq as i64, key, body])?;
+        Ok(())
+    }
+
+    /// Puts a record whose key is known to be new.
+    pub fn add_record(&self, key: &[u8], body: &[u8]) -> Result<u64, DbError> {
+        let seq = self.next_seq.get();
+        self.next_seq.set(seq + 1);
+        self.run("INSERT INTO catalog (seq, key, body) VALUES (?1, ?2, ?3)", params![seq as i64, key, body])?;
+        Ok(seq)
+    }
+
+    /// Forgets a record, in a way that reaches every copy of the catalog.
+    pub fn forget_record(&self, key: &[u8]) -> Result<(), DbError> {
+        let published = self.meta_u64("published")?.unwrap_or(0);
+        match self.record_seq(key)? {
+            Some(seq) if seq > published => self.run("DELETE FROM catalog WHERE key = ?1", [key]).map(drop),
+            Some(_) => self.put_record(key, &[]).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The number under which a key's record stands.
+    pub fn record_seq(&self, key: &[u8]) -> Result<Option<u64>, DbError> {
+        self.one("SELECT seq FROM catalog WHERE key = ?1", [key], |row| row.get::<_, i64>(0).map(|seq| seq as u64))
+    }
+
+    /// The body under a number.
+    pub fn record_at(&self, seq: u64) -> Result<Option<Vec<u8>>, DbError> {
+        self.one("SELECT body FROM catalog WHERE seq = ?1", [seq as i64], |row| row.get(0))
+    }
+
+    /// The body under a key; empty when forgotten.
+    pub fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, DbError> {
+        self.one("SELECT body FROM catalog WHERE key = ?1", [key], |row| row.get(0))
+    }
+
+    /// Calls `see(seq, key, body)` for records over `after`, by number, until it says stop (`false`).
+    pub fn records_after<E: From<DbError>>(
+        &self,
+        after: u64,
+        mut see: impl FnMut(u64, &[u8], &[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT seq, key, body FROM catalog WHERE seq > ?1 ORDER BY seq";
+        let mut statement = self.conn.prepare_cached(sql).map_err(DbError::from)?;
+        let mut rows = statement.query([after as i64]).map_err(DbError::from)?;
+        while let Some(row) = rows.next().map_err(DbError::from)? {
+            let get = || -> rusqlite::Result<(i64, &[u8], &[u8])> {
+                Ok((row.get(0)?, row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?))
+            };
+            let (seq, key, body) = get().map_err(DbError::from)?;
+            if !see(seq as u64, key, body)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers and keys of records whose key begins with `prefix`, in the order of keys. At most `limit`.
+    pub fn records_with_prefix(&self, prefix: &[u8], limit: usize) -> Result<Vec<(u64, Vec<u8>)>, DbError> {
+        let mut end = prefix.to_vec();
+        end.extend_from_slice(&[0xff; 40]);
+        self.list(
+            "SELECT seq, key FROM catalog WHERE key >= ?1 AND key <= ?2 ORDER BY key LIMIT ?3",
+            params![prefix, end, limit as i64],
+            |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)),
+        )
+    }
+
+    /// Drops forgotten records for good, once no segment can hold what they forgot.
+    pub fn drop_forgotten(&self, up_to: u64) -> Result<usize, DbError> {
+        self.run("DELETE FROM catalog WHERE seq <= ?1 AND length(body) = 0", [up_to as i64])
+    }
+
+    /// Bytes of all records, roughly what the segments of a compact catalog take.
+    pub fn catalog_bytes(&self) -> Result<u64, DbError> {
+        self.number("SELECT sum(length(body) + length(key) + 14) FROM catalog", [])
+    }
+
+    /// Segments of the newest head, oldest first: run, name, length.
+    pub fn segments(&self) -> Result<Vec<(u64, ChunkName, u32)>, DbError> {
+        self.list("SELECT run, name, len FROM segments ORDER BY ord", [], |row| {
+            Ok((row.get::<_, i64>(0)? as u64, ChunkName(row.get(1)?), row.get(2)?))
+        })
+    }
+
+    /// Sets the segments of the newest head.
+    pub fn set_segments(&self, segments: &[(u64, ChunkName, u32)]) -> Result<(), DbError> {
+        self.run("DELETE FROM segments", [])?;
+        for (run, name, len) in segments {
+            self.run(
+                "INSERT INTO segments (run, name, len) VALUES (?1, ?2, ?3)",
+                params![*run as i64, name.0, len],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Notes a head of mine as written or merged.
+    pub fn note_head(&self, hash: &BodyHash, life: u32, seq: u64) -> Result<(), DbError> {
+        self.run("INSERT OR IGNORE INTO heads VALUES (?1, ?2, ?3)", params![hash.0, life, seq as i64]).map(drop)
+    }
+
+    /// Whether a head of mine was written or merged here.
+    pub fn knows_head(&self, hash: &BodyHash) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM heads WHERE hash = ?1", [hash.0])? > 0)
+    }
+
+    // Chunks.
+
+    /// A chunk by name.
+    pub fn chunk(&self, name: &ChunkName) -> Result<Option<ChunkRow>, DbError> {
+        self.one(&format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE name = ?1"), [name.0], chunk_row)
+    }
+
+    /// A chunk by row.
+    pub fn chunk_by_id(&self, id: ChunkId) -> Result<Option<ChunkRow>, DbError> {
+        self.one(&format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE id = ?1"), [id.0], chunk_row)
+    }
+
+    /// Up to `limit` chunks with rows over `after`, by row.
+    pub fn chunks_after(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 ORDER BY id LIMIT ?2"),
+            params![after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// The highest row.
+    pub fn chunk_id_max(&self) -> Result<ChunkId, DbError> {
+        Ok(ChunkId(self.number("SELECT max(id) FROM chunks", [])? as i64))
+    }
+
+    /// Records where a chunk lies, new or known. `own` raises its class, never lowers it.
+    pub fn put_chunk(&self, name: &ChunkName, len: u32, place: &Place, own: Own) -> Result<ChunkId, DbError> {
+        let (kind, pack, off) = place_columns(Some(place));
+        let sql = "INSERT INTO chunks (name, len, place, pack, off, own) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                   ON CONFLICT (name) DO UPDATE SET len = ?2, place = ?3, pack = ?4, off = ?5, own = max(own, ?6)
+                   RETURNING id";
+        let id = self.one(sql, params![name.0, len, kind, pack, off, own as i64], |row| row.get(0))?;
+        id.map(ChunkId).ok_or(DbError::Row("chunk"))
+    }
+
+    /// Records that a chunk exists somewhere, without saying where it lies.
+    pub fn know_chunk(&self, name: &ChunkName, len: u32, own: Own) -> Result<ChunkId, DbError> {
+        let sql = "INSERT INTO chunks (name, len, place, own) VALUES (?1, ?2, 0, ?3)
+                   ON CONFLICT (name) DO UPDATE SET own = max(own, ?3) RETURNING id";
+        let id = self.one(sql, params![name.0, len, own as i64], |row| row.get(0))?;
+        id.map(ChunkId).ok_or(DbError::Row("chunk"))
+    }
+
+    /// Whether and as what a chunk is mine.
+    pub fn own(&self, id: ChunkId) -> Result<Own, DbError> {
+        let own = self.number("SELECT own FROM chunks WHERE id = ?1", [id.0])?;
+        Ok(match own {
+            1 => Own::Data,
+            2 => Own::List,
+            3 => Own::Segment,
+            _ => Own::No,
+        })
+    }
+
+    /// Sets whether a chunk is mine.
+    pub fn set_own(&self, id: ChunkId, own: Own) -> Result<(), DbError> {
+        self.run("UPDATE chunks SET own = ?2 WHERE id = ?1", params![id.0, own as i64]).map(drop)
+    }
+
+    /// Up to `limit` chunks of my files over row `after` that have fewer than `copies` copies on peers, are here, and
+    /// are not yet with `cell`.
+    pub fn chunks_short(
+        &self,
+        cell: CellNumber,
+        copies: u64,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE own IN (1, 2) AND ncopies < ?2 AND id > ?3 AND place > 0
+                   AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
+                 ORDER BY id LIMIT ?4"
+            ),
+            params![cell.0, copies as i64, after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Number and bytes of chunks of my files, and how many of them have fewer than `copies` copies on peers.
+    pub fn own_totals(&self, copies: u64) -> Result<(u64, u64, u64), DbError> {
+        let sql = "SELECT count(*), coalesce(sum(len), 0), count(*) FILTER (WHERE ncopies < ?1) FROM chunks
+                   WHERE own IN (1, 2)";
+        let totals = self.one(sql, [copies as i64], |row| {
+            Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
+        })?;
+        Ok(totals.unwrap_or_default())
+    }
+
+    /// Records a new place, or absence.
+    pub fn move_chunk(&self, id: ChunkId, place: Option<&Place>) -> Result<(), DbError> {
+        let (kind, pack, off) = place_columns(place);
+        self.run("UPDATE chunks SET place = ?2, pack = ?3, off = ?4 WHERE id = ?1", params![id.0, kind, pack, off])
+            .map(drop)
+    }
+
+    /// Forgets a chunk that is not here, that nobody owns here and no peer holds for me.
+    pub fn delete_chunk(&self, id: ChunkId) -> Result<(), DbError> {
+        self.run("DELETE FROM chunks WHERE id = ?1 AND place = 0", [id.0]).map(drop)
+    }
+
+    /// Number and bytes of chunks that lie here.
+    pub fn chunk_totals(&self) -> Result<(u64, u64), DbError> {
+        let sql = "SELECT count(*), coalesce(sum(len), 0) FROM chunks WHERE place > 0";
+        let totals = self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+        Ok(totals.unwrap_or_default())
+    }
+
+    /// Live bytes of each pack.
+    pub fn pack_bytes(&self) -> Result<Vec<(PackId, u64)>, DbError> {
+        self.list("SELECT pack, sum(len) FROM chunks WHERE pack IS NOT NULL GROUP BY pack", [], |row| {
+            Ok((PackId(row.get::<_, i64>(0)? as u64), row.get::<_, i64>(1)? as u64))
+        })
+    }
+
+    /// Chunks in a pack, by offset.
+    pub fn chunks_in_pack(&self, pack: PackId) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE pack = ?1 ORDER BY off"),
+            [pack.0 as i64],
+            chunk_row,
+        )
+    }
+
+    // Other cells.
+
+    /// The number of a cell, new or known.
+    pub fn cell(&self, id: &CellId) -> Result<CellNumber, DbError> {
+        self.run("INSERT OR IGNORE INTO cells (key) VALUES (?1)", [id.0])?;
+        let number = self.one("SELECT id FROM cells WHERE key = ?1", [id.0], |row| row.get(0))?;
+        number.map(CellNumber).ok_or(DbError::Row("cell"))
+    }
+
+    /// The cell with a number.
+    pub fn cell_id(&self, number: CellNumber) -> Result<Option<CellId>, DbError> {
+        self.one("SELECT key FROM cells WHERE id = ?1", [number.0], |row| row.get(0).map(CellId))
+    }
+
+    // Copies of my chunks.
+
+    /// Notes that a peer stores a chunk of mine.
+    pub fn put_copy(&self, chunk: ChunkId, cell: CellNumber, at: u64) -> Result<(), DbError> {
+        self.run("INSERT OR REPLACE INTO copies VALUES (?1, ?2, 0, ?3)", params![chunk.0, cell.0, at as i64])?;
+        self.count_copies(chunk)
+    }
+
+    /// A copy is no more.
+    pub fn drop_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
+        self.run("DELETE FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?;
+        self.count_copies(chunk)
+    }
+
+    /// All copies with a peer are no more.
+    pub fn drop_copies_of(&self, cell: CellNumber) -> Result<usize, DbError> {
+        let dropped = self.run("DELETE FROM copies WHERE cell = ?1", [cell.0])?;
+        self.run(
+            "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = chunks.id AND state = 0)
+             WHERE ncopies > 0",
+            [],
+        )?;
+        Ok(dropped)
+    }
+
+    /// Marks the copies of a dead chunk for release.
+    pub fn release_copies(&self, chunk: ChunkId) -> Result<(), DbError> {
+        self.run("UPDATE copies SET state = 1 WHERE chunk = ?1", [chunk.0])?;
+        self.count_copies(chunk)
+    }
+
+    /// The chunk is wanted again.
+    pub fn unrelease_copies(&self, chunk: ChunkId) -> Result<(), DbError> {
+        self.run("UPDATE copies SET state = 0 WHERE chunk = ?1 AND state = 1", [chunk.0])?;
+        self.count_copies(chunk)
+    }
+
+    fn count_copies(&self, chunk: ChunkId) -> Result<(), DbError> {
+        self.run(
+            "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = ?1 AND state = 0) WHERE id = ?1",
+            [chunk.0],
+        )
+        .map(drop)
+    }
+
+    /// Who stores a chunk of mine.
+    pub fn copies_of(&self, chunk: ChunkId) -> Result<Vec<CellNumber>, DbError> {
+        self.list("SELECT cell FROM copies WHERE chunk = ?1 AND state = 0", [chunk.0], |row| {
+            row.get(0).map(CellNumber)
+        })
+    }
+
+    /// Whether any copy of a chunk is noted, also one to be released.
+    pub fn has_copies(&self, chunk: ChunkId) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM copies WHERE chunk = ?1", [chunk.0])? > 0)
+    }
+
+    /// Up to `limit` chunks that a peer should release.
+    pub fn copies_to_release(&self, cell: CellNumber, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE id IN
+                   (SELECT chunk FROM copies WHERE cell = ?1 AND state = 1 LIMIT ?2)"
+            ),
+            params![cell.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Chunks and bytes of mine with a peer.
+    pub fn copy_totals(&self, cell: CellNumber) -> Result<(u64, u64), DbError> {
+        let sql = "SELECT count(*), coalesce(sum(len), 0) FROM copies JOIN chunks ON chunks.id = chunk
+                   WHERE cell = ?1 AND state = 0";
+        let totals =
+            self.one(sql, [cell.0], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+        Ok(totals.unwrap_or_default())
+    }
+
+    // Chunks held for peers.
+
+    /// My newest inventory number for an owner.
+    pub fn holds_seq(&self, owner: CellNumber) -> Result<u64, DbError> {
+        self.number("SELECT max(seq) FROM holds WHERE owner = ?1", [owner.0])
+    }
+
+    /// Notes that a chunk is held for `owner` (or in its trash, or gone), under the next inventory number.
+    pub fn put_hold(
+        &self,
+        chunk: ChunkId,
+        owner: CellNumber,
+        class: HoldClass,
+        state: HoldState,
+        at: u64,
+    ) -> Result<(), DbError> {
+        let seq = self.holds_seq(owner)? + 1;
+        self.run(
+            "INSERT OR REPLACE INTO holds VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![chunk.0, owner.0, seq as i64, class as i64, state as i64, at as i64],
+        )
+        .map(drop)
+    }
+
+    /// How a chunk is held for `owner`.
+    pub fn hold(&self, chunk: ChunkId, owner: CellNumber) -> Result<Option<(HoldClass, HoldState)>, DbError> {
+        self.one(
+            "SELECT class, state FROM holds WHERE chunk = ?1 AND owner = ?2",
+            params![chunk.0, owner.0],
+            |row| Ok((hold_class(row.get(0)?), hold_state(row.get(1)?))),
+        )
+    }
+
+    /// Whether anybody's claim keeps a chunk here.
+    pub fn is_held(&self, chunk: ChunkId) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM holds WHERE chunk = ?1 AND state < 2", [chunk.0])? > 0)
+    }
+
+    /// Whether a row of `holds` names the chunk at all.
+    pub fn has_holds(&self, chunk: ChunkId) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM holds WHERE chunk = ?1", [chunk.0])? > 0)
+    }
+
+    /// Owners of a chunk held here.
+    pub fn owners_of(&self, chunk: ChunkId) -> Result<Vec<(CellNumber, HoldClass)>, DbError> {
+        self.list("SELECT owner, class FROM holds WHERE chunk = ?1 AND state = 0", [chunk.0], |row| {
+            Ok((CellNumber(row.get(0)?), hold_class(row.get(1)?)))
+        })
+    }
+
+    /// Up to `limit` changes of an owner's inventory over `since`.
+    pub fn inventory(&self, owner: CellNumber, since: u64, limit: usize) -> Result<Vec<InventoryRow>, DbError> {
+        self.list(
+            "SELECT holds.seq, chunks.name, chunks.len, holds.state = 0 AND chunks.place > 0 FROM holds
+             JOIN chunks ON chunks.id = holds.chunk
+             WHERE holds.owner = ?1 AND holds.seq > ?2 AND holds.class = 0 ORDER BY holds.seq LIMIT ?3",
+            params![owner.0, since as i64, limit as i64],
+            |row| {
+                Ok(InventoryRow {
+                    seq: row.get::<_, i64>(0)? as u64,
+                    name: ChunkName(row.get(1)?),
+                    len: row.get(2)?,
+                    held: row.get(3)?,
+                })
+            },
+        )
+    }
+
+    /// Sums of what is held for an owner, trash not counted.
+    pub fn held_totals(&self, owner: CellNumber) -> Result<HeldTotals, DbError> {
+        let sql = "SELECT count(*) FILTER (WHERE class = 0), sum(len) FILTER (WHERE class = 0),
+                          sum(len) FILTER (WHERE class = 1)
+                   FROM holds JOIN chunks ON chunks.id = chunk WHERE owner = ?1 AND state = 0";
+        let totals = self.one(sql, [owner.0], |row| {
+            let number = |at| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(at)?.unwrap_or(0) as u64);
+            Ok(HeldTotals { chunks: number(0)?, bytes: number(1)?, segment_bytes: number(2)? })
+        })?;
+        Ok(totals.unwrap_or_default())
+    }
+
+    /// Up to `limit` claims in the trash since before `before` (observed seconds).
+    pub fn trash_before(&self, before: u64, limit: usize) -> Result<Vec<(ChunkId, CellNumber, HoldClass)>, DbError> {
+        self.list(
+            "SELECT chunk, owner, class FROM holds WHERE state = 1 AND at < ?1 LIMIT ?2",
+            params![before as i64, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), CellNumber(row.get(1)?), hold_class(row.get(2)?))),
+        )
+    }
+
+    /// Segments held for `owner` that came before `before`, to be compared with its heads.
+    pub fn held_segments(&self, owner: CellNumber, before: u64) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
+        self.list(
+            "SELECT chunks.id, chunks.name FROM holds JOIN chunks ON chunks.id = chunk
+             WHERE owner = ?1 AND class = 1 AND state = 0 AND at < ?2",
+            params![owner.0, before as i64],
+            |row| Ok((ChunkId(row.get(0)?), ChunkName(row.get(1)?))),
+        )
+    }
+
+    // Heads of peers.
+
+    /// Heads of an owner, newest first.
+    pub fn peer_heads(&self, owner: CellNumber) -> Result<Vec<StoredHead>, DbError> {
+        self.list(
+            "SELECT hash, life, seq, tip, at, body FROM peer_heads WHERE owner = ?1 ORDER BY life DESC, seq DESC",
+            [owner.0],
+            |row| {
+                Ok(StoredHead {
+                    hash: BodyHash(row.get(0)?),
+                    life: row.get(1)?,
+                    seq: row.get::<_, i64>(2)? as u64,
+                    tip: row.get(3)?,
+                    at: row.get::<_, i64>(4)? as u64,
+                    body: row.get(5)?,
+                })
+            },
+        )
+    }
+
+    /// Keeps a head of a peer.
+    pub fn put_peer_head(&self, owner: CellNumber, head: &StoredHead) -> Result<(), DbError> {
+        self.run(
+            "INSERT OR REPLACE INTO peer_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![head.hash.0, owner.0, head.life, head.seq as i64, head.tip, head.at as i64, head.body],
+        )
+        .map(drop)
+    }
+
+    /// Drops a head of a peer.
+    pub fn drop_peer_head(&self, hash: &BodyHash) -> Result<(), DbError> {
+        self.run("DELETE FROM peer_heads WHERE hash = ?1", [hash.0]).map(drop)
+    }
+
+    /// Owners of whom heads are kept.
+    pub fn head_owners(&self) -> Result<Vec<CellNumber>, DbError> {
+        self.list("SELECT DISTINCT owner FROM peer_heads", [], |row| row.get(0).map(CellNumber))
+    }
+}
+
+fn hold_class(value: i64) -> HoldClass {
+    if value == 1 { HoldClass::Segment } else { HoldClass::Chunk }
+}
+
+fn hold_state(value: i64) -> HoldState {
+    match value {
+        0 => HoldState::Held,
+        1 => HoldState::Trash,
+        _ => HoldState::Gone,
+    }
+}

@@ -1,0 +1,380 @@
+//! What every pool job needs of an open cell: keys, database, chunk store, time, and the one lock over chunk places.
+//!
+//! **Chunks are placed and removed only under `Vault::placing`.** A job that stores a chunk holds it from putting the
+//! file to committing the row; garbage collection holds it while it takes a slice of rows and files away. So a chunk
+//! that is found present under the lock is there until the lock is let go, and a commit that names it under the same
+//! lock keeps it: see `gc`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::clock::{Clock, ObservedTime};
+use crate::config::Config;
+use crate::id::{CellId, ChunkName};
+use crate::keys::{Identity, MasterKey};
+use crate::placement::{ChunkId, Db, DbError};
+use crate::seal::Sealer;
+use crate::store::{ChunkStore, StoreError};
+
+/// Locks, and does not mind that another holder panicked: what it guards is changed in whole steps.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Chunks that garbage collection has found in use, by row.
+#[derive(Debug, Default)]
+pub struct Marks {
+    bits: Vec<u64>,
+}
+
+impl Marks {
+    /// Marks a row.
+    pub fn set(&mut self, chunk: ChunkId) {
+        let at = chunk.0 as usize / 64;
+        if at >= self.bits.len() {
+            self.bits.resize(at + 1, 0);
+        }
+        self.bits[at] |= 1 << (chunk.0 % 64);
+    }
+
+    /// Whether a row is marked.
+    pub fn has(&self, chunk: ChunkId) -> bool {
+        self.bits.get(chunk.0 as usize / 64).is_some_and(|word| word >> (chunk.0 % 64) & 1 == 1)
+    }
+}
+
+/// A condition that a person should know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alert {
+    /// What happened, in plain words.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// An open cell, as its pool jobs see it.
+pub struct Vault {
+    /// `~/.grove`.
+    pub dir: PathBuf,
+    /// `~/GroveHome`.
+    pub home: PathBuf,
+    /// placement.db.
+    pub db: Db,
+    /// Sealed chunks.
+    pub store: Arc<dyn ChunkStore>,
+    /// The key of everything.
+    pub master: MasterKey,
+    /// Who this cell is.
+    pub identity: Identity,
+    /// Seals and opens chunks of the present epoch.
+    pub sealer: Sealer,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Settings.
+    pub config: Config,
+    /// Random for each start.
+    pub run: [u8; 16],
+    time: Mutex<ObservedTime>,
+    life: AtomicU32,
+    retired: AtomicBool,
+    placing: Mutex<()>,
+    marks: Mutex<Option<Marks>>,
+    alerts: Mutex<BTreeMap<&'static str, Alert>>,
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vault({})", self.dir.display())
+    }
+}
+
+/// The parts a vault is made of.
+pub struct VaultParts {
+    /// `~/.grove`.
+    pub dir: PathBuf,
+    /// `~/GroveHome`.
+    pub home: PathBuf,
+    /// placement.db.
+    pub db: Db,
+    /// Sealed chunks.
+    pub store: Arc<dyn ChunkStore>,
+    /// The key of everything.
+    pub master: MasterKey,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Settings.
+    pub config: Config,
+}
+
+impl Vault {
+    /// Puts the parts together and goes on with the life and time that the database knows.
+    pub fn new(parts: VaultParts) -> Result<Self, DbError> {
+        let VaultParts { dir, home, db, store, master, clock, config } = parts;
+        let (life, retired, saved) = db.read(|t| -> Result<_, DbError> {
+            let saved = match (t.meta_u64("observed")?, t.meta_u64("wall")?) {
+                (Some(observed), Some(wall)) => Some((observed, wall as i64)),
+                _ => None,
+            };
+            Ok((t.meta_u64("life")?.unwrap_or(1) as u32, t.meta_u64("retired")?.is_some(), saved))
+        })?;
+        let mut time = ObservedTime::resume(saved, &*clock);
+        let jump = time.credit(&*clock, clock.is_synchronized());
+        let vault = Self {
+            identity: master.identity(0, 0),
+            sealer: Sealer::new(&master, 0),
+            run: crate::keys::random(),
+            dir,
+            home,
+            db,
+            store,
+            master,
+            clock,
+            config,
+            time: Mutex::new(time),
+            life: AtomicU32::new(life),
+            retired: AtomicBool::new(retired),
+            placing: Mutex::new(()),
+            marks: Mutex::new(None),
+            alerts: Mutex::new(BTreeMap::new()),
+        };
+        if let Err(off_s) = jump {
+            vault.raise("clock", Alert {
+                text: format!("the clock jumped by {} days while the cell was off; nothing expires by it", off_s / 86_400),
+                remedy: "set the clock of this machine".into(),
+            });
+        }
+        if retired {
+            vault.raise_retired();
+        }
+        Ok(vault)
+    }
+
+    /// This cell's id.
+    pub fn id(&self) -> CellId {
+        self.identity.id()
+    }
+
+    /// The life in which it writes.
+    pub fn life(&self) -> u32 {
+        self.life.load(Ordering::Acquire)
+    }
+
+    /// Goes on in another life; the database has it already.
+    pub fn set_life(&self, life: u32) {
+        self.life.store(life, Ordering::Release);
+    }
+
+    /// A newer life of this cell runs elsewhere: this one must not write.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Stops writing for good.
+    pub fn retire(&self) -> Result<(), DbError> {
+        self.db.change_durably(|t| t.set_meta_u64("retired", 1))?;
+        self.retired.store(true, Ordering::Release);
+        self.raise_retired();
+        Ok(())
+    }
+
+    fn raise_retired(&self) {
+        self.raise("retired", Alert {
+            text: "a newer life of this cell runs on another machine; this one has stopped publishing".into(),
+            remedy: "use the newer one; if this machine should go on instead, run `grove recover` here with the phrase".into(),
+        });
+    }
+
+    /// Observed seconds.
+    pub fn now(&self) -> u64 {
+        lock(&self.time).now(&*self.clock)
+    }
+
+    /// Credits time switched off when sure of the clock, and saves how far observed time is.
+    pub fn save_time(&self, is_sure: bool) -> Result<(), DbError> {
+        let (observed, wall) = {
+            let mut time = lock(&self.time);
+            let _ = time.credit(&*self.clock, is_sure || self.clock.is_synchronized());
+            time.save(&*self.clock)
+        };
+        self.db.change(|t| {
+            t.set_meta_u64("observed", observed)?;
+            t.set_meta_u64("wall", wall as u64)
+        })
+    }
+
+    /// The lock over chunk places; see the module text.
+    pub fn placing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.placing)
+    }
+
+    /// Marks of a running garbage collection, if one runs.
+    pub fn marks(&self) -> MutexGuard<'_, Option<Marks>> {
+        lock(&self.marks)
+    }
+
+    /// Tells a running garbage collection that these chunks are in use from now on.
+    pub fn mark(&self, chunks: &[ChunkId]) {
+        if let Some(marks) = self.marks().as_mut() {
+            chunks.iter().for_each(|chunk| marks.set(*chunk));
+        }
+    }
+
+    /// Raises or renews an alert; `code` names it for good.
+    pub fn raise(&self, code: &'static str, alert: Alert) {
+        let before = lock(&self.alerts).insert(code, alert.clone());
+        if before.as_ref() != Some(&alert) {
+            log::warn!("{}; {}", alert.text, alert.remedy);
+        }
+    }
+
+    /// The condition is over.
+    pub fn clear(&self, code: &str) {
+        if lock(&self.alerts).remove(code).is_some() {
+            log::info!("no longer: {code}");
+        }
+    }
+
+    /// What a person should know of now.
+    pub fn alerts(&self) -> Vec<(&'static str, Alert)> {
+        lock(&self.alerts).iter().map(|(code, alert)| (*code, alert.clone())).collect()
+    }
+
+    /// A chunk of mine or of a peer from the local store, verified; `None` if it is not here. One that is damaged is put
+    /// into quarantine and counts as not here.
+    pub fn local_chunk(&self, name: &ChunkName) -> Result<Option<Vec<u8>>, VaultError> {
+        let Some(row) = self.db.read(|t| t.chunk(name))? else { return Ok(None) };
+        let Some(place) = row.place else { return Ok(None) };
+        match self.store.get(name, &place, row.len) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(why) if why.is_loss() => {
+                log::warn!("{why}");
+                self.give_up(row.id, name, &place, row.len)?;
+                Ok(None)
+            }
+            Err(why) => Err(why.into()),
+        }
+    }
+
+    fn give_up(
+        &self,
+        id: ChunkId,
+        name: &ChunkName,
+        place: &crate::store::Place,
+        len: u32,
+    ) -> Result<(), VaultError> {
+        let _placing = self.placing();
+        self.db.change(|t| t.move_chunk(id, None))?;
+        if let Err(why) = self.store.quarantine(name, place, len) {
+            log::warn!("{why}");
+        }
+        self.raise("damaged", Alert {
+            text: format!("chunk {} was damaged on this disk", name.short()),
+            remedy: "run `grove verify` to fetch good copies from peers; look at the health of the disk".into(),
+        });
+        Ok(())
+    }
+}
+
+/// What stops a job on the vault.
+#[derive(Debug)]
+pub enum VaultError {
+    /// placement.db.
+    Db(DbError),
+    /// The chunk store.
+    Store(StoreError),
+    /// A file or folder.
+    Io { doing: String, why: io::Error },
+    /// A record that should be sound is not.
+    Record(String),
+    /// What was asked for is not there, or cannot be done; the text says what to do.
+    Refused(String),
+}
+
+impl VaultError {
+    /// For the failure to do something with a file or folder.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |why| Self::Io { doing, why }
+    }
+
+    /// The disk is full: free some space, and it goes on.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Db(why) => why.is_full(),
+            Self::Store(why) => why.is_full(),
+            Self::Io { why, .. } => {
+                matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for VaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Db(why) => why.fmt(f),
+            Self::Store(why) => why.fmt(f),
+            Self::Io { doing, why } => write!(f, "{doing}: {why}"),
+            Self::Record(why) => f.write_str(why),
+            Self::Refused(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for VaultError {}
+
+impl From<DbError> for VaultError {
+    fn from(why: DbError) -> Self {
+        Self::Db(why)
+    }
+}
+
+impl From<StoreError> for VaultError {
+    fn from(why: StoreError) -> Self {
+        Self::Store(why)
+    }
+}
+
+impl From<crate::manifest::ManifestError> for VaultError {
+    fn from(why: crate::manifest::ManifestError) -> Self {
+        Self::Record(why.to_string())
+    }
+}
+
+impl From<crate::catalog::CatalogError> for VaultError {
+    fn from(why: crate::catalog::CatalogError) -> Self {
+        Self::Record(why.to_string())
+    }
+}
+
+impl From<crate::codec::BadBytes> for VaultError {
+    fn from(why: crate::codec::BadBytes) -> Self {
+        Self::Record(why.to_string())
+    }
+}
+
+/// Puts `bytes` at `path` whole or not at all, even if power fails half-way. Mode 0600.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(format!(".{}.tmp", crate::id::hex(&crate::keys::random::<4>())));
+    let temp = PathBuf::from(temp);
+    let written = (|| {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temp, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temp);
+    }
+    written?;
+    // The rename itself lives in the folder, so the folder needs its own sync.
+    File::open(path.parent().expect("a file lies in a folder"))?.sync_all()
+}
