@@ -9,8 +9,14 @@
 //! ```
 
 pub mod catalog;
+pub mod clock;
 pub mod codec;
+pub mod config;
+pub mod files;
 pub mod id;
 pub mod keys;
 pub mod manifest;
+pub mod placement;
 pub mod seal;
+pub mod store;
+pub mod vault;

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, ObservedTime};
@@ -85,12 +85,23 @@ pub struct Vault {
     retired: AtomicBool,
     placing: Mutex<()>,
     marks: Mutex<Option<Marks>>,
+    large_imports: Arc<AtomicUsize>,
     alerts: Mutex<BTreeMap<&'static str, Alert>>,
 }
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Vault({})", self.dir.display())
+    }
+}
+
+/// See `Vault::begin_large_import`.
+#[derive(Debug)]
+pub struct LargeImport(Arc<AtomicUsize>);
+
+impl Drop for LargeImport {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -141,6 +152,7 @@ impl Vault {
             retired: AtomicBool::new(retired),
             placing: Mutex::new(()),
             marks: Mutex::new(None),
+            large_imports: Arc::default(),
             alerts: Mutex::new(BTreeMap::new()),
         };
         if let Err(off_s) = jump {
@@ -225,6 +237,18 @@ impl Vault {
         }
     }
 
+    /// A large file is being read until this is dropped: its chunks are here before a version names them, so nothing is
+    /// collected meanwhile.
+    pub fn begin_large_import(&self) -> LargeImport {
+        self.large_imports.fetch_add(1, Ordering::AcqRel);
+        LargeImport(Arc::clone(&self.large_imports))
+    }
+
+    /// Whether a large file is being read.
+    pub fn has_large_imports(&self) -> bool {
+        self.large_imports.load(Ordering::Acquire) > 0
+    }
+
     /// Raises or renews an alert; `code` names it for good.
     pub fn raise(&self, code: &'static str, alert: Alert) {
         let before = lock(&self.alerts).insert(code, alert.clone());
@@ -250,11 +274,11 @@ impl Vault {
     pub fn local_chunk(&self, name: &ChunkName) -> Result<Option<Vec<u8>>, VaultError> {
         let Some(row) = self.db.read(|t| t.chunk(name))? else { return Ok(None) };
         let Some(place) = row.place else { return Ok(None) };
-        match self.store.get(name, &place, row.len) {
+        match self.store.get(*name, place, row.len) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(why) if why.is_loss() => {
                 log::warn!("{why}");
-                self.give_up(row.id, name, &place, row.len)?;
+                self.give_up(row.id, name, place, row.len)?;
                 Ok(None)
             }
             Err(why) => Err(why.into()),
@@ -265,12 +289,12 @@ impl Vault {
         &self,
         id: ChunkId,
         name: &ChunkName,
-        place: &crate::store::Place,
+        place: crate::store::Place,
         len: u32,
     ) -> Result<(), VaultError> {
         let _placing = self.placing();
         self.db.change(|t| t.move_chunk(id, None))?;
-        if let Err(why) = self.store.quarantine(name, place, len) {
+        if let Err(why) = self.store.quarantine(*name, place, len) {
             log::warn!("{why}");
         }
         self.raise("damaged", Alert {
@@ -307,7 +331,7 @@ impl VaultError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Db(why) => why.is_full(),
-            Self::Store(why) => why.is_full(),
+            Self::Store(why) => matches!(why, StoreError::Full { .. }),
             Self::Io { why, .. } => {
                 matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }

@@ -269,6 +269,27 @@ impl Tables<'_> {
         Ok(totals.unwrap_or_default())
     }
 
+    /// Notes that the brake counted a file at `now`; `false` if it did so already within `window`.
+    pub fn touch_node(&self, id: NodeId, now: u64, window: u64) -> Result<bool, DbError> {
+        let changed = self.run(
+            "UPDATE nodes SET touched_at = ?2 + 1 WHERE id = ?1 AND (touched_at = 0 OR touched_at + ?3 < ?2 + 1)",
+            params![id.0, now as i64, window as i64],
+        )?;
+        Ok(changed > 0)
+    }
+
+    /// Number of files and links, and their bytes.
+    pub fn tree_size(&self) -> Result<(u64, u64), DbError> {
+        let sql = "SELECT count(*), coalesce(sum(size), 0) FROM nodes WHERE kind < 2";
+        let size = self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+        Ok(size.unwrap_or_default())
+    }
+
+    /// Nothing is known to be on this disk any more: what is missing is awaited.
+    pub fn await_all(&self) -> Result<(), DbError> {
+        self.run("UPDATE nodes SET state = 2, ctime = 0, ino = 0 WHERE state = 0 AND id <> 1", []).map(drop)
+    }
+
     /// The names from GroveHome down to a node; empty for GroveHome itself. `None` where a folder is missing or they
     /// run in a circle.
     pub fn path(&self, id: NodeId) -> Result<Option<Vec<Vec<u8>>>, DbError> {

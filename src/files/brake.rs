@@ -1,0 +1,229 @@
+//! The mass-delete brake: when over half of the files or bytes would be deleted or rewritten within a day, nothing is
+//! thrown away for good until a person says so.
+//!
+//! Tombstones and new versions go on being recorded; thinning, the clocks of the Recycle Bin and releases stop, over
+//! restarts too. `grove confirm` decides.
+
+use crate::codec::{BadBytes, Reader, Writer};
+use crate::config::{BRAKE_FILES_FREE, BRAKE_WINDOW_S};
+use crate::manifest::{Kind, Manifest};
+use crate::placement::{DbError, Node, Tables};
+use crate::vault::{Alert, Vault, VaultError};
+
+const META: &str = "brake";
+const BUCKETS: u64 = 24;
+const BUCKET_S: u64 = BRAKE_WINDOW_S / BUCKETS;
+
+/// What was lost to deletion or rewriting in one stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Bucket {
+    /// Number of the stretch since the start of observed time.
+    at: u64,
+    files: u64,
+    bytes: u64,
+    deleted_files: u64,
+    deleted_bytes: u64,
+}
+
+/// Counts what goes within a day, and pulls when it is too much. Pure: time and totals come in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Brake {
+    buckets: Vec<Bucket>,
+    is_on: bool,
+}
+
+/// One file that is deleted or rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// Bytes of the version that is superseded.
+    pub bytes: u64,
+    /// The file itself goes, and is no longer among the totals.
+    pub is_deletion: bool,
+}
+
+impl Brake {
+    /// Whether everything is kept until a person decides.
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Counts a loss at observed time `now`, given the files and bytes that are left. Tells whether the brake is pulled
+    /// by it.
+    pub fn count(&mut self, loss: Loss, now: u64, left_files: u64, left_bytes: u64) -> bool {
+        let at = now / BUCKET_S;
+        self.buckets.retain(|bucket| bucket.at + BUCKETS > at);
+        if self.buckets.last().is_none_or(|bucket| bucket.at != at) {
+            self.buckets.push(Bucket { at, ..Bucket::default() });
+        }
+        let bucket = self.buckets.last_mut().expect("pushed above");
+        bucket.files += 1;
+        bucket.bytes += loss.bytes;
+        if loss.is_deletion {
+            bucket.deleted_files += 1;
+            bucket.deleted_bytes += loss.bytes;
+        }
+        let sum = |field: fn(&Bucket) -> u64| self.buckets.iter().map(field).sum::<u64>();
+        let (files, bytes) = (sum(|b| b.files), sum(|b| b.bytes));
+        let all_files = left_files + sum(|b| b.deleted_files);
+        let all_bytes = left_bytes + sum(|b| b.deleted_bytes);
+        let too_much = files > BRAKE_FILES_FREE && (files * 2 > all_files || bytes * 2 > all_bytes);
+        let pulled = too_much && !self.is_on;
+        self.is_on |= too_much;
+        pulled
+    }
+
+    /// Files and bytes lost within the last day.
+    pub fn lost(&self) -> (u64, u64) {
+        self.buckets.iter().fold((0, 0), |(files, bytes), bucket| (files + bucket.files, bytes + bucket.bytes))
+    }
+
+    /// A person has looked, and it was meant.
+    pub fn confirm(&mut self) {
+        *self = Self::default();
+    }
+
+    /// For `read`.
+    pub fn write(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(u8::from(self.is_on)).u32(self.buckets.len() as u32);
+        for b in &self.buckets {
+            writer.u64(b.at).u64(b.files).u64(b.bytes).u64(b.deleted_files).u64(b.deleted_bytes);
+        }
+        writer.finish()
+    }
+
+    /// What `write` wrote.
+    pub fn read(bytes: &[u8]) -> Result<Self, BadBytes> {
+        let mut reader = Reader::new(bytes);
+        let is_on = reader.u8()? != 0;
+        let count = reader.count(40)?;
+        let mut buckets = Vec::with_capacity(count);
+        for _ in 0..count {
+            buckets.push(Bucket {
+                at: reader.u64()?,
+                files: reader.u64()?,
+                bytes: reader.u64()?,
+                deleted_files: reader.u64()?,
+                deleted_bytes: reader.u64()?,
+            });
+        }
+        reader.end()?;
+        Ok(Self { buckets, is_on })
+    }
+}
+
+/// The brake as it stands.
+pub fn load(t: &Tables<'_>) -> Result<Brake, DbError> {
+    let Some(bytes) = t.meta(META)? else { return Ok(Brake::default()) };
+    Brake::read(&bytes).map_err(|_| DbError::Row("state of the brake"))
+}
+
+/// Keeps the brake as it stands.
+pub fn save(t: &Tables<'_>, brake: &Brake) -> Result<(), DbError> {
+    t.set_meta(META, &brake.write())
+}
+
+/// Counts a deletion.
+pub fn count_deletion(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<(), VaultError> {
+    if node.kind == Kind::Folder {
+        return Ok(());
+    }
+    count(vault, t, node, Loss { bytes: node.size, is_deletion: true })
+}
+
+/// Counts a rewrite, where a version with other content supersedes one.
+pub fn count_rewrite(
+    vault: &Vault,
+    t: &Tables<'_>,
+    node: Option<&Node>,
+    old: Option<&Manifest>,
+    has_new_bytes: bool,
+) -> Result<(), VaultError> {
+    match (node, old) {
+        (Some(node), Some(old)) if has_new_bytes && old.size > 0 => {
+            count(vault, t, node, Loss { bytes: old.size, is_deletion: false })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn count(vault: &Vault, t: &Tables<'_>, node: &Node, loss: Loss) -> Result<(), VaultError> {
+    let now = vault.now();
+    // A file that is saved ten times a day is one file.
+    if !loss.is_deletion && !t.touch_node(node.id, now, BRAKE_WINDOW_S)? {
+        return Ok(());
+    }
+    let (files, bytes) = t.tree_size()?;
+    let mut brake = load(t)?;
+    let gone = if loss.is_deletion { (1, loss.bytes) } else { (0, 0) };
+    let pulled = brake.count(loss, now, files.saturating_sub(gone.0), bytes.saturating_sub(gone.1));
+    save(t, &brake)?;
+    if pulled {
+        raise(vault, &brake);
+    }
+    Ok(())
+}
+
+/// Says that the brake is on.
+pub fn raise(vault: &Vault, brake: &Brake) {
+    let (files, _) = brake.lost();
+    vault.raise("brake", Alert {
+        text: format!("{files} files were deleted or rewritten within a day; every old version is kept until you decide"),
+        remedy: "run `grove confirm` if you meant it; if not, bring files back with `grove restore NAME` and look for the \
+                 program that changed them"
+            .into(),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELETED: Loss = Loss { bytes: 100, is_deletion: true };
+    const REWRITTEN: Loss = Loss { bytes: 100, is_deletion: false };
+
+    #[test]
+    fn deleting_over_half_pulls_the_brake_once() {
+        let mut brake = Brake::default();
+        let mut left = 100;
+        for n in 1..=60 {
+            left -= 1;
+            let pulled = brake.count(DELETED, 1000, left, left * 100);
+            assert_eq!(pulled, n == 51, "{n}");
+        }
+        assert!(brake.is_on());
+        brake.confirm();
+        assert!(!brake.is_on());
+    }
+
+    #[test]
+    fn rewriting_every_file_one_by_one_over_an_hour_pulls_it() {
+        let mut brake = Brake::default();
+        let pulled_at = (0..100).find(|n| brake.count(REWRITTEN, 50_000 + n * 36, 100, 10_000));
+        assert_eq!(pulled_at, Some(50));
+    }
+
+    #[test]
+    fn few_files_and_a_slow_change_do_not() {
+        let mut brake = Brake::default();
+        assert!((0..20).all(|n| !brake.count(DELETED, 0, 19 - n, 0)));
+        let mut brake = Brake::default();
+        assert!((0..90).all(|n| !brake.count(REWRITTEN, n * BRAKE_WINDOW_S / 40, 100, 10_000)));
+    }
+
+    #[test]
+    fn half_of_the_bytes_in_few_files_counts_too() {
+        let mut brake = Brake::default();
+        let large = Loss { bytes: 1_000_000, is_deletion: false };
+        let pulled_at = (1..=30).find(|_| brake.count(large, 0, 10_000, 40_000_000));
+        assert_eq!(pulled_at, Some(21));
+    }
+
+    #[test]
+    fn state_reads_back() {
+        let mut brake = Brake::default();
+        brake.count(DELETED, 99_999, 10, 10);
+        assert_eq!(Brake::read(&brake.write()), Ok(brake));
+        assert!(Brake::read(&[1, 0xff, 0xff, 0xff, 0xff]).is_err());
+    }
+}
