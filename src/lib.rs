@@ -8,6 +8,8 @@
 //!                   > catalog manifest seal keys id config     nouns
 //! ```
 
+pub mod card;
 pub mod codec;
 pub mod id;
 pub mod keys;
+pub mod wire;
