@@ -13,7 +13,7 @@ use std::time::Duration;
 use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite};
 
-//pub mod handshake;
+pub mod handshake;
 pub mod memory;
 //pub mod message;
 pub mod noise;
