@@ -17,7 +17,7 @@ pub mod handshake;
 pub mod memory;
 //pub mod message;
 pub mod noise;
-//pub mod session;
+pub mod session;
 //pub mod tcp;
 
 /// Whatever carries bytes both ways: a TCP connection, a circuit through a relay, a link in memory.
