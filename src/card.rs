@@ -164,8 +164,7 @@ impl Card {
         if bytes.len() > CARD_BYTES_MAX {
             return Err(CardError::Malformed("longer than a card may be"));
         }
-        let (signed, signature) =
-            bytes.split_last_chunk::<64>().ok_or(CardError::Malformed("ends early"))?;
+        let (signed, signature) = bytes.split_last_chunk::<64>().ok_or(CardError::Malformed("ends early"))?;
         let body = CardBody::read(signed)?;
         body.check()?;
         if !keys::is_sound(&body.id) {
@@ -633,7 +632,8 @@ mod tests {
         assert!(text.len() < 420, "{}", text.len());
         assert_eq!(text.parse(), Ok(invite()));
         assert_eq!(text.to_uppercase().parse(), Ok(invite()));
-        let wrapped: Vec<&str> = text.as_bytes().chunks(60).map(|c| std::str::from_utf8(c).unwrap()).collect();
+        let wrapped: Vec<&str> =
+            text.as_bytes().chunks(60).map(|c| std::str::from_utf8(c).unwrap()).collect();
         assert_eq!(format!("  {}\n", wrapped.join("\r\n  ")).parse(), Ok(invite()));
     }
 

@@ -908,9 +908,8 @@ pub(crate) mod tests {
         assert!(limiter.allow("192.0.2.2".parse().unwrap(), start));
         assert!(limiter.allow(one, at(600)) && !limiter.allow(one, at(600)));
         // One network of IPv6.
-        let allowed = (0..50)
-            .filter(|i| limiter.allow(format!("2001:db8::{i}").parse().unwrap(), at(700)))
-            .count();
+        let allowed =
+            (0..50).filter(|i| limiter.allow(format!("2001:db8::{i}").parse().unwrap(), at(700))).count();
         assert_eq!(allowed, 20);
         let mut allowed = 0;
         for i in 0..100_000u32 {

@@ -370,9 +370,7 @@ impl<S> NoiseStream<S> {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
-        } else if self.start > 0
-            && (self.start + needed > INCOMING || self.end > INCOMING - INCOMING / 4)
-        {
+        } else if self.start > 0 && (self.start + needed > INCOMING || self.end > INCOMING - INCOMING / 4) {
             self.incoming.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
@@ -439,7 +437,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for NoiseStream<S> {
             let needed = match this.open_next() {
                 Ok(()) => continue,
                 Err(Missing::Bytes(needed)) => needed,
-                Err(Missing::Sense) => return this.fail(io::ErrorKind::InvalidData, "a message is not genuine"),
+                Err(Missing::Sense) => {
+                    return this.fail(io::ErrorKind::InvalidData, "a message is not genuine");
+                }
             };
             this.plain_start = 0;
             this.plain_end = 0;
@@ -568,9 +568,18 @@ pub(crate) mod tests {
             .build_responder()
             .unwrap();
         let messages = [
-            ("4c756477696720766f6e204d69736573", "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c7944aca3ea34785c66af6434ba8f3dab19e712ff67a31bd13557517309fc09a510a9"),
-            ("4d757272617920526f746862617264", "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f14480884330ae3686f5afe73385a0a6430723306d35b21256240033263dc4050e154e7f"),
-            ("462e20412e20486179656b", "1b33e3523e2d3c4cd6bb605131932646aa01f18e22ee6543877d3f16967f4593bd2ca855b17d09782a6d56bdc3eedae57e8015be06a0bcfb5c9ac4e768459601d9162e731f9fc8117a2b22"),
+            (
+                "4c756477696720766f6e204d69736573",
+                "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c7944aca3ea34785c66af6434ba8f3dab19e712ff67a31bd13557517309fc09a510a9",
+            ),
+            (
+                "4d757272617920526f746862617264",
+                "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f14480884330ae3686f5afe73385a0a6430723306d35b21256240033263dc4050e154e7f",
+            ),
+            (
+                "462e20412e20486179656b",
+                "1b33e3523e2d3c4cd6bb605131932646aa01f18e22ee6543877d3f16967f4593bd2ca855b17d09782a6d56bdc3eedae57e8015be06a0bcfb5c9ac4e768459601d9162e731f9fc8117a2b22",
+            ),
         ];
         let mut buf = [0; 1024];
         for (i, (payload, sealed)) in messages.into_iter().enumerate() {
@@ -584,8 +593,16 @@ pub(crate) mod tests {
         let (from_init, from_resp) = init.dangerously_get_raw_split();
         assert_eq!(resp.dangerously_get_raw_split(), (from_init, from_resp));
         let mut after = [
-            (Half::new(&from_resp), "4361726c204d656e676572", "1eae06397036f6d40337d43b0f49cfe2b2093a2c2e14c804b5fe7a"),
-            (Half::new(&from_init), "4a65616e2d426170746973746520536179", "b4aafd07a4cebcc8b913a243a145db81dc029b57f9e8676eb78cf0b3f9cdcaf240"),
+            (
+                Half::new(&from_resp),
+                "4361726c204d656e676572",
+                "1eae06397036f6d40337d43b0f49cfe2b2093a2c2e14c804b5fe7a",
+            ),
+            (
+                Half::new(&from_init),
+                "4a65616e2d426170746973746520536179",
+                "b4aafd07a4cebcc8b913a243a145db81dc029b57f9e8676eb78cf0b3f9cdcaf240",
+            ),
         ];
         for (half, payload, sealed) in &mut after {
             let mut bytes = hex(payload);
