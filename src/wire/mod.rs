@@ -18,7 +18,7 @@ pub mod memory;
 pub mod message;
 pub mod noise;
 pub mod session;
-
+pub mod tcp;
 
 /// Whatever carries bytes both ways: a TCP connection, a circuit through a relay, a link in memory.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
