@@ -8,6 +8,7 @@
 //!                   > catalog manifest seal keys id config     nouns
 //! ```
 
+pub mod card;
 pub mod catalog;
 pub mod clock;
 pub mod codec;
@@ -20,3 +21,4 @@ pub mod placement;
 pub mod seal;
 pub mod store;
 pub mod vault;
+pub mod wire;

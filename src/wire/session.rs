@@ -1,0 +1,690 @@
+//! Many streams on one encrypted connection (yamux), opened by either side: one stream is one request.
+//!
+//! Promise: a peer that opens too many streams, reads none or says nothing costs bounded memory, and a connection
+//! that ends takes all its streams with it, each with an error.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use smol::Timer;
+use smol::channel::{self, Receiver, Sender};
+use smol::io::{AsyncRead, AsyncWrite};
+use smol::lock::{Semaphore, SemaphoreGuardArc};
+
+use super::ByteStream;
+use super::noise::NoiseStream;
+
+/// What yamux grants each stream at least (its specification).
+pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
+/// A close that cannot be sent is given up after this.
+pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Streams that we have dropped and yamux has not yet taken off its table.
+const STREAMS_SLACK: usize = 8;
+/// Payload of one data frame: what a short message may have to wait for, per busy stream.
+const FRAME_BYTES: usize = 16 * 1024;
+/// A peer that sends without pause lets other tasks run after so many bytes.
+const READ_TURN_BYTES: usize = 512 * 1024;
+
+/// What one session may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Streams that we have open at once; further ones wait.
+    pub streams_out: usize,
+    /// Streams that the peer has open at once; further ones are reset. More than `streams_out`, for the peer may
+    /// count a stream as done a moment before we do.
+    pub streams_in: usize,
+    /// By how many bytes the receive windows of all streams together may grow beyond 256 KiB each.
+    pub window_growth_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { streams_out: 16, streams_in: 24, window_growth_bytes: 4 << 20 }
+    }
+}
+
+impl Limits {
+    fn to_yamux(&self) -> yamux::Config {
+        let streams = self.streams_out + self.streams_in + STREAMS_SLACK;
+        let mut config = yamux::Config::default();
+        config.set_max_num_streams(streams);
+        config.set_max_connection_receive_window(Some(
+            streams * STREAM_WINDOW_BYTES + self.window_growth_bytes,
+        ));
+        config.set_split_send_size(FRAME_BYTES);
+        config
+    }
+}
+
+/// Why a session ended, or gives no stream.
+#[derive(Debug)]
+pub enum SessionError {
+    /// One of the two sides closed it.
+    Closed,
+    /// The connection broke.
+    Broken(io::Error),
+    /// The peer does not keep to the protocol of streams.
+    Protocol(String),
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the connection is closed"),
+            Self::Broken(error) => write!(f, "the connection broke: {error}"),
+            Self::Protocol(what) => write!(f, "the peer broke the protocol of streams: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}
+
+impl From<yamux::ConnectionError> for SessionError {
+    fn from(error: yamux::ConnectionError) -> Self {
+        match error {
+            yamux::ConnectionError::Io(error)
+            | yamux::ConnectionError::Decode(yamux::FrameDecodeError::Io(error)) => Self::Broken(error),
+            yamux::ConnectionError::Closed => Self::Closed,
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl From<SessionError> for io::Error {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Closed => io::ErrorKind::NotConnected.into(),
+            SessionError::Broken(error) => error,
+            SessionError::Protocol(what) => io::Error::new(io::ErrorKind::InvalidData, what),
+        }
+    }
+}
+
+/// One connection to a peer; clones are the same one.
+#[derive(Clone)]
+pub struct Session {
+    shared: Rc<Shared>,
+    /// Not in what is shared, which the streams in it hold.
+    accepted: Receiver<Stream>,
+}
+
+struct Shared {
+    is_alive: Cell<bool>,
+    is_closing: Cell<bool>,
+    streams_in: Cell<usize>,
+    permits_out: Arc<Semaphore>,
+    /// Who waits for a new stream.
+    wanted: RefCell<VecDeque<Sender<yamux::Stream>>>,
+    /// Closed when the driver is gone.
+    ended: Receiver<()>,
+    driver: RefCell<Option<Waker>>,
+    active_at: Cell<Instant>,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+}
+
+impl Shared {
+    fn wake_driver(&self) {
+        let waker = self.driver.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// A session over `stream`, and the driver that makes it move: spawn it, for it ends with the session and says why.
+/// Of the two sides one is the initiator.
+pub fn start<S: ByteStream + 'static>(
+    stream: NoiseStream<S>,
+    is_initiator: bool,
+    limits: &Limits,
+) -> (Session, impl Future<Output = SessionError> + use<S>) {
+    let (ending, ended) = channel::bounded(1);
+    let (accepting, accepted) = channel::bounded(limits.streams_in.max(1));
+    let shared = Rc::new(Shared {
+        is_alive: Cell::new(true),
+        is_closing: Cell::new(false),
+        streams_in: Cell::new(0),
+        permits_out: Arc::new(Semaphore::new(limits.streams_out)),
+        wanted: RefCell::default(),
+        ended,
+        driver: RefCell::default(),
+        active_at: Cell::new(Instant::now()),
+        bytes_in: Cell::new(0),
+        bytes_out: Cell::new(0),
+    });
+    let pipe = Rc::new(RefCell::new(Pipe {
+        noise: stream,
+        turn: READ_TURN_BYTES,
+        is_write_blocked: false,
+        shared: Rc::clone(&shared),
+    }));
+    let mode = if is_initiator { yamux::Mode::Client } else { yamux::Mode::Server };
+    let driver = Driver {
+        yamux: yamux::Connection::new(Plain(Rc::clone(&pipe)), limits.to_yamux(), mode),
+        pipe,
+        accepting,
+        streams_in_max: limits.streams_in,
+        closing: None,
+        shared: Rc::clone(&shared),
+        _ending: ending,
+    };
+    (Session { shared, accepted }, driver)
+}
+
+impl Session {
+    /// A new stream; waits while 16 (`Limits::streams_out`) are open. The peer hears of it with the first write.
+    pub async fn open(&self) -> Result<Stream, SessionError> {
+        let shared = &self.shared;
+        let permit = self.unless_ended(shared.permits_out.acquire_arc()).await?;
+        let (give, take) = channel::bounded(1);
+        {
+            let mut wanted = shared.wanted.borrow_mut();
+            wanted.retain(|waiting| !waiting.is_closed());
+            wanted.push_back(give);
+        }
+        shared.wake_driver();
+        let inner = self.unless_ended(take.recv()).await?.map_err(|_| SessionError::Closed)?;
+        Ok(Stream { inner, shared: Rc::clone(shared), permit: Some(permit) })
+    }
+
+    /// The next stream that the peer opens; `None` once the session has ended and all that came before were taken.
+    pub async fn accept(&self) -> Option<Stream> {
+        self.accepted.recv().await.ok()
+    }
+
+    /// Ends the session in order: what is written is sent, within 5 s. The driver ends after that.
+    pub fn close(&self) {
+        self.shared.is_closing.set(true);
+        self.shared.wake_driver();
+    }
+
+    /// Waits until the session has ended, for whatever reason.
+    pub async fn ended(&self) {
+        // Nothing is ever sent: the channel closes with the driver.
+        let _ = self.shared.ended.recv().await;
+    }
+
+    /// Whether streams can still be opened.
+    pub fn is_alive(&self) -> bool {
+        self.shared.is_alive.get() && !self.shared.is_closing.get()
+    }
+
+    /// When the last byte came in.
+    pub fn active_at(&self) -> Instant {
+        self.shared.active_at.get()
+    }
+
+    /// Bytes that came in, those of yamux included.
+    pub fn bytes_in(&self) -> u64 {
+        self.shared.bytes_in.get()
+    }
+
+    /// Bytes that went out, those of yamux included.
+    pub fn bytes_out(&self) -> u64 {
+        self.shared.bytes_out.get()
+    }
+
+    async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, SessionError> {
+        if !self.is_alive() {
+            return Err(SessionError::Closed);
+        }
+        smol::future::or(async { Ok(work.await) }, async {
+            self.ended().await;
+            Err(SessionError::Closed)
+        })
+        .await
+    }
+}
+
+/// One stream of a session. Dropping it before the peer has ended it resets it; `close` ends our side of it.
+///
+/// An end of the stream reads as 0 bytes, whether the peer ended or reset it, so what travels says its own length.
+/// The end of the session is an error.
+pub struct Stream {
+    inner: yamux::Stream,
+    shared: Rc<Shared>,
+    /// Of the streams that we opened.
+    permit: Option<SemaphoreGuardArc>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.permit.is_none() {
+            self.shared.streams_in.set(self.shared.streams_in.get() - 1);
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(0)) if !buf.is_empty() && !self.shared.is_alive.get() => {
+                Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+            }
+            other => other,
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf).map_err(|error| match self.shared.is_alive.get() {
+            true => error,
+            false => io::ErrorKind::ConnectionAborted.into(),
+        })
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+}
+
+/// The encrypted stream as yamux and the driver share it.
+struct Pipe<S> {
+    noise: NoiseStream<S>,
+    /// Bytes that may still be read in this turn of the driver.
+    turn: usize,
+    is_write_blocked: bool,
+    shared: Rc<Shared>,
+}
+
+/// yamux's end of the pipe. It does not flush: yamux does so after each frame, the driver once per turn, so that
+/// frames share messages.
+struct Plain<S>(Rc<RefCell<Pipe<S>>>);
+
+impl<S: ByteStream> AsyncRead for Plain<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let pipe = &mut *self.0.borrow_mut();
+        if pipe.turn == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut pipe.noise).poll_read(cx, buf);
+        if let Poll::Ready(Ok(n)) = read {
+            pipe.turn = pipe.turn.saturating_sub(n);
+            pipe.shared.bytes_in.set(pipe.shared.bytes_in.get() + n as u64);
+        }
+        read
+    }
+}
+
+impl<S: ByteStream> AsyncWrite for Plain<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let pipe = &mut *self.0.borrow_mut();
+        let written = Pin::new(&mut pipe.noise).poll_write(cx, buf);
+        pipe.is_write_blocked = written.is_pending();
+        if let Poll::Ready(Ok(n)) = written {
+            pipe.shared.bytes_out.set(pipe.shared.bytes_out.get() + n as u64);
+        }
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().noise).poll_close(cx)
+    }
+}
+
+struct Driver<S> {
+    yamux: yamux::Connection<Plain<S>>,
+    pipe: Rc<RefCell<Pipe<S>>>,
+    accepting: Sender<Stream>,
+    streams_in_max: usize,
+    /// Runs while the session is being closed.
+    closing: Option<Timer>,
+    shared: Rc<Shared>,
+    _ending: Sender<()>,
+}
+
+impl<S: ByteStream> Future for Driver<S> {
+    type Output = SessionError;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SessionError> {
+        let this = &mut *self;
+        *this.shared.driver.borrow_mut() = Some(cx.waker().clone());
+        let end = match this.shared.is_closing.get() {
+            true => this.poll_closing(cx),
+            false => this.poll_running(cx),
+        };
+        if end.is_ready() {
+            this.shared.is_alive.set(false);
+        }
+        end
+    }
+}
+
+impl<S: ByteStream> Driver<S> {
+    fn poll_running(&mut self, cx: &mut Context<'_>) -> Poll<SessionError> {
+        let bytes_before = self.shared.bytes_in.get();
+        self.pipe.borrow_mut().turn = READ_TURN_BYTES;
+        loop {
+            match self.yamux.poll_next_inbound(cx) {
+                Poll::Ready(Some(Ok(stream))) => self.take_in(stream),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(error.into()),
+                Poll::Ready(None) => return Poll::Ready(SessionError::Closed),
+                // A new stream is heard only once yamux is polled again.
+                Poll::Pending => match self.open_wanted(cx) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Poll::Ready(error),
+                },
+            }
+        }
+        if self.shared.bytes_in.get() != bytes_before {
+            self.shared.active_at.set(Instant::now());
+        }
+        match Pin::new(&mut self.pipe.borrow_mut().noise).poll_flush(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(SessionError::Broken(error)),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Hands a stream of the peer's to whoever accepts; one too many is dropped, which resets it.
+    fn take_in(&mut self, inner: yamux::Stream) {
+        let live = self.shared.streams_in.get();
+        if live >= self.streams_in_max {
+            log::debug!("a peer has {live} streams open and one more is reset");
+            return;
+        }
+        self.shared.streams_in.set(live + 1);
+        let stream = Stream { inner, shared: Rc::clone(&self.shared), permit: None };
+        // The queue holds all that may be live, so it takes this one, too.
+        let _ = self.accepting.try_send(stream);
+    }
+
+    /// Opens what is waited for; whether there was any.
+    fn open_wanted(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
+        // While writes wait, dropped streams stay on yamux's table, and one stream over its size ends the session.
+        if self.pipe.borrow().is_write_blocked {
+            return Ok(false);
+        }
+        let mut has_opened = false;
+        loop {
+            let Some(waiting) = self.shared.wanted.borrow_mut().pop_front() else { return Ok(has_opened) };
+            if waiting.is_closed() {
+                continue;
+            }
+            match self.yamux.poll_new_outbound(cx) {
+                Poll::Ready(Ok(stream)) => {
+                    has_opened = true;
+                    let _ = waiting.try_send(stream);
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => {
+                    self.shared.wanted.borrow_mut().push_front(waiting);
+                    return Ok(has_opened);
+                }
+            }
+        }
+    }
+
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<SessionError> {
+        match self.yamux.poll_close(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(SessionError::Closed),
+            Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+            Poll::Pending => {}
+        }
+        let timer = self.closing.get_or_insert_with(|| Timer::after(CLOSE_TIME_MAX));
+        Pin::new(timer).poll(cx).map(|_| SessionError::Closed)
+    }
+}
+
+impl<S> Drop for Driver<S> {
+    fn drop(&mut self) {
+        self.shared.is_alive.set(false);
+        self.shared.wanted.borrow_mut().clear();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::wire::memory::{self, Link};
+    use crate::wire::noise::tests::Dice;
+    use crate::wire::within;
+    use smol::LocalExecutor;
+    use smol::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Runs `test` with two sessions over a link in memory.
+    pub(crate) fn with_sessions<F: Future>(
+        limits: Limits,
+        test: impl FnOnce(Rc<LocalExecutor<'static>>, Session, Session, Link) -> F,
+    ) -> F::Output {
+        let executor = Rc::new(LocalExecutor::new());
+        let (a, b, link) = memory::link(1 << 18);
+        let keys = ([1; 32], [2; 32]);
+        let (a, drive_a) = start(NoiseStream::new(a, keys, true), true, &limits);
+        let (b, drive_b) = start(NoiseStream::new(b, keys, false), false, &limits);
+        executor.spawn(drive_a).detach();
+        executor.spawn(drive_b).detach();
+        let inner = Rc::clone(&executor);
+        smol::block_on(executor.run(test(inner, a, b, link)))
+    }
+
+    /// Sends back what comes, on every stream.
+    async fn echo(executor: Rc<LocalExecutor<'static>>, session: Session) {
+        while let Some(mut stream) = session.accept().await {
+            let work = async move {
+                let mut buf = vec![0; 10_000];
+                while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                    if stream.write_all(&buf[..n]).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = stream.close().await;
+            };
+            executor.spawn(work).detach();
+        }
+    }
+
+    async fn send_and_compare(session: Session, seed: u64, total: usize) {
+        let mut stream = session.open().await.unwrap();
+        let bytes = Dice(seed).bytes(total);
+        for piece in bytes.chunks(30_000) {
+            stream.write_all(piece).await.unwrap();
+            let mut back = vec![0; piece.len()];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, piece);
+        }
+    }
+
+    #[test]
+    fn twelve_streams_each_way_carry_their_own_bytes() {
+        with_sessions(Limits::default(), |executor, a, b, _link| async move {
+            executor.spawn(echo(Rc::clone(&executor), a.clone())).detach();
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            let mut tasks = Vec::new();
+            for seed in 0..12 {
+                tasks.push(executor.spawn(send_and_compare(a.clone(), seed, 600_000)));
+                tasks.push(executor.spawn(send_and_compare(b.clone(), 100 + seed, 600_000)));
+            }
+            for task in tasks {
+                task.await;
+            }
+            assert!(a.bytes_out() > 24 * 600_000 && a.bytes_in() > 24 * 600_000);
+            assert!(a.active_at().elapsed() < Duration::from_secs(10));
+        });
+    }
+
+    #[test]
+    fn many_short_requests_in_turn_do_not_use_up_the_table() {
+        with_sessions(Limits::default(), |executor, a, b, _link| async move {
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            let mut tasks = Vec::new();
+            for _ in 0..20 {
+                let a = a.clone();
+                tasks.push(executor.spawn(async move {
+                    for i in 0..100 {
+                        send_and_compare(a.clone(), i, 50).await;
+                    }
+                }));
+            }
+            for task in tasks {
+                task.await;
+            }
+            assert!(a.is_alive() && b.is_alive());
+        });
+    }
+
+    #[test]
+    fn cut_link_ends_everything_with_an_error() {
+        with_sessions(Limits::default(), |executor, a, b, link| async move {
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            let mut reading = Vec::new();
+            for _ in 0..12 {
+                let mut stream = a.open().await.unwrap();
+                stream.write_all(b"hello").await.unwrap();
+                reading.push(executor.spawn(async move {
+                    let mut buf = [0; 5];
+                    stream.read_exact(&mut buf).await.unwrap();
+                    (stream.read(&mut buf).await, stream)
+                }));
+            }
+            Timer::after(Duration::from_millis(20)).await;
+            link.cut();
+            for task in reading {
+                let (read, mut stream) = task.await;
+                assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+                assert!(stream.write_all(b"more").await.is_err());
+            }
+            a.ended().await;
+            b.ended().await;
+            assert!(!a.is_alive() && a.open().await.is_err() && b.accept().await.is_none());
+        });
+    }
+
+    #[test]
+    fn slow_reader_does_not_stall_other_streams() {
+        with_sessions(Limits::default(), |executor, a, b, _link| async move {
+            // Reads nothing of the first stream.
+            let mut stuck = a.open().await.unwrap();
+            stuck.write_all(b"x").await.unwrap();
+            let held = b.accept().await.unwrap();
+            let push = executor.spawn(async move {
+                let mut sent = 0u64;
+                while let Ok(n) = stuck.write(&[0; 10_000]).await {
+                    sent += n as u64;
+                }
+                sent
+            });
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            send_and_compare(a.clone(), 1, 3_000_000).await;
+            drop(held);
+            let sent = within(Duration::from_secs(5), push).await.expect("the reset reaches the writer");
+            assert!(sent < 2 * STREAM_WINDOW_BYTES as u64, "{sent}");
+        });
+    }
+
+    #[test]
+    fn streams_over_the_limit_are_reset_and_the_session_lives() {
+        // The opener thinks it may have more than the other side takes.
+        let limits = Limits { streams_out: 30, streams_in: 4, ..Limits::default() };
+        with_sessions(limits, |_executor, a, b, _link| async move {
+            let mut streams = Vec::new();
+            for _ in 0..10 {
+                let mut stream = a.open().await.unwrap();
+                stream.write_all(b"x").await.unwrap();
+                streams.push(stream);
+            }
+            Timer::after(Duration::from_millis(50)).await;
+            let mut held = Vec::new();
+            for _ in 0..4 {
+                held.push(b.accept().await.unwrap());
+            }
+            assert!(within(Duration::from_millis(50), b.accept()).await.is_none());
+            assert_eq!(streams[9].read(&mut [0; 1]).await.unwrap(), 0, "reset");
+            drop(held);
+            let mut again = a.open().await.unwrap();
+            again.write_all(b"y").await.unwrap();
+            let mut got = [0];
+            b.accept().await.unwrap().read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"y");
+        });
+    }
+
+    #[test]
+    fn opening_waits_for_a_free_place() {
+        let limits = Limits { streams_out: 2, ..Limits::default() };
+        with_sessions(limits, |_executor, a, _b, _link| async move {
+            let first = a.open().await.unwrap();
+            let _second = a.open().await.unwrap();
+            assert!(within(Duration::from_millis(30), a.open()).await.is_none());
+            drop(first);
+            assert!(within(Duration::from_secs(5), a.open()).await.unwrap().is_ok());
+        });
+    }
+
+    #[test]
+    fn close_sends_what_was_written() {
+        with_sessions(Limits::default(), |_executor, a, b, _link| async move {
+            let mut stream = a.open().await.unwrap();
+            stream.write_all(b"last words").await.unwrap();
+            stream.close().await.unwrap();
+            a.close();
+            assert!(!a.is_alive());
+            let mut got = [0; 10];
+            b.accept().await.unwrap().read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"last words");
+            a.ended().await;
+            b.ended().await;
+        });
+    }
+
+    #[test]
+    fn dead_peer_holds_up_a_close_for_seconds_only() {
+        with_sessions(Limits::default(), |_executor, a, b, link| async move {
+            let mut stream = a.open().await.unwrap();
+            link.stall(true);
+            let _ = within(Duration::from_millis(100), stream.write_all(&[0; 1 << 20])).await;
+            a.close();
+            let ended = within(CLOSE_TIME_MAX * 2, a.ended()).await;
+            assert!(ended.is_some() && b.is_alive());
+        });
+    }
+
+    #[test]
+    fn garbage_instead_of_frames_ends_the_session() {
+        for seed in 0..300 {
+            let executor = LocalExecutor::new();
+            let (a, b, _link) = memory::link(1 << 18);
+            let keys = ([1; 32], [2; 32]);
+            let mut raw = NoiseStream::new(a, keys, true);
+            let (session, driver) = start(NoiseStream::new(b, keys, false), false, &Limits::default());
+            let driver = executor.spawn(driver);
+            let mut dice = Dice(seed);
+            let mut bytes = Vec::new();
+            for _ in 0..50 {
+                // Frames with a sound version and kind, and everything else as it comes.
+                bytes.extend([0, dice.roll(4) as u8, 0, dice.roll(16) as u8]);
+                bytes.extend([0, 0, 0, dice.roll(8) as u8]);
+                let len = dice.roll(300);
+                bytes.extend((len as u32).to_be_bytes());
+                bytes.extend(dice.bytes(len));
+            }
+            smol::block_on(executor.run(async {
+                let _ = raw.write_all(&bytes).await;
+                let _ = raw.close().await;
+                drop(raw);
+                within(Duration::from_secs(5), driver).await.expect("the session ends");
+                assert!(!session.is_alive());
+            }));
+        }
+    }
+}
