@@ -18,6 +18,7 @@ pub mod id;
 pub mod keys;
 pub mod manifest;
 pub mod placement;
+pub mod publish;
 pub mod seal;
 pub mod store;
 pub mod vault;

@@ -84,6 +84,7 @@ pub struct Vault {
     life: AtomicU32,
     retired: AtomicBool,
     placing: Mutex<()>,
+    publishing: Mutex<()>,
     marks: Mutex<Option<Marks>>,
     large_imports: Arc<AtomicUsize>,
     alerts: Mutex<BTreeMap<&'static str, Alert>>,
@@ -151,6 +152,7 @@ impl Vault {
             life: AtomicU32::new(life),
             retired: AtomicBool::new(retired),
             placing: Mutex::new(()),
+            publishing: Mutex::new(()),
             marks: Mutex::new(None),
             large_imports: Arc::default(),
             alerts: Mutex::new(BTreeMap::new()),
@@ -223,6 +225,11 @@ impl Vault {
     /// The lock over chunk places; see the module text.
     pub fn placing(&self) -> MutexGuard<'_, ()> {
         lock(&self.placing)
+    }
+
+    /// One publication at a time.
+    pub fn publishing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.publishing)
     }
 
     /// Marks of a running garbage collection, if one runs.

@@ -300,6 +300,43 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` records with keys over `after`, by key: number and key.
+    pub fn records_from(&self, after: &[u8], limit: usize) -> Result<Vec<(u64, Vec<u8>)>, DbError> {
+        self.list(
+            "SELECT seq, key FROM catalog WHERE key > ?1 ORDER BY key LIMIT ?2",
+            params![after, limit as i64],
+            |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)),
+        )
+    }
+
+    /// The highest sequence number given out.
+    pub fn top_seq(&self) -> u64 {
+        self.next_seq.get() - 1
+    }
+
+    /// Bytes of the records over `after` up to `to`.
+    pub fn bytes_between(&self, after: u64, to: u64) -> Result<u64, DbError> {
+        self.number(
+            "SELECT sum(length(body) + length(key) + 14) FROM catalog WHERE seq > ?1 AND seq <= ?2",
+            params![after as i64, to as i64],
+        )
+    }
+
+    /// Bytes of all records that are not forgotten, by the last count and what came since.
+    pub fn live_bytes(&self) -> Result<u64, DbError> {
+        let (counted_at, counted) = (self.meta_u64("live_at")?.unwrap_or(0), self.meta_u64("live")?.unwrap_or(0));
+        let top = self.top_seq();
+        // What was counted may have died since: count anew when the log has grown by a quarter.
+        let rows = self.number("SELECT count(*) FROM (SELECT 1 FROM catalog WHERE seq > ?1 LIMIT 20000)", [counted_at as i64])?;
+        if counted == 0 || rows >= 20_000 {
+            let live = self.catalog_bytes()?;
+            self.set_meta_u64("live_at", top)?;
+            self.set_meta_u64("live", live)?;
+            return Ok(live);
+        }
+        Ok(counted + self.bytes_between(counted_at, top)?)
+    }
+
     /// Drops forgotten records for good, once no segment can hold what they forgot.
     pub fn drop_forgotten(&self, up_to: u64) -> Result<usize, DbError> {
         self.run("DELETE FROM catalog WHERE seq <= ?1 AND length(body) = 0", [up_to as i64])

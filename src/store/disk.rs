@@ -138,6 +138,18 @@ impl DiskStore {
         StoreError::Full { path: self.dir.clone(), free, needed, reserve: self.reserve }
     }
 
+    /// Stages bytes whose space is granted.
+    fn stage_paid(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError> {
+        let len = u32::try_from(sealed.len()).expect("a chunk has a few MiB");
+        let epoch = self.sync_failures.load(Ordering::SeqCst);
+        let body = if sealed.len() < SMALL_BYTES {
+            Body::Memory(sealed.to_vec())
+        } else {
+            Body::File(self.write_temp(sealed)?)
+        };
+        Ok(Staged { name, len, body, epoch })
+    }
+
     /// Takes `needed` bytes from what may be written, or refuses them.
     fn spend(&self, needed: u64) -> Result<(), StoreError> {
         let mut allowance = lock(&self.allowance);
@@ -352,17 +364,17 @@ impl DiskStore {
 
 impl ChunkStore for DiskStore {
     fn stage(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError> {
-        let len = u32::try_from(sealed.len()).expect("a chunk has a few MiB");
-        let epoch = self.sync_failures.load(Ordering::SeqCst);
-        self.spend(u64::from(len))?;
-        let body = if sealed.len() < SMALL_BYTES {
-            Body::Memory(sealed.to_vec())
-        } else {
-            Body::File(self.write_temp(sealed)?)
-        };
-        Ok(Staged { name, len, body, epoch })
+        self.spend(sealed.len() as u64)?;
+        self.stage_paid(name, sealed)
     }
 
+    fn stage_urgent(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError> {
+        let needed = sealed.len() as u64;
+        if space(&self.dir)?.1 < needed + self.reserve / 2 {
+            return Err(self.full(needed));
+        }
+        self.stage_paid(name, sealed)
+    }
     fn commit(&self, staged: Vec<Staged>) -> Result<Vec<Place>, StoreError> {
         let epoch = staged.iter().map(|staged| staged.epoch).min().unwrap_or_default();
         let is_bulk = staged.iter().filter(|staged| staged.is_small()).count() >= PACK_BATCH_MIN;

@@ -176,6 +176,9 @@ pub trait ChunkStore: Send + Sync {
     /// Small chunks stay in memory until `commit`, larger ones are on their way to the disk when this returns.
     fn stage(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError>;
 
+    /// Like `stage`, and may use half of the reserve: for the catalog, without which nothing could be freed either.
+    fn stage_urgent(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError>;
+
     /// Makes chunks durable with few syncs, and says where each lies, in order.
     ///
     /// After an error nothing may be relied on, and every chunk of the batch has to be staged again;

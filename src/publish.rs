@@ -1,0 +1,556 @@
+//! Publishing the catalog: pending records into segments, a new signed head over them, and back again from segments to
+//! the tree, for a recovery, a lost placement.db or a fork.
+//!
+//! Promise: `catalog.head` and placement.db are durable and agree when `publish` returns; a database that is older than
+//! `catalog.head` is therefore an old copy, and is not believed.
+//!
+//! A run of segments covers a stretch of sequence numbers, up to the number that is its id. So runs are merged by writing
+//! the live records of their stretch anew from the database; old segments need not be read.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::catalog::{
+    Head, RecordKind, Run, SegmentWriter, open_segment, plan_merge, read_segment, record_key, version_key,
+    version_key_prefix,
+};
+use crate::config::RECORDS_PER_CHANGE;
+use crate::files::version::{self, hash_of};
+use crate::id::{BodyHash, ChunkName, FileId};
+use crate::manifest::{Check, Entry, Kind, Manifest};
+use crate::placement::{BinRow, DbError, Device, Node, NodeId, NodeState, Own, Tables};
+use crate::store::Staged;
+use crate::vault::{Vault, VaultError, write_whole};
+
+/// File name of the newest published head.
+pub const HEAD_FILE: &str = "catalog.head";
+
+/// Where the newest head lies.
+pub fn head_path(dir: &Path) -> PathBuf {
+    dir.join(HEAD_FILE)
+}
+
+/// The head in `catalog.head`; `None` when there is none, an error when it is no head of this cell.
+pub fn read_head_file(dir: &Path) -> Result<Option<(BodyHash, Head, Vec<u8>)>, VaultError> {
+    match fs::read(head_path(dir)) {
+        Ok(bytes) => {
+            let (hash, head) = Head::open(&bytes)?;
+            Ok(Some((hash, head, bytes)))
+        }
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(VaultError::Io { doing: "cannot read catalog.head".into(), why }),
+    }
+}
+
+/// The newest head that this cell published: hash, sequence, bytes.
+pub fn current_head(t: &Tables<'_>) -> Result<Option<(BodyHash, u64, Vec<u8>)>, DbError> {
+    let (Some(hash), Some(bytes)) = (t.meta("head_hash")?, t.meta("head")?) else { return Ok(None) };
+    let hash = BodyHash::from_slice(&hash).ok_or(DbError::Row("hash of the head"))?;
+    Ok(Some((hash, t.meta_u64("head_seq")?.unwrap_or(0), bytes)))
+}
+
+struct NewSegment {
+    run: u64,
+    name: ChunkName,
+    staged: Staged,
+}
+
+/// Publishes what is pending. Tells whether there was anything.
+pub fn publish(vault: &Vault) -> Result<bool, VaultError> {
+    publish_with_parents(vault, &[])
+}
+
+/// Publishes a head that contains other heads too, even if nothing else is pending.
+pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, VaultError> {
+    if vault.is_retired() {
+        return Ok(false);
+    }
+    let _publishing = vault.publishing();
+    let (published, top, segments, live_bytes) = vault.db.read(|t| -> Result<_, DbError> {
+        let published = t.meta_u64("published")?.unwrap_or(0);
+        Ok((published, t.top_seq(), t.segments()?, t.live_bytes()?))
+    })?;
+    let has_head = vault.db.read(current_head)?.is_some();
+    if top <= published && merged.is_empty() && has_head {
+        return Ok(false);
+    }
+    // Runs as they will be: (id, bytes, kept or to be written).
+    let mut runs: Vec<(u64, u64, bool)> = Vec::new();
+    for (run, _, len) in &segments {
+        match runs.last_mut() {
+            Some((id, bytes, _)) if id == run => *bytes += u64::from(*len),
+            _ => runs.push((*run, u64::from(*len), true)),
+        }
+    }
+    if top > published {
+        let pending = vault.db.read(|t| t.bytes_between(published, top))?;
+        runs.push((top, pending, false));
+    }
+    let mut forgets_up_to = None;
+    loop {
+        let sizes: Vec<Run> = runs.iter().map(|(_, bytes, _)| Run { bytes: *bytes }).collect();
+        let Some(range) = plan_merge(&sizes, live_bytes) else { break };
+        let to = runs[range.end - 1].0;
+        let after = if range.start == 0 { 0 } else { runs[range.start - 1].0 };
+        if range.start == 0 {
+            forgets_up_to = Some(to);
+        }
+        let bytes = vault.db.read(|t| t.bytes_between(after, to))?;
+        runs.splice(range, [(to, bytes, false)]);
+        if runs.len() == 1 {
+            break;
+        }
+    }
+    let mut made = Vec::new();
+    let mut after = 0;
+    for (run, _, is_kept) in &runs {
+        if !is_kept {
+            made.extend(write_run(vault, after, *run, forgets_up_to)?);
+        }
+        after = *run;
+    }
+    finish_publication(vault, merged, &segments, &runs, made, top, forgets_up_to)?;
+    Ok(true)
+}
+
+/// Writes the records of one stretch of numbers into segments.
+fn write_run(
+    vault: &Vault,
+    mut after: u64,
+    to: u64,
+    forgets_up_to: Option<u64>,
+) -> Result<Vec<NewSegment>, VaultError> {
+    let mut made = Vec::new();
+    loop {
+        let mut writer = SegmentWriter::default();
+        let mut is_full = false;
+        vault.db.read(|t| {
+            t.records_after(after, |seq, key, body| -> Result<bool, VaultError> {
+                if seq > to {
+                    return Ok(false);
+                }
+                if !writer.has_room(key, body) {
+                    is_full = true;
+                    return Ok(false);
+                }
+                if !(body.is_empty() && forgets_up_to.is_some_and(|up_to| seq <= up_to)) {
+                    writer.add(seq, key, body);
+                }
+                after = seq;
+                Ok(true)
+            })
+        })?;
+        if !writer.is_empty() {
+            let (name, bytes) = writer.seal(&vault.master);
+            made.push(NewSegment { run: to, name, staged: vault.store.stage_urgent(name, &bytes)? });
+        }
+        if !is_full {
+            return Ok(made);
+        }
+    }
+}
+
+fn finish_publication(
+    vault: &Vault,
+    merged: &[BodyHash],
+    old: &[(u64, ChunkName, u32)],
+    runs: &[(u64, u64, bool)],
+    made: Vec<NewSegment>,
+    top: u64,
+    forgets_up_to: Option<u64>,
+) -> Result<(), VaultError> {
+    let mut segments = Vec::new();
+    let mut fresh: Vec<(ChunkName, u32)> = Vec::new();
+    for (run, _, is_kept) in runs {
+        if *is_kept {
+            segments.extend(old.iter().filter(|(id, ..)| id == run).copied());
+        } else {
+            for segment in made.iter().filter(|segment| segment.run == *run) {
+                segments.push((*run, segment.name, segment.staged.sealed_len()));
+                fresh.push((segment.name, segment.staged.sealed_len()));
+            }
+        }
+    }
+    let _placing = vault.placing();
+    let places = vault.store.commit(made.into_iter().map(|segment| segment.staged).collect())?;
+    let bytes = vault.db.change_durably(|t| -> Result<_, VaultError> {
+        for ((name, len), place) in fresh.iter().zip(&places) {
+            let id = t.put_chunk(name, *len, place, Own::Segment)?;
+            vault.mark(&[id]);
+        }
+        let kept: HashSet<ChunkName> = segments.iter().map(|(_, name, _)| *name).collect();
+        for (_, name, _) in old.iter().filter(|(_, name, _)| !kept.contains(name)) {
+            if let Some(row) = t.chunk(name)? {
+                t.set_own(row.id, Own::No)?;
+            }
+        }
+        t.set_segments(&segments)?;
+        t.set_meta_u64("published", top.max(t.meta_u64("published")?.unwrap_or(0)))?;
+        if let Some(up_to) = forgets_up_to {
+            t.drop_forgotten(up_to)?;
+        }
+        let before = current_head(t)?;
+        let seq = before.as_ref().map_or(0, |(_, seq, _)| *seq).max(t.meta_u64("seq_floor")?.unwrap_or(0)) + 1;
+        let parents = before.iter().map(|(hash, ..)| *hash).chain(merged.iter().copied()).collect();
+        let head = Head {
+            owner: vault.id(),
+            life: vault.life(),
+            seq,
+            run: vault.run,
+            parents,
+            segments: segments.iter().map(|(_, name, len)| (*name, *len)).collect(),
+            extensions: Vec::new(),
+        };
+        let (hash, bytes) = head.sign(&vault.identity);
+        t.set_meta("head", &bytes)?;
+        t.set_meta("head_hash", &hash.0)?;
+        t.set_meta_u64("head_seq", seq)?;
+        t.note_head(&hash, head.life, seq)?;
+        for hash in merged {
+            t.note_head(hash, head.life, seq)?;
+        }
+        Ok(bytes)
+    })?;
+    write_whole(&head_path(&vault.dir), &bytes).map_err(VaultError::io("cannot write catalog.head"))
+}
+
+/// Takes the records of a head's segments into an empty catalog. `fetch` gives a segment's bytes.
+pub fn adopt_segments(
+    vault: &Vault,
+    head: &Head,
+    mut fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
+) -> Result<u64, VaultError> {
+    let mut records = 0;
+    for (name, _) in &head.segments {
+        let plain = open_segment(&fetch(name)?, &vault.master)?;
+        let mut batch: Vec<(u64, Vec<u8>, Vec<u8>)> = Vec::new();
+        let flush = |batch: &mut Vec<(u64, Vec<u8>, Vec<u8>)>| {
+            vault.db.change(|t| -> Result<(), DbError> {
+                for (seq, key, body) in batch.drain(..) {
+                    t.adopt_record(seq, &key, &body)?;
+                }
+                Ok(())
+            })
+        };
+        read_segment(&plain, |seq, key, body| -> Result<(), VaultError> {
+            records += 1;
+            batch.push((seq, key.to_vec(), body.to_vec()));
+            if batch.len() >= RECORDS_PER_CHANGE {
+                flush(&mut batch)?;
+            }
+            Ok(())
+        })?;
+        flush(&mut batch)?;
+    }
+    Ok(records)
+}
+
+/// Notes a head whose records were adopted as the one this catalog goes on from.
+pub fn adopt_head(vault: &Vault, hash: &BodyHash, head: &Head, bytes: &[u8], life: u32) -> Result<(), VaultError> {
+    vault.db.change_durably(|t| -> Result<(), DbError> {
+        let top = t.top_seq();
+        let segments: Vec<_> = head.segments.iter().map(|(name, len)| (top, *name, *len)).collect();
+        t.set_segments(&segments)?;
+        t.set_meta_u64("published", top)?;
+        t.set_meta("head", bytes)?;
+        t.set_meta("head_hash", &hash.0)?;
+        t.set_meta_u64("head_seq", head.seq)?;
+        t.set_meta_u64("life", u64::from(life))?;
+        t.note_head(hash, head.life, head.seq)?;
+        for parent in &head.parents {
+            t.note_head(parent, head.life, head.seq.saturating_sub(1))?;
+        }
+        for (name, len) in &head.segments {
+            t.know_chunk(name, *len, Own::Segment)?;
+        }
+        Ok(())
+    })?;
+    vault.set_life(life);
+    Ok(())
+}
+
+/// Makes the tree anew from the catalog: every file that is not deleted, awaiting its bytes. For an empty tree.
+pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
+    let mut after = vec![RecordKind::File as u8];
+    let mut count = 0;
+    loop {
+        let page = vault.db.read(|t| t.records_from(&after, RECORDS_PER_CHANGE))?;
+        let Some((_, last)) = page.last() else { break };
+        after.clone_from(last);
+        let files: Vec<FileId> = {
+            let mut files: Vec<FileId> =
+                page.iter().filter(|(_, key)| key[0] == RecordKind::File as u8).filter_map(|(_, key)| file_of_key(key)).collect();
+            files.dedup();
+            files
+        };
+        let is_over = page.iter().any(|(_, key)| key[0] != RecordKind::File as u8);
+        vault.db.change(|t| -> Result<(), VaultError> {
+            for file in files {
+                if t.node_of(file)?.is_none_or(|node| node.id == NodeId::ROOT) && t.bin(file)?.is_none() {
+                    count += u64::from(place_newest(vault, t, file)?);
+                }
+            }
+            Ok(())
+        })?;
+        if is_over {
+            break;
+        }
+    }
+    place_in_folders(vault)?;
+    Ok(count)
+}
+
+fn file_of_key(key: &[u8]) -> Option<FileId> {
+    FileId::from_slice(key.get(1..17)?)
+}
+
+/// A version of a file in the catalog.
+struct Version {
+    seq: u64,
+    hash: BodyHash,
+    manifest: Manifest,
+}
+
+fn versions_of(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<Vec<Version>, VaultError> {
+    let mut versions = Vec::new();
+    for (seq, _) in t.records_with_prefix(&version_key_prefix(file), 100_000)? {
+        let Some(bytes) = t.record_at(seq)?.filter(|bytes| bytes.len() > 64) else { continue };
+        versions.push(Version { seq, hash: hash_of(&bytes), manifest: Manifest::open(&bytes, &vault.master, Check::Signature)? });
+    }
+    Ok(versions)
+}
+
+/// Puts a file's newest version into the tree or the bin; its folder is found later, when all are there.
+fn place_newest(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<bool, VaultError> {
+    let versions = versions_of(vault, t, file)?;
+    for version in &versions {
+        claim_chunks(vault, t, &version.manifest)?;
+    }
+    let Some(newest) = versions.iter().max_by_key(|v| (v.manifest.version, v.manifest.life, v.seq)) else {
+        return Ok(false);
+    };
+    let m = &newest.manifest;
+    if m.tombstone {
+        t.put_bin(&BinRow {
+            file,
+            seq: newest.seq,
+            at: vault.now(),
+            parent: m.owner_part.parent,
+            name: m.owner_part.name.clone(),
+        })?;
+        return Ok(false);
+    }
+    let mut node = node_for(vault, m, newest.seq);
+    if t.record(&record_key(RecordKind::RemoteOnly, &file.0))?.is_some_and(|body| !body.is_empty()) {
+        node.state = NodeState::RemoteOnly;
+    }
+    if file == FileId::ROOT {
+        node.id = NodeId::ROOT;
+        node.parent = NodeId(0);
+        t.set_node(&node)?;
+        return Ok(false);
+    }
+    // A folder of its own for each until its real one is known: no two names meet there.
+    node.parent = NodeId(-(newest.seq as i64));
+    t.add_node(&node)?;
+    Ok(true)
+}
+
+fn node_for(vault: &Vault, m: &Manifest, seq: u64) -> Node {
+    Node {
+        id: NodeId(0),
+        parent: NodeId::ROOT,
+        name: m.owner_part.name.clone(),
+        kind: m.kind,
+        file: m.file,
+        seq,
+        version: m.version,
+        state: NodeState::Awaiting,
+        size: m.size,
+        mtime: m.mtime,
+        mode: m.mode,
+        ctime: 0,
+        ino: 0,
+        btime: 0,
+        dev: Device(0),
+        first_at: vault.now(),
+        last_at: vault.now(),
+    }
+}
+
+/// Notes all chunks of a version as mine, wherever they lie. Lists that are not here yet are looked into when they come.
+pub fn claim_chunks(vault: &Vault, t: &Tables<'_>, manifest: &Manifest) -> Result<(), VaultError> {
+    for entry in &manifest.entries {
+        let (name, own, len) = match entry {
+            Entry::Chunk { name, len, .. } => (name, Own::Data, sealed_len(*len)),
+            Entry::List { name, .. } => (name, Own::List, 0),
+            Entry::Hole { .. } => continue,
+        };
+        let id = t.know_chunk(name, len, own)?;
+        vault.mark(&[id]);
+    }
+    Ok(())
+}
+
+/// Sealed bytes of a chunk with this many bytes of a file.
+pub fn sealed_len(len: u32) -> u32 {
+    (crate::seal::padded_len(len as usize) + crate::seal::TAG_BYTES) as u32
+}
+
+/// Gives every node that waits for it its folder. What has none, or lies in a circle, goes to the top.
+fn place_in_folders(vault: &Vault) -> Result<(), VaultError> {
+    let mut after = NodeId(0);
+    loop {
+        let page = vault.db.read(|t| t.nodes_after(after, RECORDS_PER_CHANGE))?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        vault.db.change(|t| -> Result<(), VaultError> {
+            for node in page.into_iter().filter(|node| node.parent.0 < 0) {
+                let parent = match t.record_at(node.seq)? {
+                    Some(bytes) => Manifest::open(&bytes, &vault.master, Check::Trusted)?.owner_part.parent,
+                    None => FileId::ROOT,
+                };
+                let parent = t.node_of(parent)?.filter(|n| n.kind == Kind::Folder).map_or(NodeId::ROOT, |n| n.id);
+                put_in_folder(t, node, parent)?;
+            }
+            Ok(())
+        })?;
+    }
+    // Circles can only come from merging two lives.
+    let mut after = NodeId::ROOT;
+    loop {
+        let page = vault.db.read(|t| t.nodes_after(after, RECORDS_PER_CHANGE))?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.id;
+        vault.db.change(|t| -> Result<(), VaultError> {
+            for node in page {
+                if node.kind == Kind::Folder && t.path(node.id)?.is_none() {
+                    put_in_folder(t, node, NodeId::ROOT)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+/// Puts a node into a folder; where the name is taken it gets its file id into it.
+fn put_in_folder(t: &Tables<'_>, mut node: Node, parent: NodeId) -> Result<(), VaultError> {
+    if let Some(other) = t.child(parent, &node.name)? {
+        if other.id == node.id {
+            return Ok(());
+        }
+        let mark = format!(" ({})", node.file.short());
+        node.name.truncate(crate::manifest::NAME_BYTES_MAX - mark.len());
+        node.name.extend_from_slice(mark.as_bytes());
+    }
+    node.parent = parent;
+    Ok(t.set_node(&node)?)
+}
+
+/// Takes in a head of mine that another machine, or an older life, wrote: the union of files; where both changed a file,
+/// this cell's version stays the newest and the other is a version before it.
+pub fn merge_head(
+    vault: &Vault,
+    hash: &BodyHash,
+    head: &Head,
+    mut fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
+    new_life: bool,
+) -> Result<u64, VaultError> {
+    let mut touched: HashSet<FileId> = HashSet::new();
+    for (name, _) in &head.segments {
+        let plain = open_segment(&fetch(name)?, &vault.master)?;
+        vault.db.change(|t| {
+            read_segment(&plain, |_, key, body| -> Result<(), VaultError> {
+                // A key that was forgotten here stays forgotten, and one that is known here counts.
+                if body.is_empty() || t.record_seq(key)?.is_some() {
+                    return Ok(());
+                }
+                t.add_record(key, body)?;
+                if key[0] == RecordKind::File as u8 {
+                    touched.extend(file_of_key(key));
+                }
+                Ok(())
+            })
+        })?;
+    }
+    let count = touched.len() as u64;
+    let touched: Vec<FileId> = touched.into_iter().collect();
+    for some in touched.chunks(500) {
+        vault.db.change(|t| some.iter().try_for_each(|file| resolve(vault, t, *file)))?;
+    }
+    place_in_folders(vault)?;
+    if new_life {
+        let life = head.life.max(vault.life()) + 1;
+        vault.db.change_durably(|t| -> Result<(), DbError> { t.set_meta_u64("life", u64::from(life)) })?;
+        vault.set_life(life);
+    }
+    vault.db.change(|t| t.set_meta_u64("seq_floor", head.seq))?;
+    publish_with_parents(vault, &[*hash])?;
+    Ok(count)
+}
+
+/// Decides which version of a file is the newest after a merge.
+fn resolve(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<(), VaultError> {
+    let versions = versions_of(vault, t, file)?;
+    for version in &versions {
+        claim_chunks(vault, t, &version.manifest)?;
+    }
+    let Some(node) = t.node_of(file)? else {
+        if t.bin(file)?.is_some() {
+            return Ok(());
+        }
+        return place_newest(vault, t, file).map(drop);
+    };
+    if file == FileId::ROOT {
+        return Ok(());
+    }
+    let Some(own) = versions.iter().find(|v| v.seq == node.seq) else { return Ok(()) };
+    let Some(other) = versions
+        .iter()
+        .filter(|v| v.seq != own.seq && !v.manifest.tombstone)
+        .max_by_key(|v| (v.manifest.version, v.manifest.life, v.seq))
+    else {
+        return Ok(());
+    };
+    if other.manifest.version > own.manifest.version && descends(&versions, other, own.hash) {
+        // The other went on from what we have: take it over, on disk when the file there is still as we know it.
+        let mut node = node;
+        node.seq = other.seq;
+        node.version = other.manifest.version;
+        if node.state == NodeState::Present && node.kind != Kind::Folder {
+            node.state = NodeState::Awaiting;
+        } else if node.kind != Kind::Folder {
+            (node.size, node.mtime, node.mode) = (other.manifest.size, other.manifest.mtime, other.manifest.mode);
+        }
+        let parent = t.node_of(other.manifest.owner_part.parent)?.map_or(node.parent, |n| n.id);
+        node.name.clone_from(&other.manifest.owner_part.name);
+        return put_in_folder(t, node, parent);
+    }
+    if other.manifest.version >= own.manifest.version {
+        let mut manifest = own.manifest.clone();
+        manifest.version = other.manifest.version + 1;
+        manifest.life = vault.life();
+        manifest.previous = Some(own.hash);
+        let new = version::NewVersion::from_manifest(vault, &manifest);
+        let mut node = node;
+        node.seq = t.add_record(&version_key(file, new.version, new.signed.hash), &new.signed.bytes)?;
+        node.version = new.version;
+        t.set_node(&node)?;
+    }
+    Ok(())
+}
+
+/// Whether `version` goes back to `ancestor` by the hashes of previous versions.
+fn descends(versions: &[Version], version: &Version, ancestor: BodyHash) -> bool {
+    let mut at = version.manifest.previous;
+    for _ in 0..versions.len() {
+        match at {
+            Some(hash) if hash == ancestor => return true,
+            Some(hash) => at = versions.iter().find(|v| v.hash == hash).and_then(|v| v.manifest.previous),
+            None => return false,
+        }
+    }
+    false
+}
