@@ -1,0 +1,55 @@
+# `make` alone prints what there is. Needed for `make run` and `make test`: Rust (1.85 or newer) and a C compiler.
+
+CARGO     ?= cargo
+PYTHON    ?= python3
+# Where the cell keeps its state, and the tree it keeps safe.
+DIR       ?= $(or $(GROVE_DIR),$(HOME)/.grove)
+HOME_TREE ?= $(or $(GROVE_HOME),$(HOME)/GroveHome)
+PORT      ?= 5678
+PEER_PORT ?= 5679
+# Passed on to the script behind `bench` and `demo`, for example ARGS=--quick.
+ARGS      ?=
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+GROVE      := $(abspath $(TARGET_DIR))/release/grove
+CELL       := "$(GROVE)" --dir "$(DIR)" --home "$(HOME_TREE)" --port $(PORT) --peer-port $(PEER_PORT)
+
+export CARGO PYTHON
+
+.PHONY: help run test check fmt lint msrv bench demo release clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  options: DIR=$(DIR) HOME_TREE=$(HOME_TREE) PORT=$(PORT) PEER_PORT=$(PEER_PORT) ARGS="
+
+run: release ## build, make a cell if there is none, serve its dashboard
+	@test -e "$(DIR)/.key" || $(CELL) init
+	@echo "dashboard: http://localhost:$(PORT)/   files: $(HOME_TREE)   stop: Ctrl-C"
+	@exec $(CELL) run
+
+test: ## every test; the last line counts them
+	@scripts/test
+
+check: fmt lint test ## what a commit must pass: format, lints, tests
+
+fmt: ## is everything formatted (cargo fmt mends it)
+	$(CARGO) fmt --check
+
+lint: ## clippy, warnings are errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+msrv: ## does it compile with the oldest Rust we promise
+	@cross/msrv
+
+bench: release ## Grove beside restic, rclone and Syncthing, as ratios (ARGS=--quick: a small run)
+	@GROVE="$(GROVE)" scripts/bench $(ARGS)
+
+demo: release ## lose a cell and get everything back, on real files (ARGS=--small: a short one)
+	@GROVE="$(GROVE)" scripts/demo $(ARGS)
+
+release: ## the program as users get it: target/release/grove
+	$(CARGO) build --locked --release
+
+clean: ## remove what was built; cells and their files stay
+	$(CARGO) clean
