@@ -190,7 +190,9 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Json => f.write_str("config.json is not a JSON object; correct it, or move it away for the defaults"),
+            Self::Json => {
+                f.write_str("config.json is not a JSON object; correct it, or move it away for the defaults")
+            }
             Self::Value { key, wanted } => write!(f, "config.json: \"{key}\" must be {wanted}"),
             Self::Range { key, wanted } => write!(f, "config.json: \"{key}\" must be {wanted}"),
         }
@@ -224,7 +226,11 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
-            ("log.level", self.log_level.parse::<log::LevelFilter>().is_ok(), "error, warn, info, debug or trace"),
+            (
+                "log.level",
+                self.log_level.parse::<log::LevelFilter>().is_ok(),
+                "error, warn, info, debug or trace",
+            ),
         ];
         match rules.into_iter().find(|(_, fits, _)| !fits) {
             Some((key, _, wanted)) => Err(ConfigError::Range { key, wanted }),
@@ -237,7 +243,9 @@ impl Config {
         let mut lines: Vec<String> = self
             .values()
             .iter()
-            .map(|(key, value)| format!("  {}: {}", json::to_string(&(*key).to_string()), json::to_string(value)))
+            .map(|(key, value)| {
+                format!("  {}: {}", json::to_string(&(*key).to_string()), json::to_string(value))
+            })
             .collect();
         for key in &self.unknown {
             lines.push(format!("  {}: {}", json::to_string(key), self.raw[key]));
@@ -289,7 +297,8 @@ mod tests {
 
     #[test]
     fn settings_read_back_and_unknown_keys_are_kept() {
-        let config = Config::parse(r#"{"copies": 3, "name": "attic", "future.thing": [1, {"a": null}]}"#).unwrap();
+        let config =
+            Config::parse(r#"{"copies": 3, "name": "attic", "future.thing": [1, {"a": null}]}"#).unwrap();
         assert_eq!((config.copies, config.name.as_str()), (3, "attic"));
         assert_eq!(config.unknown, ["future.thing"]);
         let again = Config::parse(&config.to_text()).unwrap();
@@ -301,7 +310,9 @@ mod tests {
     #[test]
     fn wrong_values_are_named() {
         assert_eq!(Config::parse("[]"), Err(ConfigError::Json));
-        assert!(matches!(Config::parse(r#"{"copies": "two"}"#), Err(ConfigError::Value { key, .. }) if key == "copies"));
+        assert!(
+            matches!(Config::parse(r#"{"copies": "two"}"#), Err(ConfigError::Value { key, .. }) if key == "copies")
+        );
         assert!(matches!(Config::parse(r#"{"copies": 0}"#), Err(ConfigError::Range { key: "copies", .. })));
         assert!(matches!(Config::parse(r#"{"copies": -1}"#), Err(ConfigError::Value { .. })));
     }

@@ -192,7 +192,8 @@ fn finish_publication(
             t.drop_forgotten(up_to)?;
         }
         let before = current_head(t)?;
-        let seq = before.as_ref().map_or(0, |(_, seq, _)| *seq).max(t.meta_u64("seq_floor")?.unwrap_or(0)) + 1;
+        let seq =
+            before.as_ref().map_or(0, |(_, seq, _)| *seq).max(t.meta_u64("seq_floor")?.unwrap_or(0)) + 1;
         let parents = before.iter().map(|(hash, ..)| *hash).chain(merged.iter().copied()).collect();
         let head = Head {
             owner: vault.id(),
@@ -248,7 +249,13 @@ pub fn adopt_segments(
 }
 
 /// Notes a head whose records were adopted as the one this catalog goes on from.
-pub fn adopt_head(vault: &Vault, hash: &BodyHash, head: &Head, bytes: &[u8], life: u32) -> Result<(), VaultError> {
+pub fn adopt_head(
+    vault: &Vault,
+    hash: &BodyHash,
+    head: &Head,
+    bytes: &[u8],
+    life: u32,
+) -> Result<(), VaultError> {
     vault.db.change_durably(|t| -> Result<(), DbError> {
         let top = t.top_seq();
         let segments: Vec<_> = head.segments.iter().map(|(name, len)| (top, *name, *len)).collect();
@@ -280,8 +287,11 @@ pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
         let Some((_, last)) = page.last() else { break };
         after.clone_from(last);
         let files: Vec<FileId> = {
-            let mut files: Vec<FileId> =
-                page.iter().filter(|(_, key)| key[0] == RecordKind::File as u8).filter_map(|(_, key)| file_of_key(key)).collect();
+            let mut files: Vec<FileId> = page
+                .iter()
+                .filter(|(_, key)| key[0] == RecordKind::File as u8)
+                .filter_map(|(_, key)| file_of_key(key))
+                .collect();
             files.dedup();
             files
         };
@@ -317,7 +327,11 @@ fn versions_of(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<Vec<Versio
     let mut versions = Vec::new();
     for (seq, _) in t.records_with_prefix(&version_key_prefix(file), 100_000)? {
         let Some(bytes) = t.record_at(seq)?.filter(|bytes| bytes.len() > 64) else { continue };
-        versions.push(Version { seq, hash: hash_of(&bytes), manifest: Manifest::open(&bytes, &vault.master, Check::Signature)? });
+        versions.push(Version {
+            seq,
+            hash: hash_of(&bytes),
+            manifest: Manifest::open(&bytes, &vault.master, Check::Signature)?,
+        });
     }
     Ok(versions)
 }
@@ -412,7 +426,8 @@ fn place_in_folders(vault: &Vault) -> Result<(), VaultError> {
                     Some(bytes) => Manifest::open(&bytes, &vault.master, Check::Trusted)?.owner_part.parent,
                     None => FileId::ROOT,
                 };
-                let parent = t.node_of(parent)?.filter(|n| n.kind == Kind::Folder).map_or(NodeId::ROOT, |n| n.id);
+                let parent =
+                    t.node_of(parent)?.filter(|n| n.kind == Kind::Folder).map_or(NodeId::ROOT, |n| n.id);
                 put_in_folder(t, node, parent)?;
             }
             Ok(())
@@ -522,7 +537,8 @@ fn resolve(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<(), VaultError
         if node.state == NodeState::Present && node.kind != Kind::Folder {
             node.state = NodeState::Awaiting;
         } else if node.kind != Kind::Folder {
-            (node.size, node.mtime, node.mode) = (other.manifest.size, other.manifest.mtime, other.manifest.mode);
+            (node.size, node.mtime, node.mode) =
+                (other.manifest.size, other.manifest.mtime, other.manifest.mode);
         }
         let parent = t.node_of(other.manifest.owner_part.parent)?.map_or(node.parent, |n| n.id);
         node.name.clone_from(&other.manifest.owner_part.name);

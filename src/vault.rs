@@ -158,10 +158,16 @@ impl Vault {
             alerts: Mutex::new(BTreeMap::new()),
         };
         if let Err(off_s) = jump {
-            vault.raise("clock", Alert {
-                text: format!("the clock jumped by {} days while the cell was off; nothing expires by it", off_s / 86_400),
-                remedy: "set the clock of this machine".into(),
-            });
+            vault.raise(
+                "clock",
+                Alert {
+                    text: format!(
+                        "the clock jumped by {} days while the cell was off; nothing expires by it",
+                        off_s / 86_400
+                    ),
+                    remedy: "set the clock of this machine".into(),
+                },
+            );
         }
         if retired {
             vault.raise_retired();
@@ -304,10 +310,14 @@ impl Vault {
         if let Err(why) = self.store.quarantine(*name, place, len) {
             log::warn!("{why}");
         }
-        self.raise("damaged", Alert {
-            text: format!("chunk {} was damaged on this disk", name.short()),
-            remedy: "run `grove verify` to fetch good copies from peers; look at the health of the disk".into(),
-        });
+        self.raise(
+            "damaged",
+            Alert {
+                text: format!("chunk {} was damaged on this disk", name.short()),
+                remedy: "run `grove verify` to fetch good copies from peers; look at the health of the disk"
+                    .into(),
+            },
+        );
         Ok(())
     }
 }

@@ -74,7 +74,9 @@ impl Brake {
 
     /// Files and bytes lost within the last day.
     pub fn lost(&self) -> (u64, u64) {
-        self.buckets.iter().fold((0, 0), |(files, bytes), bucket| (files + bucket.files, bytes + bucket.bytes))
+        self.buckets
+            .iter()
+            .fold((0, 0), |(files, bytes), bucket| (files + bucket.files, bytes + bucket.bytes))
     }
 
     /// A person has looked, and it was meant.

@@ -52,17 +52,25 @@ pub fn judge_folder(vault: &Vault, folder: NodeId) -> Result<u64, VaultError> {
                 Err(why) => log::warn!("cannot look at {}: {why}", show(&path)),
             }
         }
-        let (gone, elsewhere): (Vec<_>, Vec<_>) = missing.into_iter().partition(|node| is_deletion(node, device));
+        let (gone, elsewhere): (Vec<_>, Vec<_>) =
+            missing.into_iter().partition(|node| is_deletion(node, device));
         if let Some(node) = elsewhere.first() {
-            vault.raise("unmounted", Alert {
-                text: format!("{} was on another disk, which is not mounted; nothing is taken as deleted", show(&[node.name.clone()])),
-                remedy: "mount the disk; or delete the files with `grove rm` if they should go".into(),
-            });
+            vault.raise(
+                "unmounted",
+                Alert {
+                    text: format!(
+                        "{} was on another disk, which is not mounted; nothing is taken as deleted",
+                        show(&[node.name.clone()])
+                    ),
+                    remedy: "mount the disk; or delete the files with `grove rm` if they should go".into(),
+                },
+            );
         }
         for node in gone {
             deleted += vault.db.change(|t| -> Result<u64, VaultError> {
                 // Looked at again under the database's lock: a move may have been recorded since.
-                let is_there = t.node(node.id)?.is_some_and(|now| now.parent == folder && now.name == node.name);
+                let is_there =
+                    t.node(node.id)?.is_some_and(|now| now.parent == folder && now.name == node.name);
                 if is_there { delete_tree(vault, t, node) } else { Ok(0) }
             })?;
         }

@@ -161,7 +161,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
                 }
             }
             b'[' if pattern[at + 1..].contains(&b']') => {
-                let end = at + 1 + pattern[at + 1..].iter().position(|c| *c == b']').expect("looked for above");
+                let end =
+                    at + 1 + pattern[at + 1..].iter().position(|c| *c == b']').expect("looked for above");
                 let set = &pattern[at + 1..end];
                 for i in 0..text.len() {
                     next[i + 1] = reached[i] && in_set(set, text[i]);
@@ -204,13 +205,22 @@ mod tests {
     use super::*;
 
     fn ignores(rules: &str, path: &str) -> bool {
-        let names: Vec<Vec<u8>> = path.trim_end_matches('/').split('/').map(|name| name.as_bytes().to_vec()).collect();
+        let names: Vec<Vec<u8>> =
+            path.trim_end_matches('/').split('/').map(|name| name.as_bytes().to_vec()).collect();
         IgnoreRules::new(rules.as_bytes()).ignores(&names, path.ends_with('/'))
     }
 
     #[test]
     fn leftovers_of_editors_and_downloads_are_left_out() {
-        for path in ["a/notes.txt~", ".notes.swp", "x/film.mp4.part", "~$letter.docx", "#draft#", ".#draft", ".grove-home"] {
+        for path in [
+            "a/notes.txt~",
+            ".notes.swp",
+            "x/film.mp4.part",
+            "~$letter.docx",
+            "#draft#",
+            ".#draft",
+            ".grove-home",
+        ] {
             assert!(ignores("", path), "{path}");
         }
         for path in ["notes.txt", "a/.grove-home", ".groveignore", "swp", "part", "a~b"] {

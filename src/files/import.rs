@@ -16,7 +16,9 @@ use smol::lock::Semaphore;
 use super::unix::{Stat, stat_open};
 use super::version::{self, Content, Known, NewVersion};
 use super::walk::{Candidate, Problem};
-use crate::config::{CLOCK_TICK_MS, COMMIT_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S};
+use crate::config::{
+    CLOCK_TICK_MS, COMMIT_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
+};
 use crate::id::ChunkName;
 use crate::manifest::{
     ENTRIES_INLINE_MAX, ENTRIES_PER_LIST, Entry, Kind, Manifest, TARGET_BYTES_MAX, read_list, write_list,
@@ -72,7 +74,9 @@ pub enum Outcome {
 
 fn problem(candidate: &Candidate, why: &io::Error) -> Outcome {
     let why = match why.kind() {
-        io::ErrorKind::PermissionDenied => "not readable by this cell; give it permission, or name it in .groveignore".into(),
+        io::ErrorKind::PermissionDenied => {
+            "not readable by this cell; give it permission, or name it in .groveignore".into()
+        }
         _ => why.to_string(),
     };
     Outcome::Problem(Problem { path: candidate.show(), why })
@@ -98,14 +102,20 @@ fn wall_ns() -> i128 {
 }
 
 /// Reads and seals small files, links and files that only moved. One pool job.
-pub fn prepare_small(vault: &Vault, candidates: Vec<Candidate>, force: bool) -> Vec<Result<Outcome, VaultError>> {
+pub fn prepare_small(
+    vault: &Vault,
+    candidates: Vec<Candidate>,
+    force: bool,
+) -> Vec<Result<Outcome, VaultError>> {
     let mut buffer = Vec::new();
     candidates.into_iter().map(|candidate| prepare_one(vault, candidate, force, &mut buffer)).collect()
 }
 
 /// Whether a candidate can go into `prepare_small`.
 pub fn is_small(candidate: &Candidate) -> bool {
-    candidate.stat.kind != Some(Kind::File) || candidate.stat.size <= SMALL_FILE_BYTES || candidate.is_only_moved()
+    candidate.stat.kind != Some(Kind::File)
+        || candidate.stat.size <= SMALL_FILE_BYTES
+        || candidate.is_only_moved()
 }
 
 fn too_soon(vault: &Vault, candidate: &Candidate, force: bool) -> Option<u64> {
@@ -194,7 +204,8 @@ fn prepare_one(
 
 /// Opens a candidate and takes what the file system says of the open file.
 fn open(candidate: &mut Candidate) -> Result<File, Box<Outcome>> {
-    let opened = candidate.at.folder.open_file(&candidate.name).and_then(|file| Ok((stat_open(&file)?, file)));
+    let opened =
+        candidate.at.folder.open_file(&candidate.name).and_then(|file| Ok((stat_open(&file)?, file)));
     match opened {
         Ok((stat, file)) if stat.kind == Some(Kind::File) => {
             candidate.stat = stat;
@@ -282,7 +293,10 @@ impl Iterator for EntryCursor<'_> {
         let Entry::List { name, key, .. } = entry else { return Some(Ok(entry.clone())) };
         let opened = self.vault.local_chunk(name).and_then(|bytes| {
             let bytes = bytes.ok_or_else(|| {
-                VaultError::Record(format!("list chunk {} of a large file is not here; it is fetched by a sync", name.short()))
+                VaultError::Record(format!(
+                    "list chunk {} of a large file is not here; it is fetched by a sync",
+                    name.short()
+                ))
             })?;
             let plain = self.vault.sealer.open(key, ENCODING_RAW, bytes);
             Ok(read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?)
@@ -347,7 +361,9 @@ impl LargeImporter {
             let (entries, parts) = match sealed {
                 Ok(sealed) => sealed,
                 Err(VaultError::Io { why, .. }) if why.kind() == io::ErrorKind::UnexpectedEof => continue,
-                Err(VaultError::Io { why, .. }) if !is_about_disk(&why) => return Ok(problem(&candidate, &why)),
+                Err(VaultError::Io { why, .. }) if !is_about_disk(&why) => {
+                    return Ok(problem(&candidate, &why));
+                }
                 Err(why) => return Err(why),
             };
             let after = smol::unblock(move || stat_open(&*file))
@@ -361,7 +377,8 @@ impl LargeImporter {
             }
             let content = Content { entries, target: vec![], size: candidate.stat.size };
             let vault = Arc::clone(&self.vault);
-            return smol::unblock(move || finish(&vault, candidate, known, content, parts, Some(after))).await;
+            return smol::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
+                .await;
         }
         let ms = self.vault.config.settle_open_ms;
         Ok(Outcome::Later(Box::new(candidate), ms))
@@ -423,8 +440,7 @@ impl LargeImporter {
                 }
             }
             let chunk = seal_with(key.clone(), padded);
-            let is_here =
-                vault.db.read(|t| t.chunk(&chunk.name))?.is_some_and(|row| row.place.is_some());
+            let is_here = vault.db.read(|t| t.chunk(&chunk.name))?.is_some_and(|row| row.place.is_some());
             let staged = if is_here { None } else { Some(vault.store.stage(chunk.name, &chunk.bytes)?) };
             let entry = Entry::Chunk { name: chunk.name, key, encoding: ENCODING_RAW, len: len as u32 };
             Ok(SealedPart { entry, part: Some(Part { name: chunk.name, own: Own::Data, staged }) })
@@ -554,7 +570,8 @@ impl Collected {
         })
         .await?;
         // A file with lists is named by them; only its lists need to be looked at again.
-        self.parts = if self.uses_lists { kept.into_iter().filter(|p| p.own == Own::List).collect() } else { kept };
+        self.parts =
+            if self.uses_lists { kept.into_iter().filter(|p| p.own == Own::List).collect() } else { kept };
         Ok(())
     }
 
@@ -593,11 +610,7 @@ fn place_parts(vault: &Vault, parts: &mut [&mut Part]) -> Result<Vec<ChunkPlace>
     Ok(rows.into_iter().zip(places).map(|((name, len, own), place)| (name, len, place, own)).collect())
 }
 
-fn put_rows(
-    vault: &Vault,
-    t: &crate::placement::Tables<'_>,
-    rows: &[ChunkPlace],
-) -> Result<(), VaultError> {
+fn put_rows(vault: &Vault, t: &crate::placement::Tables<'_>, rows: &[ChunkPlace]) -> Result<(), VaultError> {
     for (name, len, place, own) in rows {
         let id = t.put_chunk(name, *len, place, *own)?;
         vault.mark(&[id]);
@@ -636,7 +649,8 @@ pub fn commit(vault: &Vault, mut files: Vec<Prepared>) -> Result<Committed, Vaul
             let taken = t.child(at.node, &file.candidate.name)?;
             let is_own = |id| file.known.node.as_ref().is_some_and(|node| node.id == id);
             if let Some(other) = taken.filter(|other| !is_own(other.id)) {
-                if file.known.node.is_none() && other.kind == Kind::File && file.stat.kind == Some(Kind::File) {
+                if file.known.node.is_none() && other.kind == Kind::File && file.stat.kind == Some(Kind::File)
+                {
                     done.again.push(file.candidate);
                     continue;
                 }
@@ -645,7 +659,13 @@ pub fn commit(vault: &Vault, mut files: Vec<Prepared>) -> Result<Committed, Vaul
             if t.node(at.node)?.is_none() {
                 continue;
             }
-            super::brake::count_rewrite(vault, t, file.known.node.as_ref(), file.known.manifest.as_ref(), file.parts_changed())?;
+            super::brake::count_rewrite(
+                vault,
+                t,
+                file.known.node.as_ref(),
+                file.known.manifest.as_ref(),
+                file.parts_changed(),
+            )?;
             done.files += 1;
             done.bytes += file.stat.size;
             let seen = version::Seen {
@@ -682,7 +702,12 @@ fn claim(vault: &Vault, t: &crate::placement::Tables<'_>, parts: &[Part]) -> Res
 }
 
 /// A chunk is mine (again).
-pub fn claim_row(vault: &Vault, t: &crate::placement::Tables<'_>, id: ChunkId, own: Own) -> Result<(), VaultError> {
+pub fn claim_row(
+    vault: &Vault,
+    t: &crate::placement::Tables<'_>,
+    id: ChunkId,
+    own: Own,
+) -> Result<(), VaultError> {
     if t.own(id)? < own {
         t.set_own(id, own)?;
         t.unrelease_copies(id)?;

@@ -12,8 +12,8 @@ use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
 };
 
-use crate::keys::random;
 use crate::id::hex;
+use crate::keys::random;
 use crate::manifest::{FileTime, Kind};
 
 /// Names that begin so are files on their way into place, ours alone.
@@ -47,7 +47,10 @@ pub struct Stat {
 impl Stat {
     /// Whether content and inode are as they were: the test for a file read while it was written.
     pub fn is_same_content(&self, other: &Self) -> bool {
-        self.size == other.size && self.mtime == other.mtime && self.ctime == other.ctime && self.ino == other.ino
+        self.size == other.size
+            && self.mtime == other.mtime
+            && self.ctime == other.ctime
+            && self.ino == other.ino
     }
 
     fn from_statx(x: &rustix::fs::Statx) -> Self {
@@ -248,7 +251,8 @@ impl Folder {
             Ok(fd) => Ok(Temp { folder: self, file: File::from(fd), name: None }),
             Err(_) => {
                 let name = temp_name();
-                let fd = rustix::fs::openat(&self.fd, &name[..], flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+                let fd =
+                    rustix::fs::openat(&self.fd, &name[..], flags | OFlags::CREATE | OFlags::EXCL, mode)?;
                 Ok(Temp { folder: self, file: File::from(fd), name: Some(name) })
             }
         }
@@ -373,4 +377,60 @@ pub fn show(names: &[Vec<u8>]) -> String {
 /// A name as text for people.
 pub fn show_name(name: &[u8]) -> String {
     String::from_utf8_lossy(name).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Bytes of a path as text that gives them back: what is not UTF-8, controls and `%` itself are written as `%XX`.
+pub fn to_wire(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || c == '%' {
+                let mut buffer = [0; 4];
+                for byte in c.encode_utf8(&mut buffer).bytes() {
+                    let _ = write!(text, "%{byte:02X}");
+                }
+            } else {
+                text.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+/// The bytes that `to_wire` wrote; a `%` without two hexadecimal digits stands for itself.
+pub fn from_wire(text: &str) -> Vec<u8> {
+    let text = text.as_bytes();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let digits = text.get(at + 1..at + 3).and_then(|two| std::str::from_utf8(two).ok());
+        match digits.filter(|_| text[at] == b'%').and_then(crate::id::unhex) {
+            Some(byte) => {
+                bytes.extend(byte);
+                at += 3;
+            }
+            None => {
+                bytes.push(text[at]);
+                at += 1;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_come_back_from_their_text() {
+        for bytes in [&b"caf\xe9/x"[..], "héllo%41\n".as_bytes(), b"%", b"\xff\xfe\0", b""] {
+            assert_eq!(from_wire(&to_wire(bytes)), bytes);
+        }
+        assert_eq!(to_wire(b"a%\xff\n"), "a%25%FF%0A");
+    }
 }

@@ -132,7 +132,11 @@ impl NewVersion {
             owner_part: OwnerPart {
                 parent,
                 name: name.to_vec(),
-                note: known.manifest.as_ref().map(|manifest| manifest.owner_part.note.clone()).unwrap_or_default(),
+                note: known
+                    .manifest
+                    .as_ref()
+                    .map(|manifest| manifest.owner_part.note.clone())
+                    .unwrap_or_default(),
             },
             extensions: Vec::new(),
         };
@@ -172,7 +176,9 @@ impl NewVersion {
 pub fn file_of(t: &Tables<'_>, folder: NodeId) -> Result<FileId, VaultError> {
     match t.node(folder)? {
         Some(node) => Ok(node.file),
-        None => Err(VaultError::Record("a folder went away while it was looked into; it is looked at again".into())),
+        None => Err(VaultError::Record(
+            "a folder went away while it was looked into; it is looked at again".into(),
+        )),
     }
 }
 
@@ -292,7 +298,9 @@ pub fn delete(vault: &Vault, t: &Tables<'_>, node: Node) -> Result<(), VaultErro
     if kind == Kind::Folder {
         // Its last version stays, for the place of what is restored from the bin.
         let last = known.node.as_ref().map_or(0, |node| node.seq);
-        for (other, key) in t.records_with_prefix(&crate::catalog::version_key_prefix(file), usize::MAX >> 1)? {
+        for (other, key) in
+            t.records_with_prefix(&crate::catalog::version_key_prefix(file), usize::MAX >> 1)?
+        {
             if other != seq && other != last {
                 t.forget_record(&key)?;
             }

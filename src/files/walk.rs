@@ -64,8 +64,12 @@ impl Candidate {
     pub fn is_only_moved(&self) -> bool {
         self.node.as_ref().is_some_and(|node| {
             let moved = node.parent != self.at.node || node.name != self.name;
-            moved && node.state == NodeState::Present && node.ctime != 0
-                && node.size == self.stat.size && node.mtime == self.stat.mtime && node.ino == self.stat.ino
+            moved
+                && node.state == NodeState::Present
+                && node.ctime != 0
+                && node.size == self.stat.size
+                && node.mtime == self.stat.mtime
+                && node.ino == self.stat.ino
         })
     }
 }
@@ -230,7 +234,8 @@ impl Walk {
         if let Some(device) = self.devices.get(&dev) {
             return Ok(*device);
         }
-        let fsid = folder.file_system().map_err(VaultError::io("cannot tell the file system of GroveHome"))?;
+        let fsid =
+            folder.file_system().map_err(VaultError::io("cannot tell the file system of GroveHome"))?;
         let device = self.vault.db.change(|t| t.device(&fsid))?;
         self.devices.insert(dev, device);
         Ok(device)
@@ -260,7 +265,9 @@ impl Walk {
         let Some(node) = self.vault.db.read(|t| t.node(at.node))? else { return Ok(()) };
         if node.mtime != stat.mtime || node.mode != stat.mode || node.state != NodeState::Present {
             let vault = Arc::clone(&self.vault);
-            vault.db.change(|t| keep_folder(&vault, t, Some(node.clone()), node.parent, &node.name, &stat, at.device))?;
+            vault.db.change(|t| {
+                keep_folder(&vault, t, Some(node.clone()), node.parent, &node.name, &stat, at.device)
+            })?;
             found.folders += 1;
         }
         Ok(())
@@ -402,9 +409,7 @@ impl Walk {
             return Ok(());
         }
         let is_changed = |node: &Option<Node>, name: &[u8], stat: &Stat| match node {
-            Some(node) => {
-                !is_as_known(node, stat, node.dev) || node.parent != at.node || node.name != name
-            }
+            Some(node) => !is_as_known(node, stat, node.dev) || node.parent != at.node || node.name != name,
             None => true,
         };
         // Looked up before the transaction: a folder may be where another disk is mounted.
@@ -417,7 +422,8 @@ impl Walk {
                     Err(_) => at.device,
                 },
             };
-            let changed = is_changed(&node, &name, &stat) || node.as_ref().is_some_and(|node| node.dev != device);
+            let changed =
+                is_changed(&node, &name, &stat) || node.as_ref().is_some_and(|node| node.dev != device);
             kept.push((node, name, stat, device, changed));
         }
         let vault = Arc::clone(&self.vault);
@@ -426,7 +432,8 @@ impl Walk {
             ids = vault.db.change(|t| -> Result<_, VaultError> {
                 let mut ids = Vec::with_capacity(kept.len());
                 for (node, name, stat, device, changed) in &kept {
-                    let is_new = node.is_none() || node.as_ref().is_some_and(|n| n.parent != at.node || n.name != *name);
+                    let is_new = node.is_none()
+                        || node.as_ref().is_some_and(|n| n.parent != at.node || n.name != *name);
                     ids.push(match node {
                         Some(node) if !changed => (node.id, false),
                         _ => (keep_folder(&vault, t, node.clone(), at.node, name, stat, *device)?, is_new),
@@ -439,7 +446,8 @@ impl Walk {
             ids.extend(kept.iter().filter_map(|(node, ..)| node.as_ref().map(|node| (node.id, false))));
         }
         // A folder that is new here is always looked into.
-        self.pending.extend(ids.into_iter().filter(|(_, is_new)| recurse || *is_new).map(|(id, _)| (id, true)));
+        self.pending
+            .extend(ids.into_iter().filter(|(_, is_new)| recurse || *is_new).map(|(id, _)| (id, true)));
         Ok(())
     }
 
@@ -472,7 +480,9 @@ fn read_rules(root: &Folder) -> Vec<u8> {
 
 fn problem(path: String, why: &io::Error) -> Problem {
     let why = match why.kind() {
-        io::ErrorKind::PermissionDenied => "not readable by this cell; give it permission, or name it in .groveignore".into(),
+        io::ErrorKind::PermissionDenied => {
+            "not readable by this cell; give it permission, or name it in .groveignore".into()
+        }
         _ => why.to_string(),
     };
     Problem { path: if path.is_empty() { "GroveHome".into() } else { path }, why }
@@ -493,7 +503,11 @@ pub fn is_as_known(node: &Node, stat: &Stat, device: Device) -> bool {
         }
         // An older version that is still to be replaced.
         (_, NodeState::Awaiting) => {
-            node.ctime != 0 && same && node.size == stat.size && node.ctime == stat.ctime && node.ino == stat.ino
+            node.ctime != 0
+                && same
+                && node.size == stat.size
+                && node.ctime == stat.ctime
+                && node.ino == stat.ino
         }
         (_, NodeState::RemoteOnly) => false,
     }
@@ -510,7 +524,11 @@ fn keep_folder(
     device: Device,
 ) -> Result<NodeId, VaultError> {
     let is_new_version = node.as_ref().is_none_or(|node| {
-        node.mtime != stat.mtime || node.mode != stat.mode || node.parent != parent || node.name != name || node.seq == 0
+        node.mtime != stat.mtime
+            || node.mode != stat.mode
+            || node.parent != parent
+            || node.name != name
+            || node.seq == 0
     });
     if !is_new_version {
         let mut node = node.expect("a version of something known");

@@ -10,7 +10,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use sqlite::Db;
-pub use tables::{CellNumber, ChunkId, ChunkRow, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead, Tables};
+pub use tables::{
+    CellNumber, ChunkId, ChunkRow, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead, Tables,
+};
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
 
 /// Why the database did not do as asked.
@@ -56,7 +58,9 @@ impl fmt::Display for DbError {
                 "{} has format {version}, which this Grove does not know; update Grove, or move the file away and it is made again",
                 path.display()
             ),
-            Self::Row(what) => write!(f, "placement.db holds a malformed {what}; move it away and it is made again"),
+            Self::Row(what) => {
+                write!(f, "placement.db holds a malformed {what}; move it away and it is made again")
+            }
         }
     }
 }

@@ -102,7 +102,8 @@ impl Db {
     ) -> Result<T, E> {
         let mut inner = self.lock();
         let sync = |conn: &Connection, level| {
-            conn.execute_batch(&format!("PRAGMA synchronous = {level}")).map_err(|why| E::from(DbError::from(why)))
+            conn.execute_batch(&format!("PRAGMA synchronous = {level}"))
+                .map_err(|why| E::from(DbError::from(why)))
         };
         if durable {
             sync(&inner.conn, "FULL")?;

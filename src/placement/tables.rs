@@ -255,7 +255,9 @@ impl<'a> Tables<'a> {
 
     /// The number under which a key's record stands.
     pub fn record_seq(&self, key: &[u8]) -> Result<Option<u64>, DbError> {
-        self.one("SELECT seq FROM catalog WHERE key = ?1", [key], |row| row.get::<_, i64>(0).map(|seq| seq as u64))
+        self.one("SELECT seq FROM catalog WHERE key = ?1", [key], |row| {
+            row.get::<_, i64>(0).map(|seq| seq as u64)
+        })
     }
 
     /// The body under a number.
@@ -324,10 +326,14 @@ impl<'a> Tables<'a> {
 
     /// Bytes of all records that are not forgotten, by the last count and what came since.
     pub fn live_bytes(&self) -> Result<u64, DbError> {
-        let (counted_at, counted) = (self.meta_u64("live_at")?.unwrap_or(0), self.meta_u64("live")?.unwrap_or(0));
+        let (counted_at, counted) =
+            (self.meta_u64("live_at")?.unwrap_or(0), self.meta_u64("live")?.unwrap_or(0));
         let top = self.top_seq();
         // What was counted may have died since: count anew when the log has grown by a quarter.
-        let rows = self.number("SELECT count(*) FROM (SELECT 1 FROM catalog WHERE seq > ?1 LIMIT 20000)", [counted_at as i64])?;
+        let rows = self.number(
+            "SELECT count(*) FROM (SELECT 1 FROM catalog WHERE seq > ?1 LIMIT 20000)",
+            [counted_at as i64],
+        )?;
         if counted == 0 || rows >= 20_000 {
             let live = self.catalog_bytes()?;
             self.set_meta_u64("live_at", top)?;
@@ -368,7 +374,8 @@ impl<'a> Tables<'a> {
 
     /// Notes a head of mine as written or merged.
     pub fn note_head(&self, hash: &BodyHash, life: u32, seq: u64) -> Result<(), DbError> {
-        self.run("INSERT OR IGNORE INTO heads VALUES (?1, ?2, ?3)", params![hash.0, life, seq as i64]).map(drop)
+        self.run("INSERT OR IGNORE INTO heads VALUES (?1, ?2, ?3)", params![hash.0, life, seq as i64])
+            .map(drop)
     }
 
     /// Whether a head of mine was written or merged here.
@@ -469,8 +476,11 @@ impl<'a> Tables<'a> {
     /// Records a new place, or absence.
     pub fn move_chunk(&self, id: ChunkId, place: Option<&Place>) -> Result<(), DbError> {
         let (kind, pack, off) = place_columns(place);
-        self.run("UPDATE chunks SET place = ?2, pack = ?3, off = ?4 WHERE id = ?1", params![id.0, kind, pack, off])
-            .map(drop)
+        self.run(
+            "UPDATE chunks SET place = ?2, pack = ?3, off = ?4 WHERE id = ?1",
+            params![id.0, kind, pack, off],
+        )
+        .map(drop)
     }
 
     /// Forgets a chunk that is not here, that nobody owns here and no peer holds for me.
@@ -481,7 +491,8 @@ impl<'a> Tables<'a> {
     /// Number and bytes of chunks that lie here.
     pub fn chunk_totals(&self) -> Result<(u64, u64), DbError> {
         let sql = "SELECT count(*), coalesce(sum(len), 0) FROM chunks WHERE place > 0";
-        let totals = self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+        let totals =
+            self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
         Ok(totals.unwrap_or_default())
     }
 
@@ -519,7 +530,10 @@ impl<'a> Tables<'a> {
 
     /// Notes that a peer stores a chunk of mine.
     pub fn put_copy(&self, chunk: ChunkId, cell: CellNumber, at: u64) -> Result<(), DbError> {
-        self.run("INSERT OR REPLACE INTO copies VALUES (?1, ?2, 0, ?3)", params![chunk.0, cell.0, at as i64])?;
+        self.run(
+            "INSERT OR REPLACE INTO copies VALUES (?1, ?2, 0, ?3)",
+            params![chunk.0, cell.0, at as i64],
+        )?;
         self.count_copies(chunk)
     }
 
@@ -644,7 +658,12 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` changes of an owner's inventory over `since`.
-    pub fn inventory(&self, owner: CellNumber, since: u64, limit: usize) -> Result<Vec<InventoryRow>, DbError> {
+    pub fn inventory(
+        &self,
+        owner: CellNumber,
+        since: u64,
+        limit: usize,
+    ) -> Result<Vec<InventoryRow>, DbError> {
         self.list(
             "SELECT holds.seq, chunks.name, chunks.len, holds.state = 0 AND chunks.place > 0 FROM holds
              JOIN chunks ON chunks.id = holds.chunk
@@ -674,7 +693,11 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` claims in the trash since before `before` (observed seconds).
-    pub fn trash_before(&self, before: u64, limit: usize) -> Result<Vec<(ChunkId, CellNumber, HoldClass)>, DbError> {
+    pub fn trash_before(
+        &self,
+        before: u64,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, CellNumber, HoldClass)>, DbError> {
         self.list(
             "SELECT chunk, owner, class FROM holds WHERE state = 1 AND at < ?1 LIMIT ?2",
             params![before as i64, limit as i64],
@@ -683,7 +706,11 @@ impl<'a> Tables<'a> {
     }
 
     /// Segments held for `owner` that came before `before`, to be compared with its heads.
-    pub fn held_segments(&self, owner: CellNumber, before: u64) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
+    pub fn held_segments(
+        &self,
+        owner: CellNumber,
+        before: u64,
+    ) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
         self.list(
             "SELECT chunks.id, chunks.name FROM holds JOIN chunks ON chunks.id = chunk
              WHERE owner = ?1 AND class = 1 AND state = 0 AND at < ?2",

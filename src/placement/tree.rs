@@ -281,7 +281,8 @@ impl Tables<'_> {
     /// Number of files and links, and their bytes.
     pub fn tree_size(&self) -> Result<(u64, u64), DbError> {
         let sql = "SELECT count(*), coalesce(sum(size), 0) FROM nodes WHERE kind < 2";
-        let size = self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+        let size =
+            self.one(sql, [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
         Ok(size.unwrap_or_default())
     }
 
@@ -330,7 +331,8 @@ impl Tables<'_> {
             if at == NodeId::ROOT {
                 return Ok(false);
             }
-            let parent = self.one("SELECT parent FROM nodes WHERE id = ?1", [at.0], |row| row.get(0).map(NodeId))?;
+            let parent =
+                self.one("SELECT parent FROM nodes WHERE id = ?1", [at.0], |row| row.get(0).map(NodeId))?;
             let Some(parent) = parent else { return Ok(false) };
             at = parent;
         }
@@ -340,7 +342,8 @@ impl Tables<'_> {
     /// The device with this file system id, new or known.
     pub fn device(&self, fsid: &[u8]) -> Result<Device, DbError> {
         self.run("INSERT OR IGNORE INTO devices (fsid) VALUES (?1)", [fsid])?;
-        let device = self.one("SELECT id FROM devices WHERE fsid = ?1", [fsid], |row| row.get(0).map(Device))?;
+        let device =
+            self.one("SELECT id FROM devices WHERE fsid = ?1", [fsid], |row| row.get(0).map(Device))?;
         device.ok_or(DbError::Row("device"))
     }
 
