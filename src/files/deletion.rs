@@ -60,7 +60,7 @@ pub fn judge_folder(vault: &Vault, folder: NodeId) -> Result<u64, VaultError> {
                 Alert {
                     text: format!(
                         "{} was on another disk, which is not mounted; nothing is taken as deleted",
-                        show(&[node.name.clone()])
+                        show(std::slice::from_ref(&node.name))
                     ),
                     remedy: "mount the disk; or delete the files with `grove rm` if they should go".into(),
                 },

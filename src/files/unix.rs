@@ -337,7 +337,7 @@ impl Temp<'_> {
             };
             if !replace {
                 link(name)?;
-                return Ok(self.file.try_clone()?);
+                return self.file.try_clone();
             }
             let temp = temp_name();
             link(&temp)?;

@@ -122,7 +122,7 @@ struct Seen {
 enum Look {
     Unchanged,
     File(Box<Candidate>),
-    Folder(Option<Node>, Vec<u8>, Stat),
+    Folder(Option<Box<Node>>, Vec<u8>, Stat),
 }
 
 impl Walk {
@@ -332,7 +332,7 @@ impl Walk {
             match look {
                 Look::Unchanged => {}
                 Look::File(candidate) => found.candidates.push(*candidate),
-                Look::Folder(node, name, stat) => folders.push((node, name, stat)),
+                Look::Folder(node, name, stat) => folders.push((node.map(|node| *node), name, stat)),
             }
         }
         self.keep_folders(at, folders, recurse, found)
@@ -360,7 +360,7 @@ impl Walk {
                 Some(node) => Some(node),
                 None => self.moved_from(t, at, &stat)?,
             };
-            return Ok(Look::Folder(node, name, stat));
+            return Ok(Look::Folder(node.map(Box::new), name, stat));
         }
         if known.as_ref().is_some_and(|node| is_as_known(node, &stat, at.device)) {
             return Ok(Look::Unchanged);
