@@ -8,6 +8,11 @@
 //!                   > catalog manifest seal keys id config     nouns
 //! ```
 
+/// The command line: asks the running cell, prints.
+pub mod cli {
+    pub mod client;
+}
 pub mod codec;
+pub mod dashboard;
 pub mod id;
 pub mod keys;
