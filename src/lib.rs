@@ -10,9 +10,13 @@
 
 pub mod card;
 pub mod catalog;
+pub mod cli {
+    pub mod client;
+}
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod dashboard;
 pub mod files;
 pub mod id;
 pub mod keys;

@@ -1,0 +1,194 @@
+//! Pages and JSON for a browser, and the same JSON for the command line. Knows nothing of files, chunks or peers:
+//! what it does not answer itself it asks of the cell, over a bounded channel.
+//!
+//! ```text
+//! stranger --TCP--> door.rs + head.rs --Unix socket--> http.rs (tiny_http) --channel--> cell
+//!                   executor, all limits               threads, pages, auth.rs
+//! ```
+//!
+//! Promise: nothing that a stranger sends reaches tiny_http as it came, and nothing but pages, `/healthz` and the
+//! entrance answers somebody who proved nothing.
+
+pub mod api;
+pub mod auth;
+mod door;
+mod head;
+mod http;
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use smol::channel::Receiver;
+use smol::future::FutureExt;
+use smol::{Async, LocalExecutor, Task, Timer};
+
+use crate::dashboard::api::Call;
+use crate::dashboard::auth::Auth;
+use crate::dashboard::door::Shared;
+use crate::dashboard::head::Hosts;
+use crate::dashboard::http::{Context, Handlers};
+
+/// Requests that wait for the cell; more are answered 503.
+const CALLS_MAX: usize = 8;
+/// Default for `Config::body_bytes_max`.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// When stopping, how long answers that have begun may take.
+const STOP_ANSWERS: Duration = Duration::from_millis(500);
+/// When stopping, how long the handlers' socket may take to close.
+const STOP_HANDLERS: Duration = Duration::from_millis(400);
+/// Longest path of a Unix socket, with room for the closing zero.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// What the dashboard is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen. `[::]` takes IPv4 too. With port 0 the first address gets any port, the others the same.
+    pub listen: Vec<SocketAddr>,
+    /// Folder for the handlers' socket; made, and made 0700, if need be.
+    pub socket_dir: PathBuf,
+    /// The cell's own secret, as in the file `peer_secret`; at least 32 characters.
+    pub secret: String,
+    /// The file `dashboard_auth`.
+    pub auth_file: PathBuf,
+    /// The cell's name, shown before signing in.
+    pub name: String,
+    /// Names by which the cell may be called, beside its addresses, `localhost` and `HOSTNAME.local`.
+    pub hosts: Vec<String>,
+    /// Most bytes of the body of a request, see `BODY_BYTES_MAX`.
+    pub body_bytes_max: usize,
+}
+
+/// The running dashboard. Dropped, it stops; `stop` lets answers that have begun come to their end.
+pub struct Dashboard {
+    addresses: Vec<SocketAddr>,
+    auth: Arc<Auth>,
+    shared: Rc<Shared>,
+    accepting: Vec<Task<()>>,
+    serving: Task<()>,
+    handlers: Handlers,
+    _folder: Option<File>,
+}
+
+impl Dashboard {
+    /// Opens the port and starts the handlers; the cell answers what comes out of the receiver.
+    ///
+    /// The door runs on `executor`. Blocks for as long as a few files take. Fails if an address is in use, the
+    /// folder cannot be made, or `dashboard_auth` is damaged; the error says which.
+    pub fn start(executor: &LocalExecutor<'static>, config: Config) -> io::Result<(Self, Receiver<Call>)> {
+        let listeners = bind_all(&config.listen)?;
+        let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let port = addresses.first().map_or(0, SocketAddr::port);
+        let auth = Arc::new(Auth::open(&config.auth_file, &config.secret, &format!("grove_{port}"))?);
+        let (socket, folder) = socket_path(&config.socket_dir)?;
+        let (calls, asked) = smol::channel::bounded(CALLS_MAX);
+        let context = Context {
+            auth: Arc::clone(&auth),
+            calls,
+            name: config.name,
+            body_bytes_max: config.body_bytes_max,
+            running: AtomicUsize::new(0),
+            streaming: AtomicUsize::new(0),
+        };
+        let handlers = Handlers::start(&socket, context)?;
+
+        let hosts = Hosts::new(&hostname(), &config.hosts);
+        let shared = Rc::new(Shared::new(socket, hosts, Arc::clone(&auth), config.body_bytes_max as u64));
+        let connections = Rc::new(LocalExecutor::new());
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let (shared, connections) = (Rc::clone(&shared), Rc::clone(&connections));
+            accepting.push(executor.spawn(door::accept(Async::new(listener)?, shared, connections)));
+        }
+        let serving = executor.spawn(async move { connections.run(std::future::pending()).await });
+        let dashboard = Self { addresses, auth, shared, accepting, serving, handlers, _folder: folder };
+        Ok((dashboard, asked))
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The port of the first address.
+    pub fn port(&self) -> u16 {
+        self.addresses.first().map_or(0, SocketAddr::port)
+    }
+
+    /// The code for the first visit, to be printed at start; `None` once there is a password.
+    pub fn setup_code(&self) -> Option<String> {
+        self.auth.setup_code()
+    }
+
+    /// Stops within a second: no new connections, answers that have begun get half of it.
+    pub async fn stop(self) {
+        self.shared.closing.set(true);
+        for task in self.accepting {
+            task.cancel().await;
+        }
+        let deadline = Instant::now() + STOP_ANSWERS;
+        while self.shared.active.get() > 0 && Instant::now() < deadline {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        self.serving.cancel().await;
+        self.handlers.signal();
+        let ended = self.handlers.ended();
+        let gone = async {
+            let _ = ended.recv().await;
+        };
+        let late = async {
+            Timer::after(STOP_HANDLERS).await;
+        };
+        gone.or(late).await;
+    }
+}
+
+fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let takes_both = addresses.iter().any(|address| address.is_ipv6() && address.ip().is_unspecified());
+    for address in addresses {
+        if takes_both && address.is_ipv4() && address.ip().is_unspecified() {
+            continue;
+        }
+        let mut address = *address;
+        if let (0, Some(first)) = (address.port(), listeners.first()) {
+            address.set_port(first.local_addr()?.port());
+        }
+        let listener = door::bind(address).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "; is another cell running? Choose another port in config.json",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// A path for the socket in `folder` that a Unix socket can have, and what keeps that path alive.
+fn socket_path(folder: &Path) -> io::Result<(PathBuf, Option<File>)> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    let socket = folder.join("dashboard.sock");
+    if socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return Ok((socket, None));
+    }
+    let folder = File::open(folder)?;
+    let socket = PathBuf::from(format!("/proc/self/fd/{}/dashboard.sock", folder.as_raw_fd()));
+    Ok((socket, Some(folder)))
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests;
