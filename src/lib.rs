@@ -10,6 +10,7 @@
 
 pub mod card;
 pub mod catalog;
+pub mod cell;
 pub mod cli {
     pub mod client;
 }
@@ -18,6 +19,7 @@ pub mod codec;
 pub mod config;
 pub mod dashboard;
 pub mod files;
+pub mod gc;
 pub mod id;
 pub mod keys;
 pub mod manifest;

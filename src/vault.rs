@@ -18,7 +18,7 @@ use crate::clock::{Clock, ObservedTime};
 use crate::config::Config;
 use crate::id::{CellId, ChunkName};
 use crate::keys::{Identity, MasterKey};
-use crate::placement::{ChunkId, Db, DbError};
+use crate::placement::{ChunkId, Db, DbError, Tables};
 use crate::seal::Sealer;
 use crate::store::{ChunkStore, StoreError};
 
@@ -87,6 +87,7 @@ pub struct Vault {
     publishing: Mutex<()>,
     marks: Mutex<Option<Marks>>,
     large_imports: Arc<AtomicUsize>,
+    tree_size: Mutex<TreeSize>,
     alerts: Mutex<BTreeMap<&'static str, Alert>>,
 }
 
@@ -94,6 +95,14 @@ impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Vault({})", self.dir.display())
     }
+}
+
+/// A count that is good for some more uses.
+#[derive(Debug, Default)]
+struct TreeSize {
+    files: u64,
+    bytes: u64,
+    uses: u64,
 }
 
 /// See `Vault::begin_large_import`.
@@ -155,6 +164,7 @@ impl Vault {
             publishing: Mutex::new(()),
             marks: Mutex::new(None),
             large_imports: Arc::default(),
+            tree_size: Mutex::default(),
             alerts: Mutex::new(BTreeMap::new()),
         };
         if let Err(off_s) = jump {
@@ -248,6 +258,22 @@ impl Vault {
         if let Some(marks) = self.marks().as_mut() {
             chunks.iter().for_each(|chunk| marks.set(*chunk));
         }
+    }
+
+    /// Files and bytes of the tree, less one file of `bytes` that is being deleted. Counted anew now and then: counting
+    /// takes as long as the tree is large.
+    pub fn tree_size(&self, t: &Tables<'_>, is_deletion: bool, bytes: u64) -> Result<(u64, u64), DbError> {
+        let mut size = lock(&self.tree_size);
+        if size.uses == 0 {
+            (size.files, size.bytes) = t.tree_size()?;
+            size.uses = (size.files / 8).clamp(1, 1000);
+        }
+        size.uses -= 1;
+        if is_deletion {
+            size.files = size.files.saturating_sub(1);
+            size.bytes = size.bytes.saturating_sub(bytes);
+        }
+        Ok((size.files, size.bytes))
     }
 
     /// A large file is being read until this is dropped: its chunks are here before a version names them, so nothing is

@@ -155,10 +155,9 @@ fn count(vault: &Vault, t: &Tables<'_>, node: &Node, loss: Loss) -> Result<(), V
     if !loss.is_deletion && !t.touch_node(node.id, now, BRAKE_WINDOW_S)? {
         return Ok(());
     }
-    let (files, bytes) = t.tree_size()?;
+    let (files, bytes) = vault.tree_size(t, loss.is_deletion, loss.bytes)?;
     let mut brake = load(t)?;
-    let gone = if loss.is_deletion { (1, loss.bytes) } else { (0, 0) };
-    let pulled = brake.count(loss, now, files.saturating_sub(gone.0), bytes.saturating_sub(gone.1));
+    let pulled = brake.count(loss, now, files, bytes);
     save(t, &brake)?;
     if pulled {
         raise(vault, &brake);

@@ -135,7 +135,10 @@ fn prepare_one(
     if let Some(ms) = too_soon(vault, &candidate, force) {
         return Ok(Outcome::Later(Box::new(candidate), ms));
     }
-    let known = vault.db.read(|t| Known::load(vault, t, candidate.node.clone()))?;
+    let known = match &candidate.node {
+        Some(node) => vault.db.read(|t| Known::load(vault, t, Some(node.clone())))?,
+        None => Known::default(),
+    };
     if candidate.is_only_moved() {
         return prepare_moved(vault, candidate, known);
     }
@@ -261,7 +264,7 @@ fn finish(
             return Ok(Outcome::SameContent(Box::new(candidate), Box::new(stat)));
         }
     }
-    let parent = vault.db.read(|t| version::file_of(t, candidate.at.node))?;
+    let parent = candidate.at.file;
     let new = NewVersion::sign(vault, &known, parent, &candidate.name, kind, &stat, content);
     Ok(Outcome::Ready(Box::new(Prepared { candidate, known, new, parts, stat })))
 }

@@ -8,6 +8,8 @@ pub mod deletion;
 pub mod ignore;
 pub mod import;
 pub mod marker;
+pub mod mirror;
+pub mod restore;
 pub mod unix;
 pub mod version;
 pub mod walk;

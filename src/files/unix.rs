@@ -107,9 +107,14 @@ impl Folder {
         Ok(Self { fd: rustix::fs::openat(&self.fd, name, flags, Mode::empty())? })
     }
 
+    /// Another descriptor of the same folder.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()? })
+    }
+
     /// Opens the folder some names down.
     pub fn walk(&self, names: &[Vec<u8>]) -> io::Result<Self> {
-        let mut at = Self { fd: self.fd.try_clone()? };
+        let mut at = self.again()?;
         for name in names {
             at = at.open(name)?;
         }
@@ -118,7 +123,7 @@ impl Folder {
 
     /// Opens the folder some names down, and makes what is missing of it.
     pub fn walk_or_create(&self, names: &[Vec<u8>]) -> io::Result<Self> {
-        let mut at = Self { fd: self.fd.try_clone()? };
+        let mut at = self.again()?;
         for name in names {
             at = match at.open(name) {
                 Err(why) if why.kind() == io::ErrorKind::NotFound => {
@@ -243,17 +248,17 @@ impl Folder {
     }
 
     /// Creates a file under a name of ours, to be written and put in place.
-    pub fn create_temp(&self) -> io::Result<Temp<'_>> {
+    pub fn create_temp(&self) -> io::Result<Temp> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from(0o600);
         // A file without a name: nothing is left of it if we die before it is whole.
         match rustix::fs::openat(&self.fd, c".", flags | OFlags::TMPFILE, mode) {
-            Ok(fd) => Ok(Temp { folder: self, file: File::from(fd), name: None }),
+            Ok(fd) => Ok(Temp { folder: self.again()?, file: File::from(fd), name: None }),
             Err(_) => {
                 let name = temp_name();
                 let fd =
                     rustix::fs::openat(&self.fd, &name[..], flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-                Ok(Temp { folder: self, file: File::from(fd), name: Some(name) })
+                Ok(Temp { folder: self.again()?, file: File::from(fd), name: Some(name) })
             }
         }
     }
@@ -309,14 +314,15 @@ impl Iterator for Names {
 }
 
 /// A file being written; dropped before it is put in place, it leaves nothing.
-pub struct Temp<'a> {
-    folder: &'a Folder,
+#[derive(Debug)]
+pub struct Temp {
+    folder: Folder,
     file: File,
     /// Where the file system cannot keep a file without a name.
     name: Option<Vec<u8>>,
 }
 
-impl Temp<'_> {
+impl Temp {
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
@@ -350,7 +356,7 @@ impl Temp<'_> {
     }
 }
 
-impl Drop for Temp<'_> {
+impl Drop for Temp {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
             let _ = self.folder.remove_file(name);

@@ -14,6 +14,7 @@ use super::unix::{Folder, Names, Stat, TEMP_PREFIX, show, show_name};
 use super::version::{self, NewVersion};
 use super::watch::WatchList;
 use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES, WALK_NAMES};
+use crate::id::FileId;
 use crate::manifest::Kind;
 use crate::placement::{DbError, Device, Node, NodeId, NodeState, Tables};
 use crate::vault::{Vault, VaultError};
@@ -26,6 +27,8 @@ const NAMES_PER_LOOK: usize = 256;
 pub struct OpenFolder {
     /// Its row.
     pub node: NodeId,
+    /// Its id over all versions.
+    pub file: FileId,
     /// Its open descriptor.
     pub folder: Folder,
     /// Names from GroveHome down.
@@ -212,7 +215,8 @@ impl Walk {
     /// Opens a folder of the tree and watches it.
     #[allow(clippy::type_complexity)]
     fn open(&mut self, node: NodeId) -> Result<Result<OpenFolder, (String, io::Error)>, VaultError> {
-        let Some(path) = self.vault.db.read(|t| t.path(node))? else {
+        let known = self.vault.db.read(|t| -> Result<_, DbError> { Ok((t.path(node)?, t.node(node)?)) })?;
+        let (Some(path), Some(row)) = known else {
             return Ok(Err((String::new(), io::ErrorKind::NotFound.into())));
         };
         let opened = self.root.walk(&path).and_then(|folder| {
@@ -227,7 +231,7 @@ impl Walk {
         if let Some(watch) = &self.watch {
             watch.add(&folder, node);
         }
-        Ok(Ok(OpenFolder { node, folder, path, device }))
+        Ok(Ok(OpenFolder { node, file: row.file, folder, path, device }))
     }
 
     fn device(&mut self, folder: &Folder, dev: u64) -> Result<Device, VaultError> {
@@ -252,7 +256,7 @@ impl Walk {
         let at = Arc::new(at);
         let mut seen = Seen::default();
         let there = names.len() as u64;
-        self.look_at(&at, names, &mut seen, true, found)?;
+        self.look_at(&at, names, &mut seen, false, found)?;
         if seen.present < there {
             self.suspects.push(node);
         }

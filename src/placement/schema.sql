@@ -40,6 +40,9 @@ CREATE INDEX nodes_file ON nodes (file);
 CREATE INDEX nodes_waiting ON nodes (state) WHERE state = 2;
 CREATE TABLE devices (id INTEGER PRIMARY KEY, fsid BLOB NOT NULL UNIQUE);
 
+-- Observed seconds at which a version was first found superseded.
+CREATE TABLE superseded (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL);
+
 -- Deleted files that can still be restored: the Recycle Bin.
 CREATE TABLE bin (file BLOB PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NULL, parent BLOB NOT NULL, name BLOB NOT NULL) WITHOUT ROWID;
 

@@ -9,7 +9,7 @@ use crate::id::{BodyHash, CellId, ChunkName};
 use crate::store::{PackId, Place};
 
 /// A row of `chunks`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ChunkId(pub i64);
 
 /// A row of `cells`.
@@ -351,6 +351,17 @@ impl<'a> Tables<'a> {
     /// Bytes of all records, roughly what the segments of a compact catalog take.
     pub fn catalog_bytes(&self) -> Result<u64, DbError> {
         self.number("SELECT sum(length(body) + length(key) + 14) FROM catalog", [])
+    }
+
+    /// Since when a version is known to be superseded; from `now` on, if this is the first look.
+    pub fn superseded_at(&self, seq: u64, now: u64) -> Result<u64, DbError> {
+        self.run("INSERT OR IGNORE INTO superseded VALUES (?1, ?2)", [seq as i64, now as i64])?;
+        self.number("SELECT at FROM superseded WHERE seq = ?1", [seq as i64])
+    }
+
+    /// The version is gone.
+    pub fn forget_superseded(&self, seq: u64) -> Result<(), DbError> {
+        self.run("DELETE FROM superseded WHERE seq = ?1", [seq as i64]).map(drop)
     }
 
     /// Segments of the newest head, oldest first: run, name, length.

@@ -1,0 +1,838 @@
+//! From manifests back to files: into GroveHome, where files await their bytes, or into any other folder.
+//!
+//! Promise: a name appears only when its bytes are whole and durable, and nothing that was changed here since it was last
+//! recorded is replaced: then the restored file is put beside it, and said so.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use smol::lock::Semaphore;
+
+use super::import::EntryCursor;
+use super::marker;
+use super::unix::{Folder, Stat, Temp, show};
+use super::version;
+use super::walk::Problem;
+use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES};
+use crate::id::ChunkName;
+use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
+use crate::placement::{Device, Node, NodeId, NodeState};
+use crate::seal::ENCODING_RAW;
+use crate::vault::{Vault, VaultError, lock};
+
+/// Hard links remembered during a restore.
+const LINKS_MAX: usize = 100_000;
+/// Nodes read at a time.
+const PAGE: usize = 512;
+/// Problems listed by name; more are counted.
+const PROBLEMS_MAX: usize = 1000;
+
+/// Gets chunks from peers into the local store.
+pub trait Fetch {
+    /// Gives the names that could not be had from anybody reachable.
+    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Vec<ChunkName>> + '_>>;
+}
+
+/// A cell without peers.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPeers;
+
+impl Fetch for NoPeers {
+    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Vec<ChunkName>> + '_>> {
+        Box::pin(std::future::ready(names))
+    }
+}
+
+/// Where files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Their own places in GroveHome: those that await their bytes.
+    Home,
+    /// Below this folder, whatever their state.
+    Folder(PathBuf),
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Files and links brought back.
+    pub files: u64,
+    /// Folders made or set right.
+    pub folders: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// Files that were there already.
+    pub unchanged: u64,
+    /// Put beside a file that had changed here.
+    pub set_aside: Vec<String>,
+    /// Not brought back, and why.
+    pub missing: Vec<Problem>,
+    /// Of those, how many.
+    pub missing_count: u64,
+}
+
+impl Restored {
+    fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.folders += other.folders;
+        self.bytes += other.bytes;
+        self.unchanged += other.unchanged;
+        self.missing_count += other.missing_count;
+        self.set_aside.extend(other.set_aside);
+        let room = PROBLEMS_MAX.saturating_sub(self.missing.len());
+        self.missing.extend(other.missing.into_iter().take(room));
+        self.set_aside.truncate(PROBLEMS_MAX);
+    }
+
+    fn miss(&mut self, path: String, why: impl Into<String>) {
+        self.missing_count += 1;
+        if self.missing.len() < PROBLEMS_MAX {
+            self.missing.push(Problem { path, why: why.into() });
+        }
+    }
+}
+
+/// One file or link to bring back.
+struct Item {
+    at: Arc<Folder>,
+    path: String,
+    name: Vec<u8>,
+    node: Node,
+    manifest: Manifest,
+}
+
+/// A folder whose own mode and time are set when all in it is there.
+struct Leaving {
+    folder: Arc<Folder>,
+    path: String,
+    node: Node,
+}
+
+#[derive(Default)]
+struct Batch {
+    items: Vec<Item>,
+    leaving: Vec<Leaving>,
+    restored: Restored,
+    is_done: bool,
+}
+
+/// Goes through the tree, folder by folder, children before their folder is left.
+struct RestoreWalk {
+    vault: Arc<Vault>,
+    into_home: bool,
+    stack: Vec<Level>,
+    pending: Option<(Arc<Folder>, Node, String)>,
+}
+
+struct Level {
+    folder: Arc<Folder>,
+    node: Node,
+    path: String,
+    after: Vec<u8>,
+    page: std::vec::IntoIter<Node>,
+    is_over: bool,
+}
+
+impl RestoreWalk {
+    fn new(vault: Arc<Vault>, root: Folder, top: Node, into_home: bool) -> Self {
+        Self { vault, into_home, stack: Vec::new(), pending: Some((Arc::new(root), top, String::new())) }
+    }
+
+    fn wants(&self, node: &Node) -> bool {
+        !self.into_home || node.state == NodeState::Awaiting
+    }
+
+    fn step(&mut self) -> Result<Batch, VaultError> {
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        while batch.items.len() < JOB_FILES && bytes < JOB_BYTES {
+            if let Some((folder, node, path)) = self.pending.take() {
+                self.stack.push(Level {
+                    folder,
+                    node,
+                    path,
+                    after: vec![],
+                    page: vec![].into_iter(),
+                    is_over: false,
+                });
+            }
+            let Some(level) = self.stack.last_mut() else {
+                batch.is_done = true;
+                break;
+            };
+            let Some(node) = level.page.next() else {
+                if level.is_over {
+                    let level = self.stack.pop().expect("looked at above");
+                    if self.wants(&level.node) {
+                        batch.leaving.push(Leaving {
+                            folder: level.folder,
+                            path: level.path,
+                            node: level.node,
+                        });
+                    }
+                    continue;
+                }
+                let page = self.vault.db.read(|t| t.children(level.node.id, &level.after, PAGE))?;
+                level.is_over = page.len() < PAGE;
+                if let Some(last) = page.last() {
+                    level.after.clone_from(&last.name);
+                }
+                level.page = page.into_iter();
+                continue;
+            };
+            let path = if level.path.is_empty() {
+                show(std::slice::from_ref(&node.name))
+            } else {
+                format!("{}/{}", level.path, show(std::slice::from_ref(&node.name)))
+            };
+            if node.kind == Kind::Folder {
+                // In GroveHome a folder that is freed or elsewhere is not made for its own sake.
+                if self.into_home
+                    && node.state != NodeState::Awaiting
+                    && level.folder.stat_if_there(&node.name).is_ok_and(|s| s.is_none())
+                {
+                    continue;
+                }
+                match level.folder.create_folder(&node.name).and_then(|()| level.folder.open(&node.name)) {
+                    Ok(folder) => self.pending = Some((Arc::new(folder), node, path)),
+                    Err(why) => batch.restored.miss(path, why.to_string()),
+                }
+                continue;
+            }
+            let at = Arc::clone(&level.folder);
+            if !self.wants(&node) {
+                continue;
+            }
+            if let Some(item) = self.vault.item(at, path, node, &mut batch.restored)? {
+                bytes += item.manifest.size.min(SMALL_FILE_BYTES + 1);
+                let is_large = item.manifest.size > SMALL_FILE_BYTES;
+                batch.items.push(item);
+                if is_large {
+                    break;
+                }
+            }
+        }
+        Ok(batch)
+    }
+}
+
+impl Vault {
+    fn item(
+        &self,
+        at: Arc<Folder>,
+        path: String,
+        node: Node,
+        restored: &mut Restored,
+    ) -> Result<Option<Item>, VaultError> {
+        let Some(bytes) = self.db.read(|t| t.record_at(node.seq))? else {
+            restored.miss(path, "its record is not in the catalog");
+            return Ok(None);
+        };
+        let manifest = Manifest::open(&bytes, &self.master, Check::Trusted)?;
+        Ok(Some(Item { at, path, name: node.name.clone(), node, manifest }))
+    }
+}
+
+type LinkMap = Arc<Mutex<HashMap<[u8; 16], (Arc<Folder>, Vec<u8>, Vec<Entry>)>>>;
+
+/// Brings files back.
+pub struct Restorer {
+    vault: Arc<Vault>,
+    permits: Arc<Semaphore>,
+    jobs: usize,
+    fetch: Rc<dyn Fetch>,
+    links: LinkMap,
+}
+
+/// What a job found out about one item.
+enum Done {
+    Put(Temp, Item, Option<Stat>),
+    /// A link, put already.
+    There(Item, bool),
+    Unchanged(Item),
+    NeedsChunks(Item, Vec<ChunkName>),
+    Failed(String, String),
+}
+
+impl Restorer {
+    /// Jobs take a permit each.
+    pub fn new(vault: Arc<Vault>, permits: Arc<Semaphore>, jobs: usize, fetch: Rc<dyn Fetch>) -> Self {
+        Self { vault, permits, jobs, fetch, links: LinkMap::default() }
+    }
+
+    /// Brings back all that awaits its bytes in GroveHome, or the tree below `top` into another folder. `progress` is told
+    /// files and bytes so far.
+    pub async fn run(
+        &self,
+        target: &Target,
+        top: NodeId,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Restored, VaultError> {
+        let into_home = *target == Target::Home;
+        let (vault, target) = (Arc::clone(&self.vault), target.clone());
+        let (walk, device) = smol::unblock(move || -> Result<_, VaultError> {
+            let root = match &target {
+                Target::Home => {
+                    let root =
+                        Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+                    marker::check(&vault, &root)?;
+                    root
+                }
+                Target::Folder(path) => {
+                    let doing = format!("cannot restore to {}", path.display());
+                    std::fs::create_dir_all(path).map_err(VaultError::io(doing.clone()))?;
+                    Folder::open_root(path).map_err(VaultError::io(doing))?
+                }
+            };
+            let fsid = root.file_system().map_err(VaultError::io("cannot tell the file system"))?;
+            let device = vault.db.change(|t| t.device(&fsid))?;
+            let top = vault
+                .db
+                .read(|t| t.node(top))?
+                .ok_or_else(|| VaultError::Refused("this file is not in the tree any more".into()))?;
+            Ok((RestoreWalk::new(Arc::clone(&vault), root, top, into_home), device))
+        })
+        .await?;
+        let mut restored = Restored::default();
+        let (mut walk, mut batch) = step(walk).await?;
+        loop {
+            let is_done = batch.is_done;
+            let work = self.batch(batch, into_home, device);
+            if is_done {
+                restored.add(work.await?);
+                break;
+            }
+            let (done, next) = smol::future::zip(work, step(walk)).await;
+            restored.add(done?);
+            (walk, batch) = next?;
+            progress(restored.files, restored.bytes);
+        }
+        progress(restored.files, restored.bytes);
+        Ok(restored)
+    }
+
+    /// Brings back one file, link or folder with all in it to its place in GroveHome, if it awaits that.
+    pub async fn one(&self, node: NodeId, progress: &dyn Fn(u64, u64)) -> Result<Restored, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let (batch, device, is_folder) = smol::unblock(move || -> Result<_, VaultError> {
+            let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+            marker::check(&vault, &root)?;
+            let mut batch = Batch::default();
+            let (node, path) = vault
+                .db
+                .read(|t| -> Result<_, crate::placement::DbError> { Ok((t.node(node)?, t.path(node)?)) })?;
+            let (Some(node), Some(mut path)) = (node, path) else {
+                return Err(VaultError::Refused("this file is not in the tree any more".into()));
+            };
+            let shown = show(&path);
+            path.pop();
+            let folder = root
+                .walk_or_create(&path)
+                .map_err(VaultError::io(format!("cannot make the folder of {shown}")))?;
+            let fsid = folder.file_system().map_err(VaultError::io("cannot tell the file system"))?;
+            let device = vault.db.change(|t| t.device(&fsid))?;
+            let is_folder = node.kind == Kind::Folder;
+            if !is_folder && node.state == NodeState::Awaiting {
+                batch.items.extend(vault.item(Arc::new(folder), shown, node, &mut batch.restored)?);
+            }
+            Ok((batch, device, is_folder))
+        })
+        .await?;
+        if is_folder {
+            return self.run(&Target::Home, NodeId::ROOT, progress).await;
+        }
+        self.batch(batch, true, device).await
+    }
+
+    /// Brings back one given version into a folder, under a name that is free there.
+    pub async fn version_to(&self, manifest: Manifest, folder: PathBuf) -> Result<Restored, VaultError> {
+        let node = Node {
+            id: NodeId(0),
+            parent: NodeId::ROOT,
+            name: manifest.owner_part.name.clone(),
+            kind: manifest.kind,
+            file: manifest.file,
+            seq: 0,
+            version: manifest.version,
+            state: NodeState::Awaiting,
+            size: 0,
+            mtime: manifest.mtime,
+            mode: 0,
+            ctime: 0,
+            ino: 0,
+            btime: 0,
+            dev: Device(0),
+            first_at: 0,
+            last_at: 0,
+        };
+        let at = smol::unblock(move || {
+            std::fs::create_dir_all(&folder)?;
+            Folder::open_root(&folder)
+        })
+        .await
+        .map_err(VaultError::io("cannot open the folder to restore to"))?;
+        let path = show(std::slice::from_ref(&node.name));
+        let item = Item { at: Arc::new(at), path, name: node.name.clone(), node, manifest };
+        self.batch(Batch { items: vec![item], ..Batch::default() }, false, Device(0)).await
+    }
+
+    async fn batch(&self, batch: Batch, into_home: bool, device: Device) -> Result<Restored, VaultError> {
+        let mut restored = batch.restored;
+        let (large, small): (Vec<_>, Vec<_>) = batch
+            .items
+            .into_iter()
+            .partition(|item| item.manifest.size > SMALL_FILE_BYTES && item.manifest.kind == Kind::File);
+        let mut done = self.small(small, into_home).await?;
+        for item in large {
+            done.push(self.large(item, into_home).await?);
+        }
+        let vault = Arc::clone(&self.vault);
+        let links = Arc::clone(&self.links);
+        let leaving = batch.leaving;
+        restored.add(smol::unblock(move || put_all(&vault, done, leaving, into_home, device, &links)).await?);
+        Ok(restored)
+    }
+
+    /// Small files, in as many jobs as there are cores; what lacks chunks is fetched and tried once more.
+    async fn small(&self, items: Vec<Item>, into_home: bool) -> Result<Vec<Done>, VaultError> {
+        let mut all = Vec::with_capacity(items.len());
+        let mut items = items;
+        for round in 0..2 {
+            let mut shares: Vec<Vec<Item>> = (0..self.jobs).map(|_| Vec::new()).collect();
+            for (n, item) in items.drain(..).enumerate() {
+                shares[n % self.jobs].push(item);
+            }
+            let jobs: Vec<_> = shares
+                .into_iter()
+                .filter(|s| !s.is_empty())
+                .map(|share| self.job(share, into_home))
+                .collect();
+            let mut wanted = Vec::new();
+            for done in futures_util::future::join_all(jobs).await {
+                for done in done? {
+                    match done {
+                        Done::NeedsChunks(item, names) if round == 0 => {
+                            wanted.extend(names);
+                            items.push(item);
+                        }
+                        Done::NeedsChunks(item, _) => all.push(Done::Failed(item.path, NOT_REACHED.into())),
+                        other => all.push(other),
+                    }
+                }
+            }
+            if items.is_empty() {
+                break;
+            }
+            self.fetch.fetch(wanted).await;
+        }
+        Ok(all)
+    }
+
+    async fn job(&self, share: Vec<Item>, into_home: bool) -> Result<Vec<Done>, VaultError> {
+        let permit = self.permits.acquire_arc().await;
+        let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
+        smol::unblock(move || {
+            let _permit = permit;
+            share.into_iter().map(|item| write_small(&vault, item, into_home, &links)).collect()
+        })
+        .await
+    }
+
+    /// A large file, some chunks at a time.
+    async fn large(&self, item: Item, into_home: bool) -> Result<Done, VaultError> {
+        let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
+        let begun = smol::unblock(move || begin(&vault, item, into_home, &links)).await?;
+        let (temp, item, before) = match begun {
+            Begun::Write(temp, item, before) => (temp, item, before),
+            Begun::Done(done) => return Ok(*done),
+        };
+        // Lists first: without them it is not known what is needed.
+        let lists: Vec<ChunkName> = item
+            .manifest
+            .entries
+            .iter()
+            .filter(|e| matches!(e, Entry::List { .. }))
+            .filter_map(Entry::chunk)
+            .collect();
+        let missing = self.ensure(lists).await?;
+        if !missing.is_empty() {
+            return Ok(Done::Failed(item.path, NOT_REACHED.into()));
+        }
+        let file = Arc::new(temp.file().try_clone().map_err(VaultError::io("cannot write"))?);
+        let manifest = Arc::new(item.manifest.clone());
+        let mut offset = 0;
+        let mut at = 0;
+        let window = self.jobs * 2;
+        loop {
+            // A window of entries; lists are opened again for each, which is cheap beside 8 chunks.
+            let (vault, manifest) = (Arc::clone(&self.vault), Arc::clone(&manifest));
+            let some: Vec<Entry> = smol::unblock(move || {
+                EntryCursor::new(&vault, &manifest).skip(at).take(window).collect::<Result<_, _>>()
+            })
+            .await?;
+            if some.is_empty() {
+                break;
+            }
+            at += some.len();
+            let missing = self.ensure(some.iter().filter_map(Entry::chunk).collect()).await?;
+            if !missing.is_empty() {
+                return Ok(Done::Failed(item.path, NOT_REACHED.into()));
+            }
+            let mut jobs = Vec::new();
+            for entry in some {
+                let len = entry.len();
+                if matches!(entry, Entry::Chunk { .. }) {
+                    jobs.push(self.write_chunk(Arc::clone(&file), offset, entry));
+                }
+                offset += len;
+            }
+            for written in futures_util::future::join_all(jobs).await {
+                match written {
+                    Ok(()) => {}
+                    Err(VaultError::Io { doing, why }) => {
+                        return Ok(Done::Failed(item.path, format!("{doing}: {why}")));
+                    }
+                    Err(why) => return Err(why),
+                }
+            }
+        }
+        // A hole at the end is written by nobody.
+        if let Err(why) = file.set_len(item.manifest.size) {
+            return Ok(Done::Failed(item.path, why.to_string()));
+        }
+        Ok(Done::Put(temp, item, before))
+    }
+
+    async fn write_chunk(&self, file: Arc<File>, offset: u64, entry: Entry) -> Result<(), VaultError> {
+        let permit = self.permits.acquire_arc().await;
+        let vault = Arc::clone(&self.vault);
+        smol::unblock(move || {
+            let _permit = permit;
+            match open_chunk(&vault, &entry)? {
+                Some(bytes) => file.write_all_at(&bytes, offset).map_err(VaultError::io("cannot write")),
+                None => Err(VaultError::io("a chunk")(io::Error::other(NOT_REACHED))),
+            }
+        })
+        .await
+    }
+
+    /// Gets what is not here; gives what nobody reachable has.
+    async fn ensure(&self, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let absent: Vec<ChunkName> = smol::unblock(move || {
+            vault.db.read(|t| -> Result<_, VaultError> {
+                let mut absent = Vec::new();
+                for name in names {
+                    if t.chunk(&name)?.is_none_or(|row| row.place.is_none()) {
+                        absent.push(name);
+                    }
+                }
+                Ok(absent)
+            })
+        })
+        .await?;
+        if absent.is_empty() { Ok(absent) } else { Ok(self.fetch.fetch(absent).await) }
+    }
+}
+
+const NOT_REACHED: &str = "no cell that is reachable now has its bytes; it comes by itself when one is";
+
+async fn step(mut walk: RestoreWalk) -> Result<(RestoreWalk, Batch), VaultError> {
+    smol::unblock(move || {
+        let batch = walk.step()?;
+        Ok((walk, batch))
+    })
+    .await
+}
+
+enum Begun {
+    Write(Temp, Item, Option<Stat>),
+    Done(Box<Done>),
+}
+
+fn failed(item: Item, why: &io::Error) -> Done {
+    Done::Failed(item.path, why.to_string())
+}
+
+/// Looks at what has the name now, and makes a link of what was brought back already.
+fn begin(_vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result<Begun, VaultError> {
+    let before = match item.at.stat_if_there(&item.name) {
+        Ok(before) => before,
+        Err(why) => return Ok(Begun::Done(Box::new(failed(item, &why)))),
+    };
+    let m = &item.manifest;
+    if let Some(stat) = &before {
+        let looks_same = stat.kind == Some(m.kind) && stat.size == m.size && stat.mtime == m.mtime;
+        if looks_same && !into_home && (stat.mode == m.mode || m.kind == Kind::Symlink) {
+            return Ok(Begun::Done(Box::new(Done::Unchanged(item))));
+        }
+    }
+    if let Some(group) = m.link_group.filter(|_| before.is_none()) {
+        let first = lock(links)
+            .get(&group)
+            .map(|(at, name, entries)| (Arc::clone(at), name.clone(), *entries == m.entries));
+        if let Some((at, name, true)) = first {
+            if item.at.link(&at, &name, &item.name).is_ok() {
+                return Ok(Begun::Done(Box::new(Done::There(item, true))));
+            }
+        }
+    }
+    match item.at.create_temp() {
+        Ok(temp) => Ok(Begun::Write(temp, item, before)),
+        Err(why) => Ok(Begun::Done(Box::new(failed(item, &why)))),
+    }
+}
+
+fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result<Done, VaultError> {
+    if item.manifest.kind == Kind::Symlink {
+        return Ok(write_link(item));
+    }
+    let (temp, item, before) = match begin(vault, item, into_home, links)? {
+        Begun::Write(temp, item, before) => (temp, item, before),
+        Begun::Done(done) => return Ok(*done),
+    };
+    let mut offset = 0;
+    let mut missing = Vec::new();
+    for entry in &item.manifest.entries {
+        if let Entry::Chunk { name, .. } = entry {
+            match open_chunk(vault, entry)? {
+                Some(bytes) => {
+                    if let Err(why) = temp.file().write_all_at(&bytes, offset) {
+                        return Ok(failed(item, &why));
+                    }
+                }
+                None => missing.push(*name),
+            }
+        }
+        offset += entry.len();
+    }
+    if !missing.is_empty() {
+        return Ok(Done::NeedsChunks(item, missing));
+    }
+    if matches!(item.manifest.entries.last(), Some(Entry::Hole { .. })) {
+        if let Err(why) = temp.file().set_len(item.manifest.size) {
+            return Ok(failed(item, &why));
+        }
+    }
+    Ok(Done::Put(temp, item, before))
+}
+
+fn write_link(item: Item) -> Done {
+    let (at, m) = (&item.at, &item.manifest);
+    match at.stat_if_there(&item.name) {
+        Ok(Some(stat))
+            if stat.kind == Some(Kind::Symlink) && at.read_link(&item.name).is_ok_and(|t| t == m.target) =>
+        {
+            let _ = at.set_mtime(&item.name, m.mtime);
+            Done::There(item, false)
+        }
+        Ok(None) => {
+            match at.create_link(&m.target, &item.name).and_then(|()| at.set_mtime(&item.name, m.mtime)) {
+                Ok(()) => Done::There(item, true),
+                Err(why) => failed(item, &why),
+            }
+        }
+        Ok(Some(stat)) if is_replaceable(&item.node, &stat) => {
+            let made = at
+                .remove_file(&item.name)
+                .and_then(|()| at.create_link(&m.target, &item.name))
+                .and_then(|()| at.set_mtime(&item.name, m.mtime));
+            match made {
+                Ok(()) => Done::There(item, true),
+                Err(why) => failed(item, &why),
+            }
+        }
+        Ok(Some(_)) => {
+            Done::Failed(item.path, "something newer has its name here; it is kept as it is".into())
+        }
+        Err(why) => failed(item, &why),
+    }
+}
+
+/// A chunk's bytes of the file, without padding; `None`: not here.
+fn open_chunk(vault: &Vault, entry: &Entry) -> Result<Option<Vec<u8>>, VaultError> {
+    let Entry::Chunk { name, key, encoding, len } = entry else { return Ok(None) };
+    if *encoding != ENCODING_RAW {
+        return Err(VaultError::Refused("made by a newer Grove; update this one to read it".into()));
+    }
+    let Some(sealed) = vault.local_chunk(name)? else { return Ok(None) };
+    let mut bytes =
+        vault.sealer.open(key, *encoding, sealed).map_err(|why| VaultError::Record(why.to_string()))?;
+    if bytes.len() < *len as usize {
+        return Err(VaultError::Record(format!("chunk {} is shorter than its manifest says", name.short())));
+    }
+    bytes.truncate(*len as usize);
+    Ok(Some(bytes))
+}
+
+/// Whether what has the name now is what was last recorded, so that replacing it loses nothing.
+fn is_replaceable(node: &Node, stat: &Stat) -> bool {
+    node.ctime != 0
+        && Some(node.kind) == stat.kind
+        && node.size == stat.size
+        && node.mtime == stat.mtime
+        && node.ctime == stat.ctime
+        && node.ino == stat.ino
+}
+
+/// Makes what was written durable, gives it its name, and records that it is here.
+fn put_all(
+    vault: &Vault,
+    done: Vec<Done>,
+    leaving: Vec<Leaving>,
+    into_home: bool,
+    device: Device,
+    links: &LinkMap,
+) -> Result<Restored, VaultError> {
+    let mut restored = Restored::default();
+    // Bytes, modes and times before names: a name must never stand for less after a power cut.
+    let mut ready = Vec::with_capacity(done.len());
+    for done in done {
+        match done {
+            Done::Put(temp, item, before) => match temp.set(item.manifest.mode, item.manifest.mtime) {
+                Ok(()) => ready.push(Done::Put(temp, item, before)),
+                Err(why) => restored.miss(item.path, why.to_string()),
+            },
+            other => ready.push(other),
+        }
+    }
+    let first = ready.iter().find_map(|d| if let Done::Put(_, item, _) = d { Some(&item.at) } else { None });
+    if let Some(at) = first.filter(|_| into_home) {
+        at.sync_file_system().map_err(VaultError::io("cannot make restored files durable"))?;
+    }
+    let mut here: Vec<(Item, Vec<u8>)> = Vec::new();
+    for done in ready {
+        match done {
+            Done::Put(temp, item, before) => {
+                let m = &item.manifest;
+                let replace =
+                    before.as_ref().is_some_and(|stat| into_home && is_replaceable(&item.node, stat));
+                let size = m.size;
+                match put(temp, &item, replace, before.is_some()) {
+                    Ok(name) => {
+                        restored.files += 1;
+                        restored.bytes += size;
+                        if name != item.name {
+                            restored.set_aside.push(format!(
+                                "{} → {}",
+                                item.path,
+                                show(std::slice::from_ref(&name))
+                            ));
+                        } else {
+                            here.push((item, name));
+                        }
+                    }
+                    Err(why) => restored.miss(item.path, why.to_string()),
+                }
+            }
+            Done::There(item, is_new) => {
+                restored.files += u64::from(is_new);
+                restored.unchanged += u64::from(!is_new);
+                restored.bytes +=
+                    if is_new && item.manifest.kind == Kind::File { item.manifest.size } else { 0 };
+                let name = item.name.clone();
+                here.push((item, name));
+            }
+            Done::Unchanged(item) => {
+                restored.unchanged += 1;
+                let name = item.name.clone();
+                here.push((item, name));
+            }
+            Done::NeedsChunks(item, _) => restored.miss(item.path, NOT_REACHED),
+            Done::Failed(path, why) => restored.miss(path, why),
+        }
+    }
+    for (item, name) in &here {
+        if let Some(group) = item.manifest.link_group {
+            let mut links = lock(links);
+            if links.len() < LINKS_MAX {
+                links
+                    .entry(group)
+                    .or_insert_with(|| (Arc::clone(&item.at), name.clone(), item.manifest.entries.clone()));
+            }
+        }
+    }
+    let mut seen = Vec::new();
+    for (item, name) in here {
+        if into_home {
+            if let Ok(stat) = item.at.stat(&name) {
+                seen.push((item.node, stat));
+            }
+        }
+    }
+    for leaving in leaving {
+        if into_home && leaving.node.id == NodeId::ROOT && leaving.node.seq == 0 {
+            continue;
+        }
+        match leaving
+            .folder
+            .set_self(leaving.node.mode, leaving.node.mtime)
+            .and_then(|()| leaving.folder.stat_self())
+        {
+            Ok(stat) => {
+                restored.folders += 1;
+                if into_home {
+                    seen.push((leaving.node, stat));
+                }
+            }
+            Err(why) => restored.miss(leaving.path, why.to_string()),
+        }
+    }
+    if !seen.is_empty() {
+        vault.db.change(|t| -> Result<(), VaultError> {
+            for (node, stat) in seen {
+                // Only if nobody changed its version meanwhile.
+                let Some(mut now) = t.node(node.id)?.filter(|now| now.seq == node.seq) else { continue };
+                version::set_seen(&mut now, &stat, device);
+                t.set_node(&now)?;
+                version::forget_remote_only(t, now.file)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(restored)
+}
+
+/// Puts a file in place, or beside what has its place by right. Gives the name it got.
+fn put(temp: Temp, item: &Item, replace: bool, is_taken: bool) -> io::Result<Vec<u8>> {
+    if replace || !is_taken {
+        let written = temp.put(&item.name, replace);
+        return match written {
+            Ok(_) => Ok(item.name.clone()),
+            // Somebody was faster: it stays, and a later restore puts ours beside it.
+            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
+                Err(io::Error::other("something newer got its name meanwhile; it is kept as it is"))
+            }
+            Err(why) => Err(why),
+        };
+    }
+    let name = free_name(item)?;
+    temp.put(&name, false)?;
+    Ok(name)
+}
+
+/// `photo (restored).jpg`, or with a number where that is taken.
+fn free_name(item: &Item) -> io::Result<Vec<u8>> {
+    let name = &item.name;
+    let dot = name
+        .iter()
+        .rposition(|c| *c == b'.')
+        .filter(|at| *at > 0 && name.len() - at <= 16)
+        .unwrap_or(name.len());
+    for n in 1..1000 {
+        let mark = if n == 1 { " (restored)".to_string() } else { format!(" (restored {n})") };
+        let stem = &name[..dot.min(NAME_BYTES_MAX - mark.len() - (name.len() - dot))];
+        let free = [stem, mark.as_bytes(), &name[dot..]].concat();
+        if item.at.stat_if_there(&free)?.is_none() {
+            return Ok(free);
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}

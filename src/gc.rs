@@ -1,0 +1,476 @@
+//! Garbage collection, thinning and the end of what is in the Recycle Bin.
+//!
+//! Why a chunk that is needed is never removed:
+//!
+//! 1. A chunk is *needed* if a record in the catalog names it (any version that is kept, its lists, and what they name), if
+//!    it is a segment of the newest head, or if a peer's claim (`holds`) is on it. Grants name versions, so they need
+//!    nothing of their own.
+//! 2. Marking walks all records and marks what they name. Records that are written meanwhile mark what they name
+//!    themselves (`Vault::mark`), before their transaction ends: so at any moment after marking has begun, every needed
+//!    chunk of mine is marked or will be by the walk, which sees all records that were there when it began.
+//! 3. Sweeping takes only chunks whose rows were there when marking began, that are not marked when looked at under
+//!    `Vault::placing`, and that nobody's claim is on. Chunks are claimed only under the same lock, by a transaction that
+//!    finds them present; so none is claimed between the look and the removal, and whoever comes later finds it absent
+//!    and stores it again.
+//! 4. A large file's chunks come before the record that names them. While such a file is read nothing is swept at all.
+//! 5. A list that cannot be read could name anything: then marking fails, and nothing is swept.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::catalog::{RecordKind, version_key_prefix};
+use crate::config::{RECORDS_PER_CHANGE, UNKNOWN_CHUNKS_S};
+use crate::files::import::EntryCursor;
+use crate::files::{brake, version};
+use crate::id::{ChunkName, FileId};
+use crate::manifest::{Check, Entry, Kind, Manifest, Parsed};
+use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, NodeId, Own};
+use crate::store::{Held, Place, StoreError};
+use crate::vault::{Marks, Vault, VaultError};
+
+/// Chunks taken away under one hold of the lock.
+const SLICE: usize = 256;
+
+/// What a collection did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// Chunks removed here.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks that peers may release.
+    pub to_release: u64,
+}
+
+/// Collects what nothing needs. One at a time.
+pub fn collect(vault: &Vault) -> Result<Collected, VaultError> {
+    // Chunks of an unfinished database rebuild belong to somebody who has not been heard yet.
+    let keeps_unknown =
+        vault.db.read(|t| t.meta_u64("rebuilt_at"))?.is_some_and(|at| vault.now() < at + UNKNOWN_CHUNKS_S);
+    let until = {
+        let _placing = vault.placing();
+        *vault.marks() = Some(Marks::default());
+        vault.db.read(|t| t.chunk_id_max())?
+    };
+    let outcome = mark_all(vault).and_then(|()| sweep(vault, until, keeps_unknown));
+    *vault.marks() = None;
+    let mut collected = outcome?;
+    collected.bytes += compact(vault)?;
+    Ok(collected)
+}
+
+fn mark_all(vault: &Vault) -> Result<(), VaultError> {
+    let mut after = 0;
+    loop {
+        let mut some: Vec<(u64, Vec<u8>)> = Vec::new();
+        vault.db.read(|t| {
+            t.records_after(after, |seq, key, body| -> Result<bool, VaultError> {
+                after = seq;
+                if key[0] == RecordKind::File as u8 && !body.is_empty() {
+                    some.push((seq, body.to_vec()));
+                }
+                Ok(some.len() < RECORDS_PER_CHANGE)
+            })
+        })?;
+        if some.is_empty() {
+            break;
+        }
+        for (_, body) in &some {
+            mark_version(vault, body)?;
+        }
+    }
+    let segments = vault.db.read(|t| t.segments())?;
+    mark_names(vault, segments.into_iter().map(|(_, name, _)| name))
+}
+
+fn mark_version(vault: &Vault, body: &[u8]) -> Result<(), VaultError> {
+    let parsed = Parsed::read(body)?;
+    mark_names(vault, parsed.chunks())?;
+    if parsed.has_lists() {
+        let manifest = Manifest::open(body, &vault.master, Check::Trusted)?;
+        let mut names = Vec::new();
+        for entry in EntryCursor::new(vault, &manifest) {
+            names.extend(entry?.chunk());
+            if names.len() >= RECORDS_PER_CHANGE {
+                mark_names(vault, names.drain(..))?;
+            }
+        }
+        mark_names(vault, names.into_iter())?;
+    }
+    Ok(())
+}
+
+fn mark_names(vault: &Vault, names: impl Iterator<Item = ChunkName>) -> Result<(), VaultError> {
+    let mut ids = Vec::new();
+    vault.db.read(|t| -> Result<(), DbError> {
+        for name in names {
+            ids.extend(t.chunk(&name)?.map(|row| row.id));
+        }
+        Ok(())
+    })?;
+    vault.mark(&ids);
+    Ok(())
+}
+
+fn sweep(vault: &Vault, until: ChunkId, keeps_unknown: bool) -> Result<Collected, VaultError> {
+    let mut collected = Collected::default();
+    let mut after = ChunkId(0);
+    loop {
+        let page = vault.db.read(|t| t.chunks_after(after, SLICE))?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        let page: Vec<ChunkRow> = page.into_iter().filter(|row| row.id <= until).collect();
+        if page.is_empty() {
+            break;
+        }
+        let _placing = vault.placing();
+        if vault.has_large_imports() {
+            log::debug!("a large file is being read; the collection goes on later");
+            return Ok(collected);
+        }
+        let gone = vault.db.change(|t| -> Result<Vec<(ChunkName, Place)>, VaultError> {
+            let mut gone = Vec::new();
+            for row in page {
+                let is_marked = vault.marks().as_ref().is_none_or(|marks| marks.has(row.id));
+                if is_marked {
+                    continue;
+                }
+                let own = t.own(row.id)?;
+                if own == Own::No && keeps_unknown && !t.has_holds(row.id)? {
+                    continue;
+                }
+                if own != Own::No {
+                    t.set_own(row.id, Own::No)?;
+                    t.release_copies(row.id)?;
+                    collected.to_release += u64::from(t.has_copies(row.id)?);
+                }
+                if t.is_held(row.id)? {
+                    continue;
+                }
+                // The row's place may have moved since the page was read.
+                let Some(row) = t.chunk_by_id(row.id)? else { continue };
+                if let Some(place) = row.place {
+                    t.move_chunk(row.id, None)?;
+                    collected.chunks += 1;
+                    if place == Place::Loose {
+                        collected.bytes += u64::from(row.len);
+                    }
+                    gone.push((row.name, place));
+                }
+                if !t.has_copies(row.id)? && !t.has_holds(row.id)? {
+                    t.delete_chunk(row.id)?;
+                }
+            }
+            Ok(gone)
+        })?;
+        for (name, place) in gone {
+            vault.store.remove(name, place)?;
+        }
+    }
+    Ok(collected)
+}
+
+/// Rewrites packs of which half is dead. Gives the bytes won.
+pub fn compact(vault: &Vault) -> Result<u64, VaultError> {
+    let live: std::collections::HashMap<_, _> = vault.db.read(|t| t.pack_bytes())?.into_iter().collect();
+    let mut won = 0;
+    for pack in vault.store.packs()? {
+        let live_bytes = live.get(&pack.id).copied().unwrap_or(0);
+        // An open pack fills up again by itself, unless nothing in it is alive.
+        if live_bytes * 2 > pack.bytes || (pack.is_open && pack.bytes < 1024 * 1024) {
+            continue;
+        }
+        won += rewrite(vault, pack.id)?.map_or(0, |()| pack.bytes.saturating_sub(live_bytes));
+    }
+    Ok(won)
+}
+
+fn rewrite(vault: &Vault, pack: crate::store::PackId) -> Result<Option<()>, VaultError> {
+    vault.store.retire_pack(pack)?;
+    let rows = vault.db.read(|t| t.chunks_in_pack(pack))?;
+    let mut live =
+        rows.iter().filter_map(|row| Some(Held { name: row.name, place: row.place?, len: row.len }));
+    loop {
+        let _placing = vault.placing();
+        let done = match vault.store.rewrite(&mut live) {
+            Ok(done) => done,
+            Err(why @ StoreError::Full { .. }) => {
+                log::info!("a pack waits to be rewritten: {why}");
+                return Ok(None);
+            }
+            Err(why) => return Err(why.into()),
+        };
+        for held in &done.damaged {
+            log::warn!("chunk {} in a pack is damaged", held.name.short());
+            vault.store.quarantine(held.name, held.place, held.len)?;
+        }
+        vault.db.change_durably(|t| -> Result<(), DbError> {
+            for moved in &done.moved {
+                if let Some(row) = t.chunk(&moved.name)?.filter(|row| row.place == Some(moved.from)) {
+                    t.move_chunk(row.id, Some(&moved.to))?;
+                }
+            }
+            for held in &done.damaged {
+                if let Some(row) = t.chunk(&held.name)?.filter(|row| row.place == Some(held.place)) {
+                    t.move_chunk(row.id, None)?;
+                }
+            }
+            Ok(())
+        })?;
+        if done.is_done {
+            break;
+        }
+    }
+    let _placing = vault.placing();
+    if vault.db.read(|t| t.chunks_in_pack(pack))?.is_empty() {
+        vault.store.remove_pack(pack)?;
+    }
+    Ok(Some(()))
+}
+
+/// A version, as thinning sees it. Newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age {
+    /// Observed seconds since it was superseded; 0 for the newest.
+    pub superseded_s: u64,
+    /// The newest, or one that must stay for another reason.
+    pub is_kept: bool,
+}
+
+/// Which of a file's versions to drop: all are kept for `full_s` after they were superseded, then the newest of each day
+/// for 90 days, of each week for a year, and of each month.
+pub fn thin(versions: &[Age], full_s: u64) -> Vec<usize> {
+    const DAY: u64 = 86_400;
+    let mut last = None;
+    let mut dropped = Vec::new();
+    for (at, version) in versions.iter().enumerate() {
+        if version.is_kept || version.superseded_s <= full_s {
+            continue;
+        }
+        let age = version.superseded_s - full_s;
+        let slot = match age / DAY {
+            days @ 0..90 => (0, days),
+            days @ 90..365 => (1, days / 7),
+            days => (2, days / 30),
+        };
+        if last == Some(slot) {
+            dropped.push(at);
+        } else {
+            last = Some(slot);
+        }
+    }
+    dropped
+}
+
+/// What thinning did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Thinned {
+    /// Versions dropped.
+    pub versions: u64,
+    /// Deleted files forgotten.
+    pub deleted: u64,
+}
+
+/// Drops versions that are old enough, and deleted files after their time in the bin. Nothing while the brake is on.
+pub fn thin_all(vault: &Vault) -> Result<Thinned, VaultError> {
+    let mut thinned = Thinned::default();
+    if vault.is_retired() || vault.db.read(brake::load)?.is_on() {
+        return Ok(thinned);
+    }
+    let now = vault.now();
+    let full_s = vault.config.versions_full_days * 86_400;
+    let bin_s = vault.config.bin_days * 86_400;
+    let mut after = NodeId(0);
+    loop {
+        let page = vault.db.read(|t| t.nodes_after(after, 512))?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        for node in page.into_iter().filter(|node| node.kind != Kind::Folder && node.version > 1) {
+            thinned.versions += thin_file(vault, node.file, node.seq, now, full_s)?;
+        }
+    }
+    let mut after = FileId::ROOT;
+    loop {
+        let page = vault.db.read(|t| t.bin_after(after, 512))?;
+        let Some(last) = page.last() else { break };
+        after = last.file;
+        let over: Vec<BinRow> = page.into_iter().filter(|row| now >= row.at + bin_s).collect();
+        thinned.deleted += over.len() as u64;
+        vault.db.change(|t| -> Result<(), DbError> {
+            for row in over {
+                for (_, key) in t.records_with_prefix(&version_key_prefix(row.file), 100_000)? {
+                    t.forget_record(&key)?;
+                }
+                version::forget_remote_only(t, row.file)?;
+                t.take_bin(row.file)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(thinned)
+}
+
+/// When a version was superseded is when the next was first seen; the database notes it the first time it looks.
+fn thin_file(vault: &Vault, file: FileId, newest: u64, now: u64, full_s: u64) -> Result<u64, VaultError> {
+    vault.db.change(|t| -> Result<u64, VaultError> {
+        let mut records = t.records_with_prefix(&version_key_prefix(file), 100_000)?;
+        records.retain(|(seq, _)| *seq != newest);
+        if records.is_empty() {
+            return Ok(0);
+        }
+        records.reverse();
+        let mut ages = Vec::with_capacity(records.len());
+        for (seq, _) in &records {
+            let since = t.superseded_at(*seq, now)?;
+            ages.push(Age { superseded_s: now.saturating_sub(since), is_kept: false });
+        }
+        let dropped = thin(&ages, full_s);
+        for at in &dropped {
+            t.forget_record(&records[*at].1)?;
+            t.forget_superseded(records[*at].0)?;
+        }
+        Ok(dropped.len() as u64)
+    })
+}
+
+/// Drops the oldest superseded versions while they take more than their share of the disk, or the disk is at its reserve.
+/// Current files and what is in the bin are never touched. Gives the versions dropped.
+pub fn keep_to_budget(vault: &Vault) -> Result<u64, VaultError> {
+    if vault.is_retired() || vault.db.read(brake::load)?.is_on() {
+        return Ok(0);
+    }
+    let space = vault.store.free()?;
+    let (_, all_bytes) = vault.db.read(|t| t.chunk_totals())?;
+    let current = vault.db.read(|t| t.tree_size())?.1;
+    let budget = space.total / 100 * vault.config.versions_budget_percent;
+    let superseded = all_bytes.saturating_sub(current);
+    let excess = superseded.saturating_sub(budget);
+    if excess == 0 && space.free > space.reserve {
+        return Ok(0);
+    }
+    let wanted = excess.max((space.reserve + space.reserve / 4).saturating_sub(space.free)).max(1);
+    let mut freed = 0;
+    let mut dropped = 0;
+    let mut after = 0;
+    while freed < wanted {
+        let mut some: Vec<(u64, Vec<u8>, Vec<u8>)> = Vec::new();
+        vault.db.read(|t| {
+            t.records_after(after, |seq, key, body| -> Result<bool, VaultError> {
+                after = seq;
+                if key[0] == RecordKind::File as u8 && !body.is_empty() {
+                    some.push((seq, key.to_vec(), body.to_vec()));
+                }
+                Ok(some.len() < 500)
+            })
+        })?;
+        if some.is_empty() {
+            break;
+        }
+        for (seq, key, body) in some {
+            let manifest = Manifest::open(&body, &vault.master, Check::Trusted)?;
+            let is_superseded = vault.db.read(|t| -> Result<_, DbError> {
+                Ok(match t.node_of(manifest.file)? {
+                    Some(node) => node.seq != seq && node.kind == Kind::File,
+                    None => false,
+                })
+            })?;
+            if !is_superseded || freed >= wanted {
+                continue;
+            }
+            let current: HashSet<ChunkName> = vault.db.read(|t| -> Result<_, VaultError> {
+                let Some(node) = t.node_of(manifest.file)? else { return Ok(HashSet::new()) };
+                let Some(body) = t.record_at(node.seq)? else { return Ok(HashSet::new()) };
+                Ok(Parsed::read(&body)?.chunks().collect())
+            })?;
+            let own: u64 = manifest
+                .entries
+                .iter()
+                .filter(|entry| entry.chunk().is_some_and(|name| !current.contains(&name)))
+                .map(Entry::len)
+                .sum();
+            vault.db.change(|t| t.forget_record(&key))?;
+            freed += own;
+            dropped += 1;
+        }
+    }
+    if dropped > 0 {
+        log::info!("{dropped} old versions made room on the disk");
+    }
+    Ok(dropped)
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Chunks looked at.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Damaged or gone; put aside, and not counted as copies any more.
+    pub damaged: Vec<ChunkName>,
+    /// Where to go on.
+    pub after: ChunkId,
+    /// All was looked at.
+    pub is_done: bool,
+}
+
+/// Looks at a slice of the chunks that should lie here: whether they are there, and if `deep` whether their bytes are.
+pub fn verify_slice(vault: &Arc<Vault>, after: ChunkId, deep: bool) -> Result<Verified, VaultError> {
+    let mut found = Verified { after, ..Verified::default() };
+    let page = vault.db.read(|t| t.chunks_after(after, if deep { 64 } else { 1024 }))?;
+    let Some(last) = page.last() else {
+        found.is_done = true;
+        return Ok(found);
+    };
+    found.after = last.id;
+    for row in page {
+        let Some(place) = row.place else { continue };
+        found.chunks += 1;
+        found.bytes += u64::from(row.len);
+        let is_sound = if deep {
+            vault.local_chunk(&row.name)?.is_some()
+        } else {
+            vault.store.contains(row.name, place, row.len)
+        };
+        if !is_sound {
+            if !deep {
+                // A chunk that was collected or moved since is no damage.
+                vault.local_chunk(&row.name)?;
+            }
+            let is_gone = vault.db.read(|t| t.chunk_by_id(row.id))?.is_some_and(|row| row.place.is_none());
+            if is_gone {
+                found.damaged.push(row.name);
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    #[test]
+    fn versions_are_kept_in_full_then_one_a_day_a_week_a_month() {
+        let ages: Vec<Age> =
+            (0..800 * 4).map(|n| Age { superseded_s: n * DAY / 4, is_kept: false }).collect();
+        let dropped = thin(&ages, 30 * DAY);
+        let kept = |from: u64, to: u64| {
+            (0..ages.len())
+                .filter(|at| !dropped.contains(at) && (from..to).contains(&(ages[*at].superseded_s / DAY)))
+                .count()
+        };
+        assert_eq!(kept(0, 30), 120);
+        assert_eq!(kept(31, 119), 88);
+        assert!((38..=41).contains(&kept(120, 395)));
+        assert!((13..=15).contains(&kept(395, 800)));
+    }
+
+    #[test]
+    fn what_must_stay_stays() {
+        let ages = [Age { superseded_s: 900 * DAY, is_kept: true }; 5];
+        assert!(thin(&ages, 0).is_empty());
+    }
+}
