@@ -27,5 +27,6 @@ pub mod placement;
 pub mod publish;
 pub mod seal;
 pub mod store;
+pub mod sync;
 pub mod vault;
 pub mod wire;

@@ -24,6 +24,8 @@ pub const ENTRIES_PER_LIST: usize = 4096;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a symlink's target (Linux's PATH_MAX).
 pub const TARGET_BYTES_MAX: usize = 4096;
+/// Bytes of an owner's note.
+pub const NOTE_BYTES_MAX: usize = 4096;
 /// Bytes of a whole signed manifest.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024;
 
@@ -330,6 +332,7 @@ impl Manifest {
     /// Seals the private parts under fresh randomness and signs the whole.
     pub fn sign(&self, identity: &Identity, master: &MasterKey) -> SignedManifest {
         debug_assert_eq!(self.owner, identity.id());
+        assert!(self.entries.len() <= ENTRIES_INLINE_MAX && self.owner_part.note.len() <= NOTE_BYTES_MAX);
         let random: [u8; 32] = random();
         let file_key = master.file_key(&self.salt);
         let content = self.content();

@@ -327,11 +327,10 @@ fn versions_of(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<Vec<Versio
     let mut versions = Vec::new();
     for (seq, _) in t.records_with_prefix(&version_key_prefix(file), 100_000)? {
         let Some(bytes) = t.record_at(seq)?.filter(|bytes| bytes.len() > 64) else { continue };
-        versions.push(Version {
-            seq,
-            hash: hash_of(&bytes),
-            manifest: Manifest::open(&bytes, &vault.master, Check::Signature)?,
-        });
+        let manifest = Manifest::open(&bytes, &vault.master, Check::Signature)?;
+        if manifest.file == file && manifest.owner == vault.id() {
+            versions.push(Version { seq, hash: hash_of(&bytes), manifest });
+        }
     }
     Ok(versions)
 }
@@ -454,7 +453,8 @@ fn place_in_folders(vault: &Vault) -> Result<(), VaultError> {
 fn put_in_folder(t: &Tables<'_>, mut node: Node, parent: NodeId) -> Result<(), VaultError> {
     if let Some(other) = t.child(parent, &node.name)? {
         if other.id == node.id {
-            return Ok(());
+            node.parent = parent;
+            return Ok(t.set_node(&node)?);
         }
         let mark = format!(" ({})", node.file.short());
         node.name.truncate(crate::manifest::NAME_BYTES_MAX - mark.len());
@@ -473,23 +473,36 @@ pub fn merge_head(
     mut fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
     new_life: bool,
 ) -> Result<u64, VaultError> {
-    let mut touched: HashSet<FileId> = HashSet::new();
+    vault.db.change(|t| t.clear_foreign())?;
     for (name, _) in &head.segments {
         let plain = open_segment(&fetch(name)?, &vault.master)?;
         vault.db.change(|t| {
-            read_segment(&plain, |_, key, body| -> Result<(), VaultError> {
-                // A key that was forgotten here stays forgotten, and one that is known here counts.
-                if body.is_empty() || t.record_seq(key)?.is_some() {
-                    return Ok(());
-                }
-                t.add_record(key, body)?;
-                if key[0] == RecordKind::File as u8 {
-                    touched.extend(file_of_key(key));
-                }
-                Ok(())
+            read_segment(&plain, |seq, key, body| -> Result<(), VaultError> {
+                Ok(t.put_foreign(seq, key, body)?)
             })
         })?;
     }
+    let mut touched: HashSet<FileId> = HashSet::new();
+    let mut after = Vec::new();
+    loop {
+        let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;
+        let Some((last, _)) = page.last() else { break };
+        after.clone_from(last);
+        vault.db.change(|t| -> Result<(), VaultError> {
+            for (key, body) in page {
+                // A key that was forgotten here stays forgotten, and one that is known here counts.
+                if body.is_empty() || t.record_seq(&key)?.is_some() {
+                    continue;
+                }
+                t.add_record(&key, &body)?;
+                if key[0] == RecordKind::File as u8 {
+                    touched.extend(file_of_key(&key));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    vault.db.change(|t| t.clear_foreign())?;
     let count = touched.len() as u64;
     let touched: Vec<FileId> = touched.into_iter().collect();
     for some in touched.chunks(500) {

@@ -1,4 +1,146 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
+mod api;
+mod checks;
+pub mod files;
+pub mod jobs;
+pub mod json;
 pub mod keeper;
 pub mod open;
+mod peers;
+mod run;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use smol::LocalExecutor;
+use smol::lock::Semaphore;
+
+use crate::files::restore::Restorer;
+use crate::files::watch::WatchList;
+use crate::gc;
+use crate::id::ChunkName;
+use crate::placement::ChunkId;
+use crate::sync::Sync;
+use crate::vault::{Vault, VaultError};
+use jobs::Jobs;
+use keeper::Keeper;
+pub use open::{CellError, CellSummary, Options, Paths, create};
+pub use run::{Local, RecoverProgress, RecoverSummary, recover, run};
+
+/// The program's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// An open cell on its executor.
+pub struct Cell {
+    vault: Arc<Vault>,
+    name: String,
+    executor: Rc<LocalExecutor<'static>>,
+    permits: Arc<Semaphore>,
+    threads: usize,
+    keeper: Rc<Keeper>,
+    jobs: Rc<Jobs>,
+    sync: RefCell<Option<Rc<Sync>>>,
+}
+
+impl Cell {
+    fn new(
+        vault: Arc<Vault>,
+        executor: Rc<LocalExecutor<'static>>,
+        watch: Option<Arc<WatchList>>,
+    ) -> Rc<Self> {
+        let threads = vault.config.jobs();
+        let permits = Arc::new(Semaphore::new(threads));
+        let keeper = Keeper::new(Arc::clone(&vault), Arc::clone(&permits), threads, watch);
+        let name = open::cell_name(&vault.config);
+        Rc::new(Self {
+            vault,
+            name,
+            executor,
+            permits,
+            threads,
+            keeper,
+            jobs: Rc::new(Jobs::default()),
+            sync: RefCell::new(None),
+        })
+    }
+
+    fn restorer(self: &Rc<Self>) -> Restorer {
+        let fetch = Rc::new(peers::FromPeers(Rc::clone(self)));
+        Restorer::new(Arc::clone(&self.vault), Arc::clone(&self.permits), self.threads, fetch)
+    }
+
+    /// Something was published: peers should have it, and the mirror follows.
+    fn after_change(self: &Rc<Self>) {
+        if let Some(sync) = self.sync.borrow().as_ref() {
+            sync.poke();
+        }
+        let keeper = Rc::clone(&self.keeper);
+        self.executor.spawn(async move { keeper.mirror().await }).detach();
+    }
+
+    /// Gets chunks from peers; gives what could not be had.
+    async fn fetch(&self, names: Vec<ChunkName>) -> Vec<ChunkName> {
+        let sync = self.sync.borrow().clone();
+        match sync {
+            Some(sync) if !names.is_empty() => sync.fetch(names).await.missing,
+            _ => names,
+        }
+    }
+
+    async fn fetch_absent(&self, names: Vec<ChunkName>) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let absent: Vec<ChunkName> = smol::unblock(move || {
+            vault.db.read(|t| -> Result<_, VaultError> {
+                let mut absent = Vec::new();
+                for name in names {
+                    if t.chunk(&name)?.is_none_or(|row| row.place.is_none()) {
+                        absent.push(name);
+                    }
+                }
+                Ok(absent)
+            })
+        })
+        .await?;
+        if !absent.is_empty() {
+            self.fetch(absent).await;
+        }
+        Ok(())
+    }
+
+    /// Chunks of files here that should lie here and do not. At most 100,000.
+    async fn absent_chunks(&self) -> Result<Vec<ChunkName>, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        smol::unblock(move || {
+            let mut absent = Vec::new();
+            let mut after = ChunkId(0);
+            loop {
+                let page = vault.db.read(|t| t.absent_own_after(after, 1000))?;
+                let Some(last) = page.last() else { return Ok(absent) };
+                after = last.id;
+                absent.extend(page.into_iter().map(|row| row.name));
+                if absent.len() >= 100_000 {
+                    return Ok(absent);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Thinning, the end of the bin, the budget, and then garbage collection.
+    async fn tidy(&self) -> Result<gc::Collected, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let collected = smol::unblock(move || -> Result<_, VaultError> {
+            gc::thin_all(&vault)?;
+            gc::keep_to_budget(&vault)?;
+            crate::publish::publish(&vault)?;
+            gc::collect(&vault)
+        })
+        .await?;
+        if collected.chunks > 0 {
+            log::info!("{} chunks that nothing needed are gone", collected.chunks);
+        }
+        Ok(collected)
+    }
+}

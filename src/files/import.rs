@@ -293,7 +293,7 @@ impl Iterator for EntryCursor<'_> {
         }
         let entry = self.manifest.entries.get(self.next)?;
         self.next += 1;
-        let Entry::List { name, key, .. } = entry else { return Some(Ok(entry.clone())) };
+        let Entry::List { name, key, entries: count, len } = entry else { return Some(Ok(entry.clone())) };
         let opened = self.vault.local_chunk(name).and_then(|bytes| {
             let bytes = bytes.ok_or_else(|| {
                 VaultError::Record(format!(
@@ -302,7 +302,14 @@ impl Iterator for EntryCursor<'_> {
                 ))
             })?;
             let plain = self.vault.sealer.open(key, ENCODING_RAW, bytes);
-            Ok(read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?)
+            let list = read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?;
+            let is_as_said =
+                list.len() == *count as usize && list.iter().map(Entry::len).sum::<u64>() == *len;
+            if is_as_said {
+                Ok(list)
+            } else {
+                Err(VaultError::Record("a list is not as its manifest says".into()))
+            }
         });
         match opened {
             Ok(entries) => {
@@ -342,6 +349,10 @@ impl LargeImporter {
     ) -> Result<Outcome, VaultError> {
         if let Some(ms) = too_soon(&self.vault, &candidate, force) {
             return Ok(Outcome::Later(Box::new(candidate), ms));
+        }
+        let most = (ENTRIES_INLINE_MAX * ENTRIES_PER_LIST) as u64 * CHUNK_BYTES as u64;
+        if candidate.stat.size > most {
+            return Ok(problem(&candidate, &io::Error::other("over 16 TiB: more than a file can have")));
         }
         let _running = self.vault.begin_large_import();
         for _ in 0..READ_TRIES {

@@ -39,7 +39,7 @@ fn to_json(manifest: &Manifest, signed: &[u8]) -> String {
     let mut json = String::with_capacity(1024 + manifest.entries.len() * 110);
     json.push_str(&format!(
         "{{\n  \"format\": 1,\n  \"name\": {},\n  \"parent\": \"{}\",\n  \"note\": {},\n  \"kind\": \"{kind}\",\n  \"file\": \"{}\",\n  \
-         \"version\": {},\n  \"life\": {},\n  \"size\": {},\n  \"mtime\": \"{}.{:09}\",\n  \"mode\": \"{:04o}\",\n  \"owner\": \"{}\",\n  \
+         \"version\": {},\n  \"life\": {},\n  \"size\": {},\n  \"mtime_s\": {},\n  \"mtime_ns\": {},\n  \"mode\": \"{:04o}\",\n  \"owner\": \"{}\",\n  \
          \"previous\": {},\n",
         text(&to_wire(&manifest.owner_part.name)),
         manifest.owner_part.parent,

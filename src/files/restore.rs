@@ -79,7 +79,8 @@ pub struct Restored {
 }
 
 impl Restored {
-    fn add(&mut self, other: Self) {
+    /// Takes in what another restore did.
+    pub fn absorb(&mut self, other: Self) {
         self.files += other.files;
         self.folders += other.folders;
         self.bytes += other.bytes;
@@ -306,11 +307,11 @@ impl Restorer {
             let is_done = batch.is_done;
             let work = self.batch(batch, into_home, device);
             if is_done {
-                restored.add(work.await?);
+                restored.absorb(work.await?);
                 break;
             }
             let (done, next) = smol::future::zip(work, step(walk)).await;
-            restored.add(done?);
+            restored.absorb(done?);
             (walk, batch) = next?;
             progress(restored.files, restored.bytes);
         }
@@ -396,7 +397,8 @@ impl Restorer {
         let vault = Arc::clone(&self.vault);
         let links = Arc::clone(&self.links);
         let leaving = batch.leaving;
-        restored.add(smol::unblock(move || put_all(&vault, done, leaving, into_home, device, &links)).await?);
+        restored
+            .absorb(smol::unblock(move || put_all(&vault, done, leaving, into_home, device, &links)).await?);
         Ok(restored)
     }
 

@@ -93,7 +93,8 @@ impl NewVersion {
         name: &[u8],
         stat: &Stat,
     ) -> Result<Self, VaultError> {
-        let parent = file_of(t, parent)?;
+        // GroveHome lies in no folder: it names itself.
+        let parent = if parent.0 == 0 { FileId::ROOT } else { file_of(t, parent)? };
         Ok(Self::sign(vault, known, parent, name, Kind::Folder, stat, Content::default()))
     }
 

@@ -8,6 +8,8 @@ CREATE TABLE catalog (
     key  BLOB NOT NULL UNIQUE,
     body BLOB NOT NULL                   -- empty: the key is forgotten
 );
+-- Records of a foreign head while it is merged.
+CREATE TABLE foreign_records (key BLOB PRIMARY KEY, seq INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
 -- Segments of the newest head, oldest first; a run is what one publication or merge made.
 CREATE TABLE segments (ord INTEGER PRIMARY KEY, run INTEGER NOT NULL, name BLOB NOT NULL, len INTEGER NOT NULL);
 -- Heads of mine that I wrote or have merged.

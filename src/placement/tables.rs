@@ -230,6 +230,7 @@ impl<'a> Tables<'a> {
     }
 
     fn put_record_at(&self, seq: u64, key: &[u8], body: &[u8]) -> Result<(), DbError> {
+        check_size(body)?;
         self.run("DELETE FROM catalog WHERE key = ?1", [key])?;
         self.run("INSERT INTO catalog (seq, key, body) VALUES (?1, ?2, ?3)", params![seq as i64, key, body])?;
         Ok(())
@@ -237,19 +238,45 @@ impl<'a> Tables<'a> {
 
     /// Puts a record whose key is known to be new.
     pub fn add_record(&self, key: &[u8], body: &[u8]) -> Result<u64, DbError> {
+        check_size(body)?;
         let seq = self.next_seq.get();
         self.next_seq.set(seq + 1);
         self.run("INSERT INTO catalog (seq, key, body) VALUES (?1, ?2, ?3)", params![seq as i64, key, body])?;
         Ok(seq)
     }
 
+    // The records of a head that is being merged: of each key the newest.
+
+    /// Empties the table of foreign records.
+    pub fn clear_foreign(&self) -> Result<(), DbError> {
+        self.run("DELETE FROM foreign_records", []).map(drop)
+    }
+
+    /// Takes in a foreign record, if it is the newest of its key so far.
+    pub fn put_foreign(&self, seq: u64, key: &[u8], body: &[u8]) -> Result<(), DbError> {
+        self.run(
+            "INSERT INTO foreign_records (key, seq, body) VALUES (?1, ?2, ?3)
+             ON CONFLICT (key) DO UPDATE SET seq = ?2, body = ?3 WHERE seq < ?2",
+            params![key, seq as i64, body],
+        )
+        .map(drop)
+    }
+
+    /// Up to `limit` foreign records with keys over `after`, by key.
+    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DbError> {
+        self.list(
+            "SELECT key, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
+            params![after, limit as i64],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+    }
+
     /// Forgets a record, in a way that reaches every copy of the catalog.
     pub fn forget_record(&self, key: &[u8]) -> Result<(), DbError> {
-        let published = self.meta_u64("published")?.unwrap_or(0);
-        match self.record_seq(key)? {
-            Some(seq) if seq > published => self.run("DELETE FROM catalog WHERE key = ?1", [key]).map(drop),
-            Some(_) => self.put_record(key, &[]).map(drop),
-            None => Ok(()),
+        // An empty record even for one that is not published yet: an older one of its key may be.
+        match self.record(key)? {
+            Some(body) if !body.is_empty() => self.put_record(key, &[]).map(drop),
+            _ => Ok(()),
         }
     }
 
@@ -410,6 +437,15 @@ impl<'a> Tables<'a> {
     pub fn chunks_after(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 ORDER BY id LIMIT ?2"),
+            params![after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Up to `limit` chunks over row `after` that files here need and that do not lie here though their file is not freed.
+    pub fn absent_own_after(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 AND own IN (1, 2) AND place = 0 ORDER BY id LIMIT ?2"),
             params![after.0, limit as i64],
             chunk_row,
         )
@@ -767,6 +803,15 @@ impl<'a> Tables<'a> {
     /// Owners of whom heads are kept.
     pub fn head_owners(&self) -> Result<Vec<CellNumber>, DbError> {
         self.list("SELECT DISTINCT owner FROM peer_heads", [], |row| row.get(0).map(CellNumber))
+    }
+}
+
+/// A record that no reader would take must not be written.
+fn check_size(body: &[u8]) -> Result<(), DbError> {
+    if body.len() > crate::catalog::RECORD_BYTES_MAX {
+        Err(DbError::Row("record: it is over 1 MiB"))
+    } else {
+        Ok(())
     }
 }
 

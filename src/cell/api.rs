@@ -1,0 +1,605 @@
+//! Answers of the cell: one function for each path of `/api/v1`.
+
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::files::{self as doing};
+use super::jobs::problems;
+use super::json::{Fields, Obj, list};
+use super::keeper::{Progress, Scope};
+use super::{Cell, VERSION};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
+use crate::files::brake;
+use crate::files::import::EntryCursor;
+use crate::files::restore::{Restored, Target};
+use crate::files::unix::{from_wire, to_wire};
+use crate::gc;
+use crate::id::FileId;
+use crate::manifest::{Entry, Kind, Manifest};
+use crate::placement::{ChunkId, DbError, NodeId};
+use crate::seal::ENCODING_RAW;
+use crate::vault::{Vault, VaultError};
+
+/// Entries of one page.
+const PAGE_MAX: usize = 1000;
+
+fn failure(why: &VaultError) -> ApiResponse {
+    match why {
+        VaultError::Refused(text) => ApiResponse::error(409, "refused", text, ""),
+        _ if why.is_full() => ApiResponse::error(
+            507,
+            "disk_full",
+            &why.to_string(),
+            "free some space, for example with `grove rm`, and try again",
+        ),
+        _ => ApiResponse::error(500, "failed", &why.to_string(), "run `grove doctor`"),
+    }
+}
+
+fn json(outcome: Result<String, VaultError>) -> ApiResponse {
+    match outcome {
+        Ok(text) => ApiResponse::json_text(200, text),
+        Err(why) => failure(&why),
+    }
+}
+
+fn wire_param(request: &ApiRequest, name: &str) -> Option<Vec<u8>> {
+    request.param(name).map(|value| match std::str::from_utf8(value) {
+        Ok(text) => from_wire(text),
+        Err(_) => value.to_vec(),
+    })
+}
+
+fn number_param(request: &ApiRequest, name: &str) -> Option<u64> {
+    std::str::from_utf8(request.param(name)?).ok()?.parse().ok()
+}
+
+fn id_param(request: &ApiRequest) -> Option<FileId> {
+    std::str::from_utf8(request.param("id")?).ok()?.parse().ok()
+}
+
+fn path_of(text: &str) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(from_wire(text)))
+}
+
+fn needs(field: &str) -> ApiResponse {
+    ApiResponse::error(
+        400,
+        "bad_request",
+        &format!("the field \"{field}\" is missing or of another type"),
+        "",
+    )
+}
+
+/// Runs a short job on the pool.
+async fn pool<T: Send + 'static>(
+    vault: &Arc<Vault>,
+    work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
+) -> Result<T, VaultError> {
+    let vault = Arc::clone(vault);
+    smol::unblock(move || work(&vault)).await
+}
+
+impl Cell {
+    /// Answers one request. Long work goes on as a job.
+    pub async fn answer(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
+        let path = request.path_text();
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        if path == ["healthz"] {
+            return ApiResponse::ok();
+        }
+        let Some(["api", "v1", rest @ ..]) =
+            path.get(..).filter(|_| request.authorized || path == ["healthz"])
+        else {
+            return ApiResponse::error(404, "not_found", "there is nothing at this path", "");
+        };
+        let fields = match Fields::read(&request.body) {
+            Ok(fields) => fields,
+            Err(why) => return ApiResponse::error(400, "bad_request", why, ""),
+        };
+        let vault = &self.vault;
+        match (request.method, rest) {
+            (Method::Get, ["status"]) => json(self.status().await),
+            (Method::Get, ["jobs", id]) => {
+                let wait = number_param(&request, "wait_ms").unwrap_or(0).min(20_000);
+                let id = id.parse().unwrap_or(0);
+                match self.jobs.wait(id, Duration::from_millis(wait)).await {
+                    Some(text) => ApiResponse::json_text(200, text),
+                    None => ApiResponse::error(404, "not_found", "there is no such job", ""),
+                }
+            }
+            (Method::Post, ["jobs", id, "cancel"]) => {
+                if self.jobs.cancel(id.parse().unwrap_or(0)).await {
+                    ApiResponse::ok()
+                } else {
+                    ApiResponse::error(404, "not_found", "there is no such job", "")
+                }
+            }
+            (Method::Post, ["add"]) => self.add(&fields),
+            (Method::Get, ["files"]) => {
+                let folder = wire_param(&request, "folder").unwrap_or_default();
+                let after = wire_param(&request, "after").unwrap_or_default();
+                let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
+                json(pool(vault, move |v| doing::list_folder(v, &folder, &after, limit)).await)
+            }
+            (Method::Get, ["versions"]) => {
+                let (path, id) = (wire_param(&request, "path"), id_param(&request));
+                json(pool(vault, move |v| doing::list_versions(v, path.as_deref(), id)).await)
+            }
+            (Method::Get, ["bin"]) => {
+                let after = request.param("after").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
+                let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
+                json(pool(vault, move |v| doing::list_bin(v, after.unwrap_or(FileId::ROOT), limit)).await)
+            }
+            (Method::Get, ["content"]) => self.content(&request).await,
+            (Method::Post, ["rm"]) => self.rm(&fields).await,
+            (Method::Post, ["restore"]) => self.restore(&fields),
+            (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
+            (Method::Post, ["confirm"]) => json(self.confirm().await),
+            (Method::Post, ["collect"]) => self.collect(),
+            (Method::Post, ["phrase"]) => json(self.phrase().await),
+            (Method::Post, ["phrase", "kept"]) => {
+                let kept =
+                    pool(vault, |v| Ok(v.db.change_durably(|t| t.set_meta_u64("phrase_kept", 1))?)).await;
+                vault.clear("phrase");
+                json(kept.map(|()| "{\"ok\":true}".into()))
+            }
+            (Method::Get, ["doctor"]) => json(self.doctor().await),
+            (Method::Post, ["doctor", "adopt-home"]) => {
+                json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))
+            }
+            (method, rest) => self.answer_about_peers(method, rest, &fields).await,
+        }
+    }
+
+    fn add(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
+        let Some(paths) = fields.strs("paths") else { return needs("paths") };
+        let paths: Vec<PathBuf> = paths.iter().map(|path| path_of(path)).collect();
+        let to = from_wire(fields.str("to").unwrap_or(""));
+        let cell = Rc::clone(self);
+        self.jobs.start(&self.executor, "add", |job| async move {
+            job.say("looking through the files");
+            let vault = Arc::clone(&cell.vault);
+            let added = smol::unblock(move || doing::bring_in(&vault, &paths, &to)).await?;
+            let scope = cell.scope_of(added.inside).await?;
+            let progress = Rc::new(Progress::default());
+            let watched = Rc::clone(&progress);
+            let work = cell.keeper.keep(scope, true, true, &progress);
+            let kept = cell.watched(work, || job.progress(watched.bytes.get(), 0, "bytes")).await?;
+            cell.after_change();
+            let mut all = added.problems;
+            all.extend(kept.problems);
+            Ok(Obj::new()
+                .num("files", kept.files)
+                .num("bytes", kept.bytes)
+                .num("unchanged", kept.unchanged)
+                .num("folders", kept.folders)
+                .num("deleted", kept.deleted)
+                .raw("problems", problems(&all))
+                .end())
+        })
+    }
+
+    /// Turns paths below GroveHome into what a pass looks at; new folders above them are found on the way.
+    async fn scope_of(&self, inside: Vec<Vec<Vec<u8>>>) -> Result<Scope, VaultError> {
+        if inside.iter().any(Vec::is_empty) {
+            return Ok(Scope::Whole);
+        }
+        let vault = Arc::clone(&self.vault);
+        smol::unblock(move || {
+            vault.db.read(|t| -> Result<Scope, VaultError> {
+                let (mut names, mut folders) = (Vec::new(), Vec::new());
+                for path in inside {
+                    let mut at = NodeId::ROOT;
+                    for (n, name) in path.iter().enumerate() {
+                        match t.child(at, name)? {
+                            Some(node) if node.kind == Kind::Folder && n + 1 < path.len() => at = node.id,
+                            known => {
+                                names.push((at, name.clone()));
+                                folders.extend(
+                                    known
+                                        .filter(|node| node.kind == Kind::Folder)
+                                        .map(|node| (node.id, true)),
+                                );
+                                break;
+                            }
+                        }
+                    }
+                }
+                Ok(Scope::Some(names, folders))
+            })
+        })
+        .await
+    }
+
+    async fn content(self: &Rc<Self>, request: &ApiRequest) -> ApiResponse {
+        let (path, id) = (wire_param(request, "path"), id_param(request));
+        let version = number_param(request, "version");
+        let picked = pool(&self.vault, move |v| doing::pick_version(v, path.as_deref(), id, version)).await;
+        let manifest = match picked {
+            Ok(manifest) if manifest.kind == Kind::Folder => {
+                return ApiResponse::error(409, "refused", "this is a folder; name a file in it", "");
+            }
+            Ok(manifest) => manifest,
+            Err(why) => return failure(&why),
+        };
+        let length =
+            if manifest.kind == Kind::Symlink { manifest.target.len() as u64 } else { manifest.size };
+        let (sender, receiver) = smol::channel::bounded(2);
+        let cell = Rc::clone(self);
+        self.executor
+            .spawn(async move {
+                if let Err(why) = cell.send_content(manifest, &sender).await {
+                    log::warn!("a file could not be read to its end: {why}");
+                    let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
+                }
+            })
+            .detach();
+        ApiResponse::stream(Some(length), receiver)
+    }
+
+    async fn send_content(
+        &self,
+        manifest: Manifest,
+        sender: &smol::channel::Sender<std::io::Result<Vec<u8>>>,
+    ) -> Result<(), VaultError> {
+        if manifest.kind == Kind::Symlink {
+            let _ = sender.send(Ok(manifest.target)).await;
+            return Ok(());
+        }
+        let lists = manifest
+            .entries
+            .iter()
+            .filter(|e| matches!(e, Entry::List { .. }))
+            .filter_map(Entry::chunk)
+            .collect();
+        self.fetch_absent(lists).await?;
+        let manifest = Arc::new(manifest);
+        let mut at = 0;
+        loop {
+            let (vault, m) = (Arc::clone(&self.vault), Arc::clone(&manifest));
+            let some: Vec<Entry> = smol::unblock(move || {
+                EntryCursor::new(&vault, &m).skip(at).take(64).collect::<Result<_, _>>()
+            })
+            .await?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            at += some.len();
+            for entry in some {
+                match entry {
+                    Entry::Hole { mut len } => {
+                        while len > 0 {
+                            let piece = len.min(1024 * 1024);
+                            if sender.send(Ok(vec![0; piece as usize])).await.is_err() {
+                                return Ok(());
+                            }
+                            len -= piece;
+                        }
+                    }
+                    Entry::Chunk { name, key, len, .. } => {
+                        self.fetch_absent(vec![name]).await?;
+                        let vault = Arc::clone(&self.vault);
+                        let permit = self.permits.acquire_arc().await;
+                        let bytes = smol::unblock(move || -> Result<Vec<u8>, VaultError> {
+                            let _permit = permit;
+                            let sealed = vault.local_chunk(&name)?.ok_or_else(|| {
+                                VaultError::Refused(
+                                    "no cell that is reachable now has all of its bytes".into(),
+                                )
+                            })?;
+                            let mut bytes = vault
+                                .sealer
+                                .open(&key, ENCODING_RAW, sealed)
+                                .map_err(|why| VaultError::Record(why.to_string()))?;
+                            bytes.truncate(len as usize);
+                            Ok(bytes)
+                        })
+                        .await?;
+                        if sender.send(Ok(bytes)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Entry::List { .. } => {}
+                }
+            }
+        }
+    }
+
+    async fn rm(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
+        let Some(path) = fields.str("path") else { return needs("path") };
+        let path = from_wire(path);
+        let local = fields.bool("local");
+        let outcome =
+            pool(
+                &self.vault,
+                move |v| {
+                    if local { doing::free_locally(v, &path) } else { doing::remove(v, &path) }
+                },
+            )
+            .await;
+        self.after_change();
+        json(outcome.map(|(files, bytes)| Obj::new().num("files", files).num("bytes", bytes).end()))
+    }
+
+    fn restore(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
+        let path = fields.str("path").map(from_wire);
+        let id = fields.str("id").and_then(|text| text.parse::<FileId>().ok());
+        let to = fields.str("to").map(path_of);
+        let version = fields.num("version");
+        let cell = Rc::clone(self);
+        self.jobs.start(&self.executor, "restore", |job| async move {
+            job.say("bringing files back");
+            let total = {
+                let vault = Arc::clone(&cell.vault);
+                let all = path.is_none() && id.is_none();
+                smol::unblock(move || vault.db.read(|t| t.node_totals()))
+                    .await
+                    .map(|totals| if all { totals.bytes } else { 0 })?
+            };
+            let told = |_files: u64, bytes: u64| job.progress(bytes, total, "bytes");
+            let restored = cell.restore_some(path, id, version, to, &told).await?;
+            cell.after_change();
+            Ok(restored_json(&restored))
+        })
+    }
+
+    async fn restore_some(
+        self: &Rc<Self>,
+        path: Option<Vec<u8>>,
+        id: Option<FileId>,
+        version: Option<u64>,
+        to: Option<PathBuf>,
+        told: &dyn Fn(u64, u64),
+    ) -> Result<Restored, VaultError> {
+        let restorer = self.restorer();
+        let all = path.is_none() && id.is_none();
+        match (to, all) {
+            (Some(to), true) => restorer.run(&Target::Folder(to), NodeId::ROOT, told).await,
+            (None, true) => restorer.run(&Target::Home, NodeId::ROOT, told).await,
+            (Some(to), false) => {
+                let (p, folder) = (path.clone(), to.clone());
+                let picked = pool(&self.vault, move |v| {
+                    let node = v.db.read(|t| -> Result<_, VaultError> {
+                        Ok(doing::find_versions(t, p.as_deref(), id)?.1)
+                    })?;
+                    let manifest = doing::pick_version(v, p.as_deref(), id, version)?;
+                    Ok((node.filter(|node| node.kind == Kind::Folder), manifest))
+                })
+                .await?;
+                match picked {
+                    (Some(node), _) => {
+                        let name = std::ffi::OsString::from_vec(node.name.clone());
+                        restorer.run(&Target::Folder(folder.join(name)), node.id, told).await
+                    }
+                    (None, manifest) => restorer.version_to(manifest, folder).await,
+                }
+            }
+            (None, false) => {
+                // What is there is kept first, so that nothing that is replaced is lost.
+                self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await?;
+                let nodes =
+                    pool(&self.vault, move |v| doing::want_back(v, path.as_deref(), id, version)).await?;
+                self.keeper.publish().await?;
+                if nodes.len() > 200 {
+                    return restorer.run(&Target::Home, NodeId::ROOT, told).await;
+                }
+                let mut restored = Restored::default();
+                for node in nodes {
+                    restored.absorb(restorer.one(node, told).await?);
+                    told(restored.files, restored.bytes);
+                }
+                Ok(restored)
+            }
+        }
+    }
+
+    fn verify(self: &Rc<Self>, deep: bool) -> ApiResponse {
+        let cell = Rc::clone(self);
+        self.jobs.start(&self.executor, "verify", |job| async move {
+            job.say(if deep { "reading every chunk" } else { "looking for every chunk" });
+            let vault = Arc::clone(&cell.vault);
+            let total = smol::unblock(move || vault.db.read(|t| t.chunk_totals())).await?.0;
+            let (mut after, mut chunks, mut bytes) = (ChunkId(0), 0, 0);
+            let mut damaged = Vec::new();
+            loop {
+                let vault = Arc::clone(&cell.vault);
+                let permit = cell.permits.acquire_arc().await;
+                let found = smol::unblock(move || {
+                    let _permit = permit;
+                    gc::verify_slice(&vault, after, deep)
+                })
+                .await?;
+                (after, chunks, bytes) = (found.after, chunks + found.chunks, bytes + found.bytes);
+                damaged.extend(found.damaged);
+                damaged.truncate(100_000);
+                job.progress(chunks, total, "chunks");
+                if found.is_done {
+                    break;
+                }
+            }
+            // Chunks that files need and that were known to be gone before count too.
+            let absent = cell.absent_chunks().await?;
+            let mut wanted = damaged.clone();
+            wanted.extend(absent);
+            wanted.sort();
+            wanted.dedup();
+            let count = wanted.len();
+            let missing = cell.fetch(wanted).await;
+            if missing.is_empty() {
+                cell.vault.clear("damaged");
+            }
+            let vault = Arc::clone(&cell.vault);
+            let lost = missing.clone();
+            let affected = smol::unblock(move || files_with(&vault, &lost)).await?;
+            Ok(Obj::new()
+                .num("chunks", chunks)
+                .num("bytes", bytes)
+                .num("damaged", damaged.len())
+                .num("repaired", count - missing.len())
+                .num("missing", missing.len())
+                .raw("files", list(affected.iter().map(|path| super::json::text(path))))
+                .end())
+        })
+    }
+
+    async fn confirm(&self) -> Result<String, VaultError> {
+        let was_on = pool(&self.vault, |v| {
+            Ok(v.db.change_durably(|t| -> Result<bool, DbError> {
+                let mut brake = brake::load(t)?;
+                let was_on = brake.is_on();
+                brake.confirm();
+                brake::save(t, &brake)?;
+                Ok(was_on)
+            })?)
+        })
+        .await?;
+        self.vault.clear("brake");
+        Ok(Obj::new().bool("was_on", was_on).end())
+    }
+
+    fn collect(self: &Rc<Self>) -> ApiResponse {
+        let cell = Rc::clone(self);
+        self.jobs.start(&self.executor, "collect", |job| async move {
+            job.say("removing what nothing needs");
+            let collected = cell.tidy().await?;
+            Ok(Obj::new().num("chunks", collected.chunks).num("bytes", collected.bytes).end())
+        })
+    }
+
+    /// Keeps a job's progress told while it works.
+    async fn watched<T>(&self, work: impl std::future::Future<Output = T>, tell: impl Fn()) -> T {
+        smol::future::or(work, async {
+            loop {
+                smol::Timer::after(Duration::from_millis(100)).await;
+                tell();
+            }
+        })
+        .await
+    }
+
+    async fn status(&self) -> Result<String, VaultError> {
+        let wanted = self.vault.config.copies;
+        let (totals, chunks, own, bin, brake) = pool(&self.vault, move |v| {
+            Ok(v.db.read(|t| -> Result<_, DbError> {
+                Ok((
+                    t.node_totals()?,
+                    t.chunk_totals()?,
+                    t.own_totals(wanted.saturating_sub(1))?,
+                    t.bin_count()?,
+                    brake::load(t)?,
+                ))
+            })?)
+        })
+        .await?;
+        if brake.is_on() {
+            brake::raise(&self.vault, &brake);
+        }
+        let vault = Arc::clone(&self.vault);
+        let space = smol::unblock(move || vault.store.free()).await?;
+        let alerts = self.vault.alerts();
+        let (peers, held) = self.peers_json();
+        let last =
+            self.keeper.scanned_at.get().map(|at| self.vault.clock.steady().saturating_sub(at).as_secs());
+        let (watched, is_full) = self.keeper.watched();
+        Ok(Obj::new()
+            .str("name", &self.name)
+            .str("id", &self.vault.id().to_string())
+            .str("version", VERSION)
+            .num("uptime_s", self.vault.clock.steady().as_secs())
+            .num("life", self.vault.life())
+            .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))
+            .str("state", if alerts.is_empty() { "ok" } else { "attention" })
+            .raw(
+                "alerts",
+                list(alerts.iter().map(|(code, alert)| {
+                    Obj::new().str("code", code).str("text", &alert.text).str("remedy", &alert.remedy).end()
+                })),
+            )
+            .raw(
+                "files",
+                Obj::new()
+                    .num("count", totals.files)
+                    .num("bytes", totals.bytes)
+                    .num("waiting", totals.awaiting)
+                    .end(),
+            )
+            .raw("chunks", Obj::new().num("count", chunks.0).num("bytes", chunks.1).end())
+            .raw("held", held)
+            .raw(
+                "disk",
+                Obj::new()
+                    .num("total", space.total)
+                    .num("free", space.free)
+                    .num("reserve", space.reserve)
+                    .end(),
+            )
+            .raw("peers", peers)
+            .raw(
+                "copies",
+                Obj::new().num("wanted", wanted).num("full", own.0 - own.2).num("short", own.2).end(),
+            )
+            .num("bin", bin)
+            .raw("job", self.jobs.running())
+            .raw(
+                "scan",
+                Obj::new()
+                    .bool("running", self.keeper.scanning.get())
+                    .raw("last_s", last.map_or("null".into(), |s| s.to_string()))
+                    .num("watched_folders", watched)
+                    .bool("watches_full", is_full)
+                    .end(),
+            )
+            .end())
+    }
+}
+
+/// What a restore did, as JSON.
+pub fn restored_json(restored: &Restored) -> String {
+    Obj::new()
+        .num("files", restored.files)
+        .num("folders", restored.folders)
+        .num("bytes", restored.bytes)
+        .num("unchanged", restored.unchanged)
+        .raw("set_aside", list(restored.set_aside.iter().map(|text| super::json::text(text))))
+        .num("missing_count", restored.missing_count)
+        .raw("missing", problems(&restored.missing))
+        .end()
+}
+
+/// Paths of the newest versions that need one of these chunks; at most 1,000.
+fn files_with(vault: &Vault, names: &[crate::id::ChunkName]) -> Result<Vec<String>, VaultError> {
+    let mut paths = Vec::new();
+    if names.is_empty() {
+        return Ok(paths);
+    }
+    let names: std::collections::HashSet<_> = names.iter().copied().collect();
+    let mut after = NodeId(0);
+    loop {
+        let page = vault.db.read(|t| t.nodes_after(after, 500))?;
+        let Some(last) = page.last() else { return Ok(paths) };
+        after = last.id;
+        for node in page.into_iter().filter(|node| node.kind == Kind::File) {
+            let Some((manifest, _)) = vault.db.read(|t| doing::manifest_at(vault, t, node.seq))? else {
+                continue;
+            };
+            let mut needs = false;
+            for entry in EntryCursor::new(vault, &manifest) {
+                match entry {
+                    Ok(entry) => needs |= entry.chunk().is_some_and(|name| names.contains(&name)),
+                    Err(_) => needs = true,
+                }
+                if needs {
+                    break;
+                }
+            }
+            if needs && paths.len() < 1000 {
+                let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
+                paths.push(to_wire(&path.join(&b'/')));
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `doctor`: what could be wrong with this cell and its machine, and what to do about it. And the recovery card.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use super::Cell;
+use super::json::{Obj, list};
+use crate::vault::{Vault, VaultError};
+
+struct Check {
+    name: &'static str,
+    state: &'static str,
+    text: String,
+    remedy: String,
+}
+
+fn check(
+    name: &'static str,
+    fits: bool,
+    text: impl Into<String>,
+    worse: &'static str,
+    remedy: &str,
+) -> Check {
+    let state = if fits { "ok" } else { worse };
+    Check { name, state, text: text.into(), remedy: if fits { String::new() } else { remedy.into() } }
+}
+
+fn read_number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+impl Cell {
+    pub(super) async fn doctor(&self) -> Result<String, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let (watched, watches_full) = self.keeper.watched();
+        let mut checks = smol::unblock(move || machine_checks(&vault, watched, watches_full)).await?;
+        for (code, alert) in self.vault.alerts() {
+            checks.push(Check { name: code, state: "warn", text: alert.text, remedy: alert.remedy });
+        }
+        let any_fail = checks.iter().any(|check| check.state == "fail");
+        Ok(Obj::new()
+            .bool("sound", !any_fail)
+            .raw(
+                "checks",
+                list(checks.iter().map(|c| {
+                    Obj::new()
+                        .str("name", c.name)
+                        .str("state", c.state)
+                        .str("text", &c.text)
+                        .str("remedy", &c.remedy)
+                        .end()
+                })),
+            )
+            .end())
+    }
+
+    /// The recovery card: the phrase, and where the peers are who have the rest.
+    pub(super) async fn phrase(&self) -> Result<String, VaultError> {
+        let phrase = self.vault.master.phrase();
+        let mut card = format!("Grove recovery card of {}\ncell {}\n\n", self.name, self.vault.id());
+        for (n, word) in phrase.split(' ').enumerate() {
+            card.push_str(&format!("{:2}. {word:<10}", n + 1));
+            card.push_str(if n % 4 == 3 { "\n" } else { " " });
+        }
+        let addresses = self.peer_addresses();
+        card.push_str(if addresses.is_empty() {
+            "\nNo peer yet: with the phrase alone nothing can be brought back. Add one with `grove invite`.\n"
+        } else {
+            "\nPeers who have your files:\n"
+        });
+        for (name, address) in &addresses {
+            card.push_str(&format!("  {name}  {address}\n"));
+        }
+        card.push_str("\nOn an empty machine: grove recover --peer ADDRESS, and type the words.\n");
+        let mut code = phrase.to_string();
+        for (_, address) in &addresses {
+            code.push_str(&format!("\n{address}"));
+        }
+        let vault = Arc::clone(&self.vault);
+        let kept = smol::unblock(move || vault.db.read(|t| t.meta_u64("phrase_kept"))).await?.is_some();
+        Ok(Obj::new()
+            .str("phrase", &phrase)
+            .str("card", &card)
+            .str("qr_text", &qr(&code))
+            .raw("addresses", list(addresses.iter().map(|(_, address)| super::json::text(address))))
+            .bool("kept", kept)
+            .end())
+    }
+}
+
+/// A QR code in half blocks, dark on light.
+fn qr(text: &str) -> String {
+    let Ok(code) = qrcodegen::QrCode::encode_text(text, qrcodegen::QrCodeEcc::Low) else {
+        return String::new();
+    };
+    let size = code.size();
+    let mut lines = String::new();
+    for y in (-2..size + 2).step_by(2) {
+        for x in -2..size + 2 {
+            lines.push(match (code.get_module(x, y), code.get_module(x, y + 1)) {
+                (true, true) => ' ',
+                (true, false) => '▄',
+                (false, true) => '▀',
+                (false, false) => '█',
+            });
+        }
+        lines.push('\n');
+    }
+    lines
+}
+
+fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<Vec<Check>, VaultError> {
+    let space = vault.store.free()?;
+    let integrity = vault.db.integrity()?;
+    let mut checks = vec![
+        check(
+            "database",
+            integrity == "ok",
+            format!("placement.db: {integrity}"),
+            "fail",
+            "stop the cell, move placement.db away, and start it: it is made again",
+        ),
+        check(
+            "disk",
+            space.free > space.reserve,
+            format!("{} MiB free, {} MiB in reserve", space.free >> 20, space.reserve >> 20),
+            "fail",
+            "free some space; new files are not kept until then",
+        ),
+    ];
+    let root = crate::files::unix::Folder::open_root(&vault.home);
+    let home = match &root {
+        Ok(root) => crate::files::marker::check(vault, root).map_err(|why| why.to_string()),
+        Err(why) => Err(format!("GroveHome {}: {why}", vault.home.display())),
+    };
+    checks.push(match home {
+        Ok(()) => check("home", true, format!("GroveHome is {}", vault.home.display()), "fail", ""),
+        Err(why) => check(
+            "home",
+            false,
+            why,
+            "fail",
+            "mount its disk, or run `grove doctor --adopt-home` if this folder is right",
+        ),
+    });
+    let open = ["", ".key", "node.key", "node_x25519.key", "peer_secret"].into_iter().find(|name| {
+        fs::metadata(vault.dir.join(name)).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
+    });
+    checks.push(check(
+        "secrets",
+        open.is_none(),
+        match open {
+            Some(name) => format!("{} can be read by others", vault.dir.join(name).display()),
+            None => "keys are readable by this user alone".into(),
+        },
+        "fail",
+        &format!("chmod -R go= {}", vault.dir.display()),
+    ));
+    let limit = read_number("/proc/sys/fs/inotify/max_user_watches").unwrap_or(0);
+    checks.push(check(
+        "watch",
+        !watches_full,
+        format!("{watched} folders watched; the kernel allows {limit}"),
+        "warn",
+        "raise it: echo fs.inotify.max_user_watches=524288 | sudo tee /etc/sysctl.d/50-grove.conf && sudo sysctl --system; \
+         until then changes are found by scans",
+    ));
+    let wall = vault.clock.wall();
+    checks.push(check(
+        "clock",
+        (1_760_000_000..4_000_000_000).contains(&wall),
+        if vault.clock.is_synchronized() { "kept by NTP" } else { "not kept by NTP" },
+        "warn",
+        "set the clock; nothing expires by a wrong one",
+    ));
+    let kept = vault.db.read(|t| t.meta_u64("phrase_kept"))?.is_some();
+    checks.push(check(
+        "phrase",
+        kept,
+        if kept { "kept" } else { "not known to be kept" },
+        "warn",
+        "run `grove phrase`, write the card down, and confirm it",
+    ));
+    checks.push(check(
+        "ciphers",
+        true,
+        format!("ChaCha20-Poly1305 by {}", if cfg!(feature = "ring") { "ring" } else { "RustCrypto" }),
+        "ok",
+        "",
+    ));
+    Ok(checks)
+}

@@ -1,0 +1,780 @@
+//! What a person does with files: add, list, read, remove, restore. Pool work unless it says otherwise.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::json::{Obj, list};
+use crate::catalog::version_key_prefix;
+use crate::files::deletion;
+use crate::files::unix::{Folder, TEMP_PREFIX, names_of, show, to_wire};
+use crate::files::version::{self, Known, NewVersion, hash_of};
+use crate::files::walk::Problem;
+use crate::id::FileId;
+use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
+use crate::placement::{DbError, Node, NodeId, NodeState, Tables};
+use crate::publish;
+use crate::vault::{Vault, VaultError};
+
+/// Splits a path below GroveHome into names; refuses what leads out of it.
+pub fn path_names(path: &[u8]) -> Result<Vec<Vec<u8>>, VaultError> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    names_of(path).ok_or_else(|| VaultError::Refused(format!("{} does not lie in GroveHome", path.display())))
+}
+
+/// The node at a path, or words that say there is none.
+pub fn node_at(t: &Tables<'_>, path: &[u8]) -> Result<Node, VaultError> {
+    let names = path_names(path)?;
+    t.node_at(&names)?.ok_or_else(|| {
+        VaultError::Refused(format!(
+            "there is no {} in GroveHome; `grove ls` lists what is there, `grove bin` what was deleted",
+            show(&names)
+        ))
+    })
+}
+
+/// What `add` found to do: which names of GroveHome to look at, and what could not be brought in.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// Paths below GroveHome to be kept.
+    pub inside: Vec<Vec<Vec<u8>>>,
+    /// Not brought in.
+    pub problems: Vec<Problem>,
+    /// Files copied into GroveHome, and their bytes.
+    pub copied: (u64, u64),
+}
+
+/// Brings paths into GroveHome: what lies in it already stays where it is, the rest is copied into `to`.
+pub fn bring_in(vault: &Vault, paths: &[PathBuf], to: &[u8]) -> Result<Added, VaultError> {
+    let home = fs::canonicalize(&vault.home)
+        .map_err(VaultError::io(format!("cannot open GroveHome {}", vault.home.display())))?;
+    let to = path_names(to)?;
+    let mut added = Added::default();
+    for path in paths {
+        // The folder is resolved and the name is not: a link is brought in as a link.
+        let resolved = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
+                fs::canonicalize(parent).map(|parent| parent.join(name))
+            }
+            _ => fs::canonicalize(path),
+        };
+        let resolved = match resolved {
+            Ok(resolved) => resolved,
+            Err(why) => {
+                added.problems.push(Problem { path: path.display().to_string(), why: why.to_string() });
+                continue;
+            }
+        };
+        let in_home = if *path == vault.home {
+            Some(PathBuf::new())
+        } else {
+            resolved.strip_prefix(&home).ok().map(Path::to_owned)
+        };
+        match in_home {
+            Some(below) => match names_of(&below) {
+                Some(names) if resolved.symlink_metadata().is_ok() || below.as_os_str().is_empty() => {
+                    added.inside.push(names)
+                }
+                _ => added
+                    .problems
+                    .push(Problem { path: path.display().to_string(), why: "there is no such file".into() }),
+            },
+            None => {
+                let Some(name) = resolved.file_name() else { continue };
+                let mut names = to.clone();
+                names.push(name.as_bytes().to_vec());
+                let root = Folder::open_root(&home).map_err(VaultError::io("cannot open GroveHome"))?;
+                let folder = root
+                    .walk_or_create(&to)
+                    .map_err(VaultError::io("cannot make the folder in GroveHome"))?;
+                copy_in(&resolved, &folder, name.as_bytes(), &mut added);
+                added.inside.push(names);
+            }
+        }
+    }
+    Ok(added)
+}
+
+fn copy_in(from: &Path, folder: &Folder, name: &[u8], added: &mut Added) {
+    if let Err(why) = try_copy(from, folder, name, added) {
+        let why = match why.kind() {
+            io::ErrorKind::AlreadyExists => {
+                "another file has its name in GroveHome; it is kept as it is".into()
+            }
+            _ => why.to_string(),
+        };
+        added.problems.push(Problem { path: from.display().to_string(), why });
+    }
+}
+
+fn try_copy(from: &Path, folder: &Folder, name: &[u8], added: &mut Added) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = from.symlink_metadata()?;
+    let mtime = FileTime { s: meta.mtime(), ns: meta.mtime_nsec() as u32 };
+    let there = folder.stat_if_there(name)?;
+    if meta.is_dir() {
+        folder.create_folder(name)?;
+        let inner = folder.open(name)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy_in(&entry.path(), &inner, entry.file_name().as_bytes(), added);
+        }
+        return inner.set_self(meta.mode() & 0o7777, mtime);
+    }
+    if let Some(stat) = &there {
+        if stat.size == meta.size() && stat.mtime == mtime {
+            return Ok(());
+        }
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    if meta.is_symlink() {
+        folder.create_link(fs::read_link(from)?.as_os_str().as_bytes(), name)?;
+        return folder.set_mtime(name, mtime);
+    }
+    if !meta.is_file() {
+        return Err(io::Error::other("no file, link or folder; it is not kept"));
+    }
+    let mut source = fs::File::open(from)?;
+    let temp = folder.create_temp()?;
+    // Shares the blocks where the file system can; std copies within the kernel otherwise.
+    if rustix::fs::ioctl_ficlone(temp.file(), &source).is_err() {
+        io::copy(&mut source, &mut temp.file())?;
+    }
+    temp.set(meta.mode() & 0o7777, mtime)?;
+    temp.file().sync_data()?;
+    temp.put(name, false)?;
+    added.copied.0 += 1;
+    added.copied.1 += meta.size();
+    Ok(())
+}
+
+fn kind_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Symlink => "symlink",
+        Kind::Folder => "folder",
+    }
+}
+
+fn state_text(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Present => "present",
+        NodeState::RemoteOnly => "remote-only",
+        NodeState::Awaiting => "awaiting",
+    }
+}
+
+/// A page of a folder.
+pub fn list_folder(vault: &Vault, folder: &[u8], after: &[u8], limit: usize) -> Result<String, VaultError> {
+    vault.db.read(|t| {
+        let node = node_at(t, folder)?;
+        let entries = if node.kind == Kind::Folder { t.children(node.id, after, limit)? } else { vec![node] };
+        let more = entries.len() == limit;
+        let mut items = Vec::with_capacity(entries.len());
+        for node in &entries {
+            let copies = least_copies(vault, t, node)?;
+            items.push(
+                Obj::new()
+                    .str("name", &to_wire(&node.name))
+                    .str("kind", kind_text(node.kind))
+                    .num("size", if node.kind == Kind::Folder { 0 } else { node.size })
+                    .num("mtime_s", node.mtime.s)
+                    .num("mtime_ns", node.mtime.ns)
+                    .num("mode", node.mode)
+                    .num("version", node.version)
+                    .str("state", state_text(node.state))
+                    .str("id", &node.file.to_string())
+                    .num("copies", copies)
+                    .end(),
+            );
+        }
+        Ok(Obj::new().raw("entries", list(items)).bool("more", more).end())
+    })
+}
+
+/// The least number of places that any chunk of a file lies in, this cell's store among them.
+fn least_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
+    if node.kind != Kind::File || node.size == 0 {
+        return Ok(0);
+    }
+    let Some(bytes) = t.record_at(node.seq)? else { return Ok(0) };
+    let _ = vault;
+    let parsed = crate::manifest::Parsed::read(&bytes)?;
+    let mut least = u64::MAX;
+    for name in parsed.chunks() {
+        let copies = match t.chunk(&name)? {
+            Some(row) => t.copies_of(row.id)?.len() as u64 + u64::from(row.place.is_some()),
+            None => 0,
+        };
+        least = least.min(copies);
+    }
+    Ok(if least == u64::MAX { 0 } else { least })
+}
+
+/// A file named by path or id, with the numbers of all its versions, newest first.
+pub fn find_versions(
+    t: &Tables<'_>,
+    path: Option<&[u8]>,
+    id: Option<FileId>,
+) -> Result<(FileId, Option<Node>, Vec<u64>), VaultError> {
+    let file = match (id, path) {
+        (Some(id), _) => id,
+        (None, Some(path)) => match node_at(t, path) {
+            Ok(node) => node.file,
+            Err(why) => deleted_at(t, path)?.ok_or(why)?,
+        },
+        (None, None) => return Err(VaultError::Refused("name a file".into())),
+    };
+    let mut records = t.records_with_prefix(&version_key_prefix(file), 100_000)?;
+    records.reverse();
+    if records.is_empty() {
+        return Err(VaultError::Refused("there is no such file".into()));
+    }
+    Ok((file, t.node_of(file)?, records.into_iter().map(|(seq, _)| seq).collect()))
+}
+
+/// The newest deleted file that had this path.
+fn deleted_at(t: &Tables<'_>, path: &[u8]) -> Result<Option<FileId>, VaultError> {
+    let names = path_names(path)?;
+    let Some((name, folders)) = names.split_last() else { return Ok(None) };
+    let mut parent = FileId::ROOT;
+    for folder in folders {
+        let live = match t.node_of(parent)? {
+            Some(node) => t.child(node.id, folder)?.map(|node| node.file),
+            None => None,
+        };
+        parent = match live {
+            Some(file) => file,
+            None => match t.bin_named(parent, folder)?.first() {
+                Some(row) => row.file,
+                None => return Ok(None),
+            },
+        };
+    }
+    Ok(t.bin_named(parent, name)?.first().map(|row| row.file))
+}
+
+/// A manifest by number.
+pub fn manifest_at(
+    vault: &Vault,
+    t: &Tables<'_>,
+    seq: u64,
+) -> Result<Option<(Manifest, crate::id::BodyHash)>, VaultError> {
+    match t.record_at(seq)?.filter(|bytes| bytes.len() > 64) {
+        Some(bytes) => Ok(Some((Manifest::open(&bytes, &vault.master, Check::Trusted)?, hash_of(&bytes)))),
+        None => Ok(None),
+    }
+}
+
+/// All versions of a file as JSON.
+pub fn list_versions(vault: &Vault, path: Option<&[u8]>, id: Option<FileId>) -> Result<String, VaultError> {
+    vault.db.read(|t| {
+        let (file, node, seqs) = find_versions(t, path, id)?;
+        let mut versions = Vec::new();
+        let mut name = String::new();
+        for seq in seqs {
+            let Some((m, hash)) = manifest_at(vault, t, seq)? else { continue };
+            if name.is_empty() {
+                name = to_wire(&m.owner_part.name);
+            }
+            versions.push(
+                Obj::new()
+                    .num("version", m.version)
+                    .num("life", m.life)
+                    .str("hash", &hash.to_string())
+                    .num("size", m.size)
+                    .num("mtime_s", m.mtime.s)
+                    .num("mtime_ns", m.mtime.ns)
+                    .num("mode", m.mode)
+                    .str("kind", kind_text(m.kind))
+                    .str("name", &to_wire(&m.owner_part.name))
+                    .bool("tombstone", m.tombstone)
+                    .bool("current", node.as_ref().is_some_and(|node| node.seq == seq))
+                    .end(),
+            );
+        }
+        let path = match &node {
+            Some(node) => t.path(node.id)?.map_or(name, |names| to_wire(&names.join(&b'/'))),
+            None => name,
+        };
+        Ok(Obj::new()
+            .str("path", &path)
+            .str("id", &file.to_string())
+            .bool("deleted", node.is_none())
+            .raw("versions", list(versions))
+            .end())
+    })
+}
+
+/// A version's manifest: of the number given (the newer of two with one number), or the newest that is not a deletion.
+pub fn pick_version(
+    vault: &Vault,
+    path: Option<&[u8]>,
+    id: Option<FileId>,
+    version: Option<u64>,
+) -> Result<Manifest, VaultError> {
+    vault.db.read(|t| {
+        let (_, node, seqs) = find_versions(t, path, id)?;
+        for seq in seqs {
+            let Some((m, _)) = manifest_at(vault, t, seq)? else { continue };
+            let fits = match version {
+                Some(version) => m.version == version,
+                None => node.as_ref().map_or(!m.tombstone, |node| node.seq == seq),
+            };
+            if fits && m.tombstone {
+                return Err(VaultError::Refused(format!(
+                    "version {} is the deletion of the file; choose another",
+                    m.version
+                )));
+            }
+            if fits {
+                return Ok(m);
+            }
+        }
+        Err(VaultError::Refused("there is no such version; `grove versions` lists them".into()))
+    })
+}
+
+/// The Recycle Bin as JSON.
+pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, VaultError> {
+    let now = vault.now();
+    vault.db.read(|t| {
+        let rows = t.bin_after(after, limit)?;
+        let more = rows.len() == limit;
+        let mut entries = Vec::new();
+        for row in rows {
+            let seqs = t.records_with_prefix(&version_key_prefix(row.file), 100_000)?;
+            let size = match seqs.iter().rev().find(|(seq, _)| *seq != row.seq) {
+                Some((seq, _)) => manifest_at(vault, t, *seq)?.map_or(0, |(m, _)| m.size),
+                None => 0,
+            };
+            let folder = match t.node_of(row.parent)? {
+                Some(node) => t.path(node.id)?.map_or(String::new(), |names| to_wire(&names.join(&b'/'))),
+                None => "(deleted folder)".into(),
+            };
+            entries.push(
+                Obj::new()
+                    .str("id", &row.file.to_string())
+                    .str("name", &to_wire(&row.name))
+                    .str("folder", &folder)
+                    .num("deleted_s_ago", now.saturating_sub(row.at))
+                    .num("size", size)
+                    .end(),
+            );
+        }
+        Ok(Obj::new().raw("entries", list(entries)).bool("more", more).end())
+    })
+}
+
+/// Removes a file or folder: from GroveHome into the Recycle Bin. Works on a full disk. Gives files and bytes.
+pub fn remove(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError> {
+    let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+    crate::files::marker::check(vault, &root)?;
+    let names = path_names(path)?;
+    let node = vault.db.read(|t| node_at(t, path))?;
+    if node.id == NodeId::ROOT {
+        return Err(VaultError::Refused("GroveHome itself cannot be removed; name what is in it".into()));
+    }
+    // Only what is kept exactly as it is now goes: the bin gives back every byte.
+    let (bytes, unkept) = weigh(vault, &root, &names, &node)?;
+    if let Some(unkept) = unkept {
+        return Err(VaultError::Refused(format!(
+            "{unkept} has changes that are not kept yet; run `grove add` on it, or wait a moment"
+        )));
+    }
+    let files = vault.db.change(|t| remove_tree(vault, t, node))?;
+    publish::publish(vault)?;
+    let (name, folder) = names.split_last().expect("it is not the root");
+    if let Ok(folder) = root.walk(folder) {
+        delete_from_disk(vault, &folder, name)?;
+    }
+    Ok((files, bytes))
+}
+
+/// Bytes of a tree, and the first file in it that is not as it was kept.
+fn weigh(
+    vault: &Vault,
+    root: &Folder,
+    names: &[Vec<u8>],
+    node: &Node,
+) -> Result<(u64, Option<String>), VaultError> {
+    if node.kind != Kind::Folder {
+        let folder = root.walk(&names[..names.len() - 1]);
+        let stat = folder.and_then(|folder| folder.stat_if_there(&node.name));
+        let changed = match stat {
+            Ok(Some(stat)) if node.state == NodeState::Present => {
+                stat.size != node.size || stat.mtime != node.mtime || Some(node.kind) != stat.kind
+            }
+            _ => false,
+        };
+        return Ok((node.size, changed.then(|| show(names))));
+    }
+    let mut bytes = 0;
+    let mut after = Vec::new();
+    loop {
+        let page = vault.db.read(|t| t.children(node.id, &after, 500))?;
+        let Some(last) = page.last() else { return Ok((bytes, None)) };
+        after.clone_from(&last.name);
+        for child in page {
+            let mut path = names.to_vec();
+            path.push(child.name.clone());
+            let (some, unkept) = weigh(vault, root, &path, &child)?;
+            bytes += some;
+            if unkept.is_some() {
+                return Ok((bytes, unkept));
+            }
+        }
+    }
+}
+
+fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node) -> Result<u64, VaultError> {
+    let mut files = 0;
+    if node.kind == Kind::Folder {
+        loop {
+            let page = t.children(node.id, &[], 500)?;
+            if page.is_empty() {
+                break;
+            }
+            for child in page {
+                files += remove_tree(vault, t, child)?;
+            }
+        }
+    } else {
+        files += 1;
+    }
+    node.state = NodeState::Present;
+    crate::files::brake::count_deletion(vault, t, &node)?;
+    version::delete(vault, t, node)?;
+    Ok(files)
+}
+
+fn delete_from_disk(vault: &Vault, folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
+    let _ = vault;
+    let failed =
+        |why: io::Error| VaultError::Io { doing: format!("cannot remove {}", show(&[name.to_vec()])), why };
+    match folder.stat_if_there(name).map_err(failed)? {
+        None => Ok(()),
+        Some(stat) if stat.kind == Some(Kind::Folder) => {
+            let inner = folder.open(name).map_err(failed)?;
+            let names: Vec<Vec<u8>> = inner.names().and_then(Iterator::collect).map_err(failed)?;
+            for inner_name in names {
+                if inner_name.starts_with(TEMP_PREFIX) {
+                    continue;
+                }
+                delete_from_disk(vault, &inner, &inner_name)?;
+            }
+            folder.remove_folder(name).map_err(failed)
+        }
+        Some(_) => folder.remove_file(name).map_err(failed),
+    }
+}
+
+/// Frees the local bytes of a file or of all files in a folder, where peers hold enough copies without them. The state is
+/// in the catalog before a file goes. Gives files and bytes freed.
+pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError> {
+    let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+    crate::files::marker::check(vault, &root)?;
+    let top = vault.db.read(|t| node_at(t, path))?;
+    let mut files = Vec::new();
+    gather_files(vault, top, &mut files)?;
+    let wanted = vault.config.copies.max(1);
+    let mut freed = Vec::new();
+    for node in files {
+        if node.state != NodeState::Present || node.kind != Kind::File {
+            continue;
+        }
+        let least = vault.db.read(|t| remote_copies(vault, t, &node))?;
+        if least < wanted {
+            let names = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
+            return Err(VaultError::Refused(format!(
+                "{} has {least} of {wanted} copies on peers; it is freed when they have them: add a peer with `grove invite`, or lower \
+                 \"copies\" in config.json",
+                show(&names)
+            )));
+        }
+        freed.push(node);
+    }
+    let bytes = freed.iter().map(|node| node.size).sum();
+    vault.db.change(|t| -> Result<(), DbError> {
+        for node in &freed {
+            deletion::set_remote_only(t, node.clone())?;
+        }
+        Ok(())
+    })?;
+    publish::publish(vault)?;
+    let count = freed.len() as u64;
+    for node in freed {
+        let Some(names) = vault.db.read(|t| t.path(node.id))? else { continue };
+        let Some((name, folder)) = names.split_last() else { continue };
+        let Ok(folder) = root.walk(folder) else { continue };
+        let is_as_kept =
+            folder.stat_if_there(name).ok().flatten().is_some_and(|stat| {
+                stat.size == node.size && stat.mtime == node.mtime && stat.ino == node.ino
+            });
+        if is_as_kept {
+            folder.remove_file(name).map_err(VaultError::io(format!("cannot remove {}", show(&names))))?;
+        }
+        drop_local_chunks(vault, &node)?;
+    }
+    Ok((count, bytes))
+}
+
+fn gather_files(vault: &Vault, node: Node, files: &mut Vec<Node>) -> Result<(), VaultError> {
+    if node.kind != Kind::Folder {
+        files.push(node);
+        return Ok(());
+    }
+    let mut after = Vec::new();
+    loop {
+        let page = vault.db.read(|t| t.children(node.id, &after, 500))?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after.clone_from(&last.name);
+        for child in page {
+            gather_files(vault, child, files)?;
+        }
+    }
+}
+
+/// The least number of peers that hold any one chunk of a file, its lists looked into.
+fn remote_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
+    let Some((manifest, _)) = manifest_at(vault, t, node.seq)? else { return Ok(0) };
+    if manifest.size == 0 {
+        return Ok(u64::MAX);
+    }
+    let mut least = u64::MAX;
+    for entry in &manifest.entries {
+        let Some(name) = entry.chunk() else { continue };
+        let copies = match t.chunk(&name)? {
+            Some(row) => t.copies_of(row.id)?.len() as u64,
+            None => 0,
+        };
+        least = least.min(copies);
+        // What is in a list has copies only if all of it has: told by no chunk of mine being short.
+        if matches!(entry, Entry::List { .. }) && t.own_totals(vault.config.copies)?.2 > 0 {
+            least = 0;
+        }
+    }
+    Ok(least)
+}
+
+/// Drops the local sealed chunks of a freed file; its lists stay, and so does what another file here needs.
+fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
+    let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
+    let Some((manifest, _)) = manifest else { return Ok(()) };
+    let _placing = vault.placing();
+    let mut gone = Vec::new();
+    for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
+        let Entry::Chunk { name, .. } = entry? else { continue };
+        gone.extend(vault.db.change(|t| -> Result<_, DbError> {
+            let Some(row) = t.chunk(&name)? else { return Ok(None) };
+            let Some(place) = row.place else { return Ok(None) };
+            let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
+            if !enough || t.is_held(row.id)? {
+                return Ok(None);
+            }
+            t.move_chunk(row.id, None)?;
+            Ok(Some((name, place)))
+        })?);
+    }
+    for (name, place) in gone {
+        vault.store.remove(name, place)?;
+    }
+    Ok(())
+}
+
+/// Makes a file, or all deleted with a folder, await its bytes in GroveHome again: a deleted one comes out of the bin, an old
+/// version becomes the newest, a freed one is wanted here. Gives the nodes to bring back.
+pub fn want_back(
+    vault: &Vault,
+    path: Option<&[u8]>,
+    id: Option<FileId>,
+    version: Option<u64>,
+) -> Result<Vec<NodeId>, VaultError> {
+    let _placing = vault.placing();
+    vault.db.change(|t| {
+        let (file, node, _) = find_versions(t, path, id)?;
+        match node {
+            Some(node) if node.kind == Kind::Folder => {
+                let mut nodes = Vec::new();
+                want_tree(t, node, &mut nodes)?;
+                Ok(nodes)
+            }
+            Some(mut node) => {
+                let newest = manifest_at(vault, t, node.seq)?.map(|(m, _)| m);
+                let wanted = pick_in(vault, t, file, version)?;
+                if newest.as_ref().is_some_and(|m| m.version != wanted.version) {
+                    let known = Known::load(vault, t, Some(node.clone()))?;
+                    let parent = version::file_of(t, node.parent)?;
+                    let new = NewVersion::again(vault, &known, &wanted, parent, &node.name);
+                    publish::claim_chunks(vault, t, &wanted)?;
+                    let key = crate::catalog::version_key(file, new.version, new.signed.hash);
+                    node.seq = t.add_record(&key, &new.signed.bytes)?;
+                    node.version = new.version;
+                    node.last_at = vault.now();
+                }
+                // What the file system said last stays noted, so that a change since is seen.
+                node.state = NodeState::Awaiting;
+                if newest.is_some_and(|m| m.version == wanted.version) {
+                    let names = t.path(node.id)?.unwrap_or_default();
+                    let is_there = vault
+                        .home
+                        .join(Path::new(&std::ffi::OsString::from_vec(names.join(&b'/'))))
+                        .symlink_metadata()
+                        .is_ok();
+                    if is_there {
+                        // It is there already, or something newer is.
+                        return Ok(Vec::new());
+                    }
+                    node.ctime = 0;
+                }
+                version::forget_remote_only(t, node.file)?;
+                t.set_node(&node)?;
+                Ok(vec![node.id])
+            }
+            None => {
+                let mut nodes = Vec::new();
+                undelete(vault, t, file, version, &mut nodes)?;
+                Ok(nodes)
+            }
+        }
+    })
+}
+
+fn pick_in(
+    vault: &Vault,
+    t: &Tables<'_>,
+    file: FileId,
+    version: Option<u64>,
+) -> Result<Manifest, VaultError> {
+    let (_, node, seqs) = find_versions(t, None, Some(file))?;
+    for seq in seqs {
+        let Some((m, _)) = manifest_at(vault, t, seq)? else { continue };
+        let fits = match version {
+            Some(version) => m.version == version,
+            None => node.as_ref().is_none_or(|node| node.seq == seq),
+        };
+        if fits && !m.tombstone {
+            return Ok(m);
+        }
+    }
+    Err(VaultError::Refused("there is no such version; `grove versions` lists them".into()))
+}
+
+fn want_tree(t: &Tables<'_>, mut node: Node, nodes: &mut Vec<NodeId>) -> Result<(), VaultError> {
+    let mut after = Vec::new();
+    loop {
+        let page = t.children(node.id, &after, 500)?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.name);
+        for child in page {
+            want_tree(t, child, nodes)?;
+        }
+    }
+    if node.state == NodeState::RemoteOnly {
+        node.state = NodeState::Awaiting;
+        node.ctime = 0;
+        version::forget_remote_only(t, node.file)?;
+        t.set_node(&node)?;
+    }
+    if node.state == NodeState::Awaiting {
+        nodes.push(node.id);
+    }
+    Ok(())
+}
+
+/// Takes a file out of the bin, and the deleted folders above it, and for a folder what was deleted with it.
+fn undelete(
+    vault: &Vault,
+    t: &Tables<'_>,
+    file: FileId,
+    version: Option<u64>,
+    nodes: &mut Vec<NodeId>,
+) -> Result<NodeId, VaultError> {
+    let manifest = pick_in(vault, t, file, version)?;
+    let row = t.bin(file)?;
+    let parent_file = manifest.owner_part.parent;
+    let parent = match t.node_of(parent_file)? {
+        Some(node) => node.id,
+        None if t.bin(parent_file)?.is_some() => undelete_alone(vault, t, parent_file, nodes)?,
+        None => NodeId::ROOT,
+    };
+    let id = put_back(vault, t, &manifest, parent, row.map_or(0, |row| row.seq))?;
+    nodes.push(id);
+    if manifest.kind == Kind::Folder {
+        let mut after = FileId::ROOT;
+        loop {
+            let page = t.bin_after(after, 500)?;
+            let Some(last) = page.last() else { break };
+            after = last.file;
+            for row in page.into_iter().filter(|row| row.parent == file) {
+                undelete(vault, t, row.file, None, nodes)?;
+            }
+        }
+    }
+    Ok(id)
+}
+
+fn undelete_alone(
+    vault: &Vault,
+    t: &Tables<'_>,
+    folder: FileId,
+    nodes: &mut Vec<NodeId>,
+) -> Result<NodeId, VaultError> {
+    let manifest = pick_in(vault, t, folder, None)?;
+    let seq = t.bin(folder)?.map_or(0, |row| row.seq);
+    let parent = match t.node_of(manifest.owner_part.parent)? {
+        Some(node) => node.id,
+        None if t.bin(manifest.owner_part.parent)?.is_some() => {
+            undelete_alone(vault, t, manifest.owner_part.parent, nodes)?
+        }
+        None => NodeId::ROOT,
+    };
+    let id = put_back(vault, t, &manifest, parent, seq)?;
+    nodes.push(id);
+    Ok(id)
+}
+
+/// A new version with an old one's content, awaiting its bytes.
+fn put_back(
+    vault: &Vault,
+    t: &Tables<'_>,
+    old: &Manifest,
+    parent: NodeId,
+    tombstone: u64,
+) -> Result<NodeId, VaultError> {
+    let mut manifest = old.clone();
+    let last = manifest_at(vault, t, tombstone)?;
+    manifest.version = last.as_ref().map_or(old.version, |(m, _)| m.version) + 1;
+    manifest.life = vault.life();
+    manifest.previous = last.map(|(_, hash)| hash);
+    manifest.owner_part.parent = version::file_of(t, parent)?;
+    let mut name = manifest.owner_part.name.clone();
+    if t.child(parent, &name)?.is_some() {
+        let mark = format!(" (restored {})", manifest.file.short());
+        name.truncate(crate::manifest::NAME_BYTES_MAX - mark.len());
+        name.extend_from_slice(mark.as_bytes());
+        manifest.owner_part.name.clone_from(&name);
+    }
+    publish::claim_chunks(vault, t, &manifest)?;
+    let new = NewVersion::from_manifest(vault, &manifest);
+    t.take_bin(manifest.file)?;
+    let known = Known::default();
+    let seen = version::Seen {
+        parent,
+        name: &name,
+        stat: None,
+        device: crate::placement::Device(0),
+        state: NodeState::Awaiting,
+    };
+    version::record(vault, t, known, new, seen)
+}
+
+/// Reads all of a small file of the state folder; empty if it is not there.
+pub fn read_note(path: &Path) -> String {
+    let mut text = String::new();
+    if let Ok(file) = fs::File::open(path) {
+        let _ = file.take(64 * 1024).read_to_string(&mut text);
+    }
+    text
+}

@@ -1,0 +1,102 @@
+//! JSON out, by hand: the API's answers are small and flat. And the few fields that requests have, in.
+
+use std::fmt::Write;
+
+use miniserde::json::{self, Number, Value};
+
+/// A JSON text of a string.
+pub fn text(value: &str) -> String {
+    json::to_string(&value.to_owned())
+}
+
+/// An object that is being written.
+#[derive(Debug, Default)]
+pub struct Obj(String);
+
+impl Obj {
+    /// Without fields.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A field that is JSON already.
+    pub fn raw(mut self, key: &str, value: impl AsRef<str>) -> Self {
+        let comma = if self.0.is_empty() { "" } else { "," };
+        let _ = write!(self.0, "{comma}\"{key}\":{}", value.as_ref());
+        self
+    }
+
+    /// A text.
+    pub fn str(self, key: &str, value: &str) -> Self {
+        self.raw(key, text(value))
+    }
+
+    /// A number.
+    pub fn num(self, key: &str, value: impl std::fmt::Display) -> Self {
+        self.raw(key, value.to_string())
+    }
+
+    /// True or false.
+    pub fn bool(self, key: &str, value: bool) -> Self {
+        self.raw(key, if value { "true" } else { "false" })
+    }
+
+    /// The text of the object.
+    pub fn end(self) -> String {
+        format!("{{{}}}", self.0)
+    }
+}
+
+/// A list of JSON texts.
+pub fn list(items: impl IntoIterator<Item = String>) -> String {
+    format!("[{}]", items.into_iter().collect::<Vec<_>>().join(","))
+}
+
+/// The fields of a request's body.
+pub struct Fields(Option<json::Object>);
+
+impl Fields {
+    /// Reads a body; an empty one has no fields.
+    pub fn read(body: &[u8]) -> Result<Self, &'static str> {
+        if body.is_empty() {
+            return Ok(Self(None));
+        }
+        let text = std::str::from_utf8(body).map_err(|_| "the body is not UTF-8")?;
+        match json::from_str::<Value>(text) {
+            Ok(Value::Object(object)) => Ok(Self(Some(object))),
+            _ => Err("the body is not a JSON object"),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.as_ref()?.get(key)
+    }
+
+    /// A text.
+    pub fn str(&self, key: &str) -> Option<&str> {
+        if let Some(Value::String(text)) = self.get(key) { Some(text) } else { None }
+    }
+
+    /// A whole number, 0 or more.
+    pub fn num(&self, key: &str) -> Option<u64> {
+        match self.get(key)? {
+            Value::Number(Number::U64(n)) => Some(*n),
+            Value::Number(Number::I64(n)) => u64::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+
+    /// True or false; false if it is not there.
+    pub fn bool(&self, key: &str) -> bool {
+        matches!(self.get(key), Some(Value::Bool(true)))
+    }
+
+    /// A list of texts.
+    pub fn strs(&self, key: &str) -> Option<Vec<String>> {
+        let Some(Value::Array(items)) = self.get(key) else { return None };
+        items
+            .iter()
+            .map(|item| if let Value::String(text) = item { Some(text.clone()) } else { None })
+            .collect()
+    }
+}

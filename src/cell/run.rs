@@ -1,0 +1,540 @@
+//! A cell from start to stop: as a service, for one command, and as it comes back from a phrase.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smol::LocalExecutor;
+use smol::stream::StreamExt;
+
+use super::keeper::{Progress, Scope};
+use super::open::{CellError, Lock, Options, Paths, open_home, open_vault};
+use super::{Cell, files};
+use crate::config::{POOL_EXTRA, STOP_MS};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Call};
+use crate::dashboard::{BODY_BYTES_MAX, Dashboard};
+use crate::files::brake;
+use crate::files::restore::{Restored, Target};
+use crate::files::watch::WatchList;
+use crate::placement::NodeId;
+use crate::vault::{Alert, Vault, VaultError};
+
+/// Observed time is saved this often.
+const SAVE_TIME: Duration = Duration::from_secs(60);
+/// Thinning and garbage collection.
+const TIDY: Duration = Duration::from_secs(6 * 3600);
+/// The first of them, after the start.
+const TIDY_FIRST: Duration = Duration::from_secs(120);
+/// Files that await bytes are tried again.
+const RESTORE_AGAIN: Duration = Duration::from_secs(30);
+
+/// Threads of the pool: set before its first use, or it may grow to 500.
+fn size_pool(vault_jobs: usize) {
+    let threads = (vault_jobs + POOL_EXTRA).to_string();
+    // SAFETY: called at start, before any other thread runs.
+    unsafe { std::env::set_var("BLOCKING_MAX_THREADS", threads) };
+    // Freed buffers of whole chunks go back to the system: memory stays what is in use.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only sets a number.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+    raise_file_limit();
+}
+
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(65_536, |max| max.min(65_536));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+    }
+}
+
+fn prepare(paths: &Paths, options: &Options) -> Result<(Lock, Arc<Vault>), CellError> {
+    let jobs = crate::config::Config::load(&paths.dir.join("config.json"))
+        .ok()
+        .and_then(Result::ok)
+        .unwrap_or_default()
+        .jobs();
+    size_pool(jobs);
+    if !paths.dir.join(".key").exists() {
+        return Err(CellError::None(paths.dir.clone()));
+    }
+    let lock = Lock::take(&paths.dir)?;
+    let vault = open_vault(paths, options)?;
+    Ok((lock, Arc::new(vault)))
+}
+
+/// A database that was made again knows no mark yet; the one in GroveHome is believed then.
+fn adopts_mark(vault: &Vault) -> Result<bool, CellError> {
+    Ok(vault.db.read(|t| t.meta_u64("rebuilt_at"))?.is_some())
+}
+
+fn secret(dir: &Path) -> Result<String, CellError> {
+    let path = dir.join("peer_secret");
+    let text = files::read_note(&path);
+    let text = text.trim();
+    if text.len() < 32 {
+        return Err(CellError::Other(format!(
+            "{} is damaged; remove it and run `grove doctor`",
+            path.display()
+        )));
+    }
+    Ok(text.to_owned())
+}
+
+fn address(listen: &str, port: u64, what: &str) -> Result<SocketAddr, CellError> {
+    let ip: IpAddr = listen.parse().map_err(|_| {
+        CellError::Other(format!("config.json: \"{what}\" must be an IP address such as 0.0.0.0"))
+    })?;
+    Ok(SocketAddr::new(ip, port as u16))
+}
+
+/// Runs a cell until SIGTERM or SIGINT.
+pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
+    let (lock, vault) = prepare(paths, options)?;
+    let adopt = adopts_mark(&vault)?;
+    if let Err(why) = open_home(&vault, adopt) {
+        // The cell stays up without its GroveHome: peers' chunks are served, and nothing is taken as deleted.
+        vault.raise(
+            "home",
+            Alert { text: why.to_string(), remedy: "mount the disk; the cell goes on by itself".into() },
+        );
+    }
+    let executor = Rc::new(LocalExecutor::new());
+    smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))
+}
+
+/// What a running cell is stopped by.
+async fn stop_signal() {
+    use async_signal::{Signal, Signals};
+    match Signals::new([Signal::Term, Signal::Int]) {
+        Ok(mut signals) => {
+            if let Some(Ok(signal)) = signals.next().await {
+                log::info!("stopping ({signal:?})");
+            }
+        }
+        Err(why) => {
+            log::error!("signals cannot be awaited: {why}");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Serves until a signal, or until `work` says that it is done.
+async fn serve(
+    executor: Rc<LocalExecutor<'static>>,
+    lock: &Lock,
+    vault: Arc<Vault>,
+    says_address: bool,
+    work: Option<&mut dyn FnMut(Rc<Cell>) -> std::pin::Pin<Box<dyn Future<Output = ()>>>>,
+) -> Result<(), CellError> {
+    let watch = WatchList::new().map(Arc::new);
+    if let Err(why) = &watch {
+        log::warn!("GroveHome is not watched, only scanned: {why}");
+    }
+    let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
+    let config = &vault.config;
+    let dashboard = crate::dashboard::Config {
+        listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
+        socket_dir: vault.dir.join("run"),
+        secret: secret(&vault.dir)?,
+        auth_file: vault.dir.join("dashboard_auth"),
+        name: cell.name.clone(),
+        hosts: config.dashboard_hosts.clone(),
+        body_bytes_max: BODY_BYTES_MAX,
+    };
+    let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
+        CellError::Other(format!("the dashboard cannot listen on port {}: {why}", config.http_port))
+    })?;
+    let listen = address(&config.peer_listen, config.peer_port, "peer.listen")?;
+    cell.start_sync(listen).await.map_err(|why| {
+        CellError::Other(format!("peers cannot be listened for on port {}: {why}", config.peer_port))
+    })?;
+    lock.tell(dashboard.port(), cell.peer_port())
+        .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
+    if says_address {
+        println!("{} is up: http://127.0.0.1:{}/", cell.name, dashboard.port());
+        if let Some(code) = dashboard.setup_code() {
+            println!("To set the dashboard's password there, use the code {code}");
+        }
+    }
+    let tasks = vec![
+        executor.spawn(answer_calls(Rc::clone(&cell), calls)),
+        executor.spawn(Rc::clone(&cell.keeper).listen()),
+        executor.spawn({
+            let after = Rc::clone(&cell);
+            Rc::clone(&cell.keeper).follow(move || after.after_change())
+        }),
+        executor.spawn(scan(Rc::clone(&cell))),
+        executor.spawn(save_time(Rc::clone(&cell))),
+        executor.spawn(tidy(Rc::clone(&cell))),
+    ];
+    match work {
+        Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
+        None => stop_signal().await,
+    }
+    // In order: nobody asks any more, then nobody works, then what is known is saved.
+    let stopping = async {
+        dashboard.stop().await;
+        for task in tasks {
+            task.cancel().await;
+        }
+        cell.stop_sync().await;
+    };
+    smol::future::or(stopping, async {
+        smol::Timer::after(Duration::from_millis(STOP_MS)).await;
+    })
+    .await;
+    let _ = vault.save_time(false);
+    let _ = vault.db.checkpoint();
+    Ok(())
+}
+
+async fn answer_calls(cell: Rc<Cell>, calls: smol::channel::Receiver<Call>) {
+    while let Ok(Call { request, reply }) = calls.recv().await {
+        let asked = Rc::clone(&cell);
+        cell.executor.spawn(async move { reply.send(asked.answer(request).await) }).detach();
+    }
+}
+
+/// A scan at the start and every few hours; then what awaits its bytes is brought back.
+async fn scan(cell: Rc<Cell>) {
+    let every = Duration::from_secs(cell.vault.config.scan_hours * 3600);
+    let mut next = Instant::now();
+    remind_of_phrase(&cell).await;
+    loop {
+        if Instant::now() >= next {
+            next = Instant::now() + every;
+            match cell.keeper.keep(Scope::Whole, false, false, &Progress::default()).await {
+                Ok(kept) => {
+                    for problem in &kept.problems {
+                        log::warn!("{} is not kept: {}", problem.path, problem.why);
+                    }
+                    if kept.files + kept.deleted > 0 {
+                        log::info!("scan: {} files kept, {} deleted", kept.files, kept.deleted);
+                    }
+                    cell.vault.clear("home");
+                    cell.after_change();
+                }
+                Err(why) => {
+                    log::error!("{why}");
+                    // GroveHome may come back any minute.
+                    next = Instant::now() + Duration::from_secs(60).min(every);
+                }
+            }
+            say_of_watches(&cell);
+        }
+        match cell.bring_back(&|_, _| {}).await {
+            Ok(restored) if restored.files > 0 => {
+                log::info!(
+                    "{} files came back, {} are still missing",
+                    restored.files,
+                    restored.missing_count
+                );
+            }
+            Ok(_) => {}
+            Err(why) => log::debug!("files wait: {why}"),
+        }
+        let wait = next.saturating_duration_since(Instant::now()).min(RESTORE_AGAIN);
+        smol::Timer::after(wait.max(Duration::from_secs(1))).await;
+    }
+}
+
+fn say_of_watches(cell: &Cell) {
+    if cell.keeper.watched().1 {
+        cell.vault.raise(
+            "watches",
+            Alert {
+                text: "the kernel gives no more watches; some folders of GroveHome are only scanned".into(),
+                remedy: "raise fs.inotify.max_user_watches; `grove doctor` says how".into(),
+            },
+        );
+    } else {
+        cell.vault.clear("watches");
+    }
+}
+
+async fn remind_of_phrase(cell: &Rc<Cell>) {
+    let vault = Arc::clone(&cell.vault);
+    let state = smol::unblock(move || {
+        vault.db.read(|t| -> Result<_, VaultError> { Ok((t.meta_u64("phrase_kept")?, brake::load(t)?)) })
+    })
+    .await;
+    if let Ok((kept, brake)) = state {
+        if kept.is_none() {
+            cell.vault.raise("phrase", Alert {
+                text: "the recovery phrase is not known to be written down: without it a dead disk is the end of all files".into(),
+                remedy: "run `grove phrase`".into(),
+            });
+        }
+        if brake.is_on() {
+            brake::raise(&cell.vault, &brake);
+        }
+    }
+}
+
+async fn save_time(cell: Rc<Cell>) {
+    loop {
+        let vault = Arc::clone(&cell.vault);
+        if let Err(why) = smol::unblock(move || vault.save_time(false)).await {
+            log::warn!("{why}");
+        }
+        smol::Timer::after(SAVE_TIME).await;
+    }
+}
+
+async fn tidy(cell: Rc<Cell>) {
+    smol::Timer::after(TIDY_FIRST).await;
+    loop {
+        if let Err(why) = cell.tidy().await {
+            log::warn!("tidying waits: {why}");
+        }
+        smol::Timer::after(TIDY).await;
+    }
+}
+
+impl Cell {
+    /// Brings back what awaits its bytes, as far as its holders are reached.
+    async fn bring_back(self: &Rc<Self>, told: &dyn Fn(u64, u64)) -> Result<Restored, VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let totals = smol::unblock(move || vault.db.read(|t| t.node_totals())).await?;
+        if totals.awaiting == 0 {
+            self.vault.clear("awaiting");
+            return Ok(Restored::default());
+        }
+        let restored = self.restorer().run(&Target::Home, NodeId::ROOT, told).await?;
+        if restored.missing_count > 0 {
+            let silent = self.silent_peers();
+            self.vault.raise(
+                "awaiting",
+                Alert {
+                    text: format!(
+                        "{} files wait for their bytes{}",
+                        restored.missing_count,
+                        if silent.is_empty() {
+                            String::new()
+                        } else {
+                            format!("; not reached now: {}", silent.join(", "))
+                        }
+                    ),
+                    remedy: "switch the missing peers on; the files come by themselves".into(),
+                },
+            );
+        } else {
+            self.vault.clear("awaiting");
+        }
+        Ok(restored)
+    }
+}
+
+/// A cell for one command, while no other process runs it.
+pub struct Local {
+    cell: Rc<Cell>,
+    executor: Rc<LocalExecutor<'static>>,
+    _lock: Lock,
+}
+
+impl Local {
+    /// Opens the state folder; GroveHome is made if there is none.
+    pub fn open(paths: &Paths, options: &Options) -> Result<Self, CellError> {
+        let (lock, vault) = prepare(paths, options)?;
+        let adopt = adopts_mark(&vault)?;
+        if let Err(why) = open_home(&vault, adopt) {
+            log::warn!("{why}");
+        }
+        let executor = Rc::new(LocalExecutor::new());
+        let cell = Cell::new(vault, Rc::clone(&executor), None);
+        Ok(Self { cell, executor, _lock: lock })
+    }
+
+    /// Answers one request; jobs go on during the next calls.
+    pub fn call(&mut self, request: ApiRequest) -> ApiResponse {
+        smol::block_on(self.executor.run(self.cell.answer(request)))
+    }
+
+    /// Waits for something while the cell goes on, for example the next piece of a stream.
+    pub fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        smol::block_on(self.executor.run(work))
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let cell = Rc::clone(&self.cell);
+        smol::block_on(self.executor.run(async move { cell.keeper.mirror().await }));
+        let _ = self.cell.vault.save_time(false);
+        let _ = self.cell.vault.db.checkpoint();
+    }
+}
+
+/// How far a recovery is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoverProgress {
+    /// What is being done, in words.
+    pub text: String,
+    /// Files and bytes that came back so far.
+    pub files: u64,
+    /// See `files`.
+    pub bytes: u64,
+    /// Files and bytes in all; 0: not known yet.
+    pub files_total: u64,
+    /// See `files_total`.
+    pub bytes_total: u64,
+}
+
+/// What a recovery brought back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoverSummary {
+    /// The cell's name and id.
+    pub name: String,
+    /// See `name`.
+    pub id: String,
+    /// Files in the catalog, and their bytes.
+    pub files: u64,
+    /// See `files`.
+    pub bytes: u64,
+    /// Files that are not back yet.
+    pub waiting: u64,
+    /// Peers in the catalog.
+    pub peers: Vec<String>,
+    /// Of them, those not reached.
+    pub silent: Vec<String>,
+}
+
+/// Brings a cell back on an empty machine: identity and catalog from a peer, then, if `with_files`, the files as their
+/// holders are reached. May be run again after any interruption, then without the phrase.
+pub fn recover(
+    paths: &Paths,
+    options: &Options,
+    phrase: Option<&str>,
+    addresses: &[String],
+    with_files: bool,
+    progress: &mut dyn FnMut(&RecoverProgress),
+) -> Result<RecoverSummary, CellError> {
+    let begun = paths.dir.join("recovering");
+    if paths.dir.join(".key").exists() && !begun.exists() {
+        return Err(CellError::Exists(paths.dir.clone()));
+    }
+    if !paths.dir.join(".key").exists() {
+        let Some(phrase) = phrase else {
+            return Err(CellError::Other("give the recovery phrase: the 24 words of the card".into()));
+        };
+        // Checked before anything is written.
+        crate::keys::MasterKey::from_phrase(phrase).map_err(|why| CellError::Other(why.to_string()))?;
+        std::fs::create_dir_all(&paths.dir)
+            .and_then(|()| crate::vault::write_whole(&begun, b"catalog\n"))
+            .map_err(|why| CellError::Other(format!("cannot write {}: {why}", begun.display())))?;
+        super::create(paths, None, Some(phrase))?;
+    }
+    let needs_catalog = files::read_note(&begun).trim() != "files";
+    if needs_catalog {
+        // What an interrupted try left of the database is of no use.
+        for name in [
+            "placement.db",
+            "placement.db-wal",
+            "placement.db-shm",
+            "books.db",
+            "books.db-wal",
+            "books.db-shm",
+            "catalog.head",
+        ] {
+            let _ = std::fs::remove_file(paths.dir.join(name));
+        }
+    }
+    let (lock, vault) = prepare(paths, options)?;
+    if needs_catalog {
+        super::open::adopt_store(&vault)?;
+    }
+    let executor = Rc::new(LocalExecutor::new());
+    smol::block_on(executor.run(async {
+        let mut told =
+            RecoverProgress { text: "asking for the catalog".into(), ..RecoverProgress::default() };
+        progress(&told);
+        let mut vault = vault;
+        if needs_catalog {
+            super::peers::recover_catalog(&vault, addresses).await?;
+            super::peers::adopt_settings(&vault)?;
+            open_home(&vault, true)?;
+            crate::vault::write_whole(&begun, b"files\n")
+                .map_err(|why| CellError::Other(format!("cannot write {}: {why}", begun.display())))?;
+            // Opened again: settings came back with the catalog.
+            drop(vault);
+            vault = Arc::new(open_vault(paths, options)?);
+        }
+        let totals = vault.db.read(|t| t.node_totals())?;
+        (told.files_total, told.bytes_total) = (totals.awaiting, totals.awaiting_bytes);
+        told.text = "bringing files back".into();
+        progress(&told);
+        let summary = Rc::new(std::cell::RefCell::new(RecoverSummary {
+            name: super::open::cell_name(&vault.config),
+            id: vault.id().to_string(),
+            files: totals.files,
+            bytes: totals.bytes,
+            waiting: totals.awaiting,
+            ..RecoverSummary::default()
+        }));
+        if with_files {
+            let shared = Rc::new(std::cell::RefCell::new(told));
+            let (result, written) = (Rc::clone(&summary), Rc::clone(&shared));
+            let mut work = |cell: Rc<Cell>| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+                let (result, written) = (Rc::clone(&result), Rc::clone(&written));
+                Box::pin(async move { bring_all_back(cell, result, written).await })
+            };
+            let serving = serve(Rc::clone(&executor), &lock, Arc::clone(&vault), false, Some(&mut work));
+            let telling = async {
+                loop {
+                    smol::Timer::after(Duration::from_millis(200)).await;
+                    progress(&shared.borrow());
+                }
+            };
+            smol::future::or(serving, telling).await?;
+        }
+        let waiting = vault.db.read(|t| t.node_totals())?.awaiting;
+        summary.borrow_mut().waiting = waiting;
+        if waiting == 0 || !with_files {
+            let _ = std::fs::remove_file(&begun);
+        }
+        let done = summary.borrow().clone();
+        Ok(done)
+    }))
+}
+
+/// Brings back files until all are here, or nothing more comes.
+async fn bring_all_back(
+    cell: Rc<Cell>,
+    summary: Rc<std::cell::RefCell<RecoverSummary>>,
+    told: Rc<std::cell::RefCell<RecoverProgress>>,
+) {
+    cell.wait_for_peers(Duration::from_secs(10)).await;
+    let mut fruitless = 0;
+    let mut before = u64::MAX;
+    while fruitless < 3 {
+        let outcome = cell
+            .bring_back(&|files, bytes| {
+                let mut told = told.borrow_mut();
+                (told.files, told.bytes) = (files, bytes);
+            })
+            .await;
+        match outcome {
+            Ok(restored) if restored.missing_count == 0 => break,
+            Ok(restored) => {
+                fruitless = if restored.missing_count < before { 0 } else { fruitless + 1 };
+                before = restored.missing_count;
+            }
+            Err(why) => {
+                log::error!("{why}");
+                fruitless += 1;
+            }
+        }
+        cell.wait_for_peers(Duration::from_secs(5)).await;
+        smol::Timer::after(Duration::from_secs(1)).await;
+    }
+    let mut summary = summary.borrow_mut();
+    summary.silent = cell.silent_peers();
+    summary.peers = cell.peer_addresses().into_iter().map(|(name, _)| name).collect();
+}
