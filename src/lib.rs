@@ -10,9 +10,7 @@
 
 pub mod card;
 pub mod catalog;
-pub mod cli {
-    pub mod client;
-}
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
@@ -20,9 +18,11 @@ pub mod dashboard;
 pub mod files;
 pub mod id;
 pub mod keys;
+pub mod logger;
 pub mod manifest;
 pub mod placement;
 pub mod publish;
+pub mod recovery_card;
 pub mod seal;
 pub mod store;
 pub mod vault;
