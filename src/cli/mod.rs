@@ -5,6 +5,7 @@
 pub mod ask;
 pub mod client;
 mod files;
+pub mod inside;
 mod job;
 mod making;
 mod peers;
