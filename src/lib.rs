@@ -11,9 +11,7 @@
 pub mod card;
 pub mod catalog;
 pub mod cell;
-pub mod cli {
-    pub mod client;
-}
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
@@ -22,9 +20,11 @@ pub mod files;
 pub mod gc;
 pub mod id;
 pub mod keys;
+pub mod logger;
 pub mod manifest;
 pub mod placement;
 pub mod publish;
+pub mod recovery_card;
 pub mod seal;
 pub mod store;
 pub mod sync;

@@ -364,6 +364,12 @@ fn bearer(authorization: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(secret.trim())
 }
 
+/// Sets the password of a cell that does not run; `path` is its `dashboard_auth`. Takes a while, like every hash.
+pub fn set_password(path: &Path, password: &str) -> Result<(), Denied> {
+    is_fit(password)?;
+    write_hash(path, &hash_password(password)).map_err(Denied::Disk)
+}
+
 fn is_fit(password: &str) -> Result<(), Denied> {
     if password.chars().count() < PASSWORD_CHARS_MIN {
         return Err(Denied::UnfitPassword("The password needs at least 8 characters."));

@@ -1,0 +1,249 @@
+//! Back from the store: `restore`, `verify`, `confirm`.
+
+use std::os::unix::ffi::OsStrExt;
+
+use argh::FromArgs;
+use miniserde::json::Value;
+
+use super::ask::{CliError, Method, number_or_null, object, text_or_null};
+use super::files::wire_name;
+use super::{Context, Word, job, show};
+use crate::files::unix::{from_wire, to_wire};
+
+/// Paths that are printed; the rest is counted.
+const PATHS_SHOWN_MAX: usize = 1000;
+
+/// bring back files: deleted ones, earlier versions, or everything
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "restore",
+    help_triggers("-h", "--help"),
+    note = "A file that was changed since is not replaced: what is restored comes to lie beside it."
+)]
+pub struct Restore {
+    /// file or folder, as `grove ls` or `grove bin` names it
+    #[argh(positional)]
+    name: Option<Word>,
+    /// everything
+    #[argh(switch)]
+    all: bool,
+    /// a file by its id, as `grove bin` shows it
+    #[argh(option, arg_name = "id")]
+    id: Option<Word>,
+    /// which version of the file (default: the newest)
+    #[argh(option, arg_name = "number")]
+    version: Option<u64>,
+    /// folder to restore into, instead of where it was
+    #[argh(option, arg_name = "folder")]
+    to: Option<Word>,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Restore {
+    pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let (path, id) = match (&self.name, &self.id, self.all) {
+            (Some(name), None, false) => (Some(wire_name(context, name)?), None),
+            (None, Some(id), false) => (None, Some(id.text()?.to_owned())),
+            (None, None, true) if self.version.is_none() => (None, None),
+            _ => {
+                let why = "say what to restore: one name, or --id, or --all (which takes no --version)";
+                return Err(CliError::Usage(why.to_owned()));
+            }
+        };
+        let to = self.to.as_ref().map(|to| to_wire(to.path(&context.cwd).as_os_str().as_bytes()));
+        let body = object([
+            ("path", text_or_null(path)),
+            ("id", text_or_null(id)),
+            ("version", number_or_null(self.version)),
+            ("to", text_or_null(to)),
+        ]);
+        let mut cell = context.cell()?;
+        let mut outcome = job::run(context, &mut *cell, "/restore", body)?;
+        let missing = outcome.result.list("missing");
+        if self.json {
+            writeln!(context.out, "{}", outcome.text)?;
+        } else {
+            let result = &outcome.result;
+            let files = show::of(result.number("files"), "file", "files");
+            write!(context.out, "restored {files} ({})", show::bytes(result.number("bytes")))?;
+            if result.number("folders") > 0 {
+                write!(context.out, ", {}", show::of(result.number("folders"), "folder", "folders"))?;
+            }
+            writeln!(context.out, ", {} there already", show::count(result.number("unchanged")))?;
+            let beside = result.texts("set_aside");
+            if !beside.is_empty() {
+                writeln!(context.out, "beside newer files, which were left as they are:")?;
+                write_paths(context, &beside)?;
+            }
+        }
+        context.out.flush()?;
+        job::tell_problems(context, &missing)
+    }
+}
+
+fn write_paths(context: &mut Context<'_>, paths: &[String]) -> Result<(), CliError> {
+    for path in paths.iter().take(PATHS_SHOWN_MAX) {
+        writeln!(context.out, "  {}", show::name(&from_wire(path)))?;
+    }
+    if paths.len() > PATHS_SHOWN_MAX {
+        writeln!(context.out, "  and {} more", show::count((paths.len() - PATHS_SHOWN_MAX) as u64))?;
+    }
+    Ok(())
+}
+
+/// check what this cell holds, and mend what is damaged
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
+pub struct Verify {
+    /// read every chunk and compare it with its name, instead of looking whether it is there
+    #[argh(switch)]
+    deep: bool,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Verify {
+    pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let mut cell = context.cell()?;
+        let outcome = job::run(context, &mut *cell, "/verify", object([("deep", Value::Bool(self.deep))]))?;
+        let result = &outcome.result;
+        let (damaged, repaired, missing) =
+            (result.number("damaged"), result.number("repaired"), result.number("missing"));
+        let files = result.texts("files");
+        let is_sound = missing == 0 && damaged <= repaired && (files.is_empty() || damaged > 0);
+        if self.json {
+            writeln!(context.out, "{}", outcome.text)?;
+            return if is_sound { Ok(()) } else { Err(CliError::Told) };
+        }
+        let chunks = show::of(result.number("chunks"), "chunk", "chunks");
+        writeln!(context.out, "checked {chunks} ({})", show::bytes(result.number("bytes")))?;
+        if damaged == 0 && missing == 0 {
+            writeln!(context.out, "all are sound")?;
+        } else {
+            let count = show::count;
+            writeln!(
+                context.out,
+                "{} damaged, {} mended, {} missing",
+                count(damaged),
+                count(repaired),
+                count(missing)
+            )?;
+        }
+        if !files.is_empty() {
+            writeln!(context.out, "files that need them:")?;
+            write_paths(context, &files)?;
+        }
+        context.out.flush()?;
+        if is_sound {
+            return Ok(());
+        }
+        let hint = "start the cell and its peers, and run `grove sync --wait`: it fetches good copies from whoever has them";
+        Err(CliError::new("not everything is sound", hint))
+    }
+}
+
+/// say that many deletions or changes at once were meant
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "confirm",
+    help_triggers("-h", "--help"),
+    note = "When most files are deleted or rewritten within a day, Grove keeps all versions until you have looked. \
+            `grove confirm` lets it go on; `grove restore` brings back what was not meant."
+)]
+pub struct Confirm {
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Confirm {
+    pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let mut cell = context.cell()?;
+        let answer = cell.ask(Method::Post, "/confirm", &[], Some("{}".to_owned()))?;
+        match (self.json, answer.fields.is("was_on")) {
+            (true, _) => writeln!(context.out, "{}", answer.text)?,
+            (false, true) => writeln!(
+                context.out,
+                "Confirmed: the changes were meant, and old versions are thinned out again as usual."
+            )?,
+            (false, false) => writeln!(context.out, "There is nothing to confirm.")?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::testing::Setup;
+
+    fn done(setup: &Setup, path: &str, result: &str) {
+        setup.fake.answer(&format!("POST {path}"), r#"{"job":9}"#);
+        setup.fake.answer("GET /jobs/9", &format!(r#"{{"state":"done","result":{result}}}"#));
+    }
+
+    #[test]
+    fn restore_says_what_lies_beside_and_what_is_missing() {
+        let setup = Setup::new();
+        done(
+            &setup,
+            "/restore",
+            r#"{"files":2,"bytes":10,"unchanged":1,"set_aside":["a (restored)"],"missing":[]}"#,
+        );
+        let told = setup.grove("restore --all", "");
+        assert_eq!(told.code, 0, "{told:?}");
+        assert_eq!(
+            told.out,
+            "restored 2 files (10 B), 1 there already\nbeside newer files, which were left as they are:\n  a (restored)\n"
+        );
+        assert_eq!(
+            setup.fake.told.borrow()[0],
+            r#"POST /restore {"id":null,"path":null,"to":null,"version":null}"#
+        );
+        done(
+            &setup,
+            "/restore",
+            r#"{"files":0,"missing":[{"path":"a","why":"bob has it and is not reached"}]}"#,
+        );
+        let told = setup.grove("restore a --version 2 --to out", "");
+        assert_eq!((told.code, told.err.as_str()), (1, "grove: a: bob has it and is not reached\n"));
+        let sent = setup.fake.told.borrow()[2].clone();
+        let to = setup.dir.path().join("out");
+        assert_eq!(
+            sent,
+            format!(r#"POST /restore {{"id":null,"path":"a","to":"{}","version":2}}"#, to.display())
+        );
+        for line in ["restore", "restore a --id b", "restore --all --version 3", "restore a --all"] {
+            assert_eq!(setup.grove(line, "").code, 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn verify_fails_while_something_is_not_sound() {
+        let setup = Setup::new();
+        for (result, code) in [
+            (r#"{"chunks":5,"bytes":9,"damaged":0,"repaired":0,"missing":0,"files":[]}"#, 0),
+            (r#"{"chunks":5,"bytes":9,"damaged":2,"repaired":2,"missing":0,"files":["a"]}"#, 0),
+            (r#"{"chunks":5,"bytes":9,"damaged":2,"repaired":1,"missing":0,"files":["a"]}"#, 1),
+            (r#"{"chunks":5,"bytes":9,"damaged":0,"repaired":0,"missing":1,"files":["a"]}"#, 1),
+        ] {
+            for line in ["verify --deep", "verify --json"] {
+                done(&setup, "/verify", result);
+                assert_eq!(setup.grove(line, "").code, code, "{result}");
+            }
+        }
+    }
+
+    #[test]
+    fn confirm_says_whether_there_was_something() {
+        let setup = Setup::new();
+        setup.fake.answer("POST /confirm", r#"{"was_on":true}"#);
+        setup.fake.answer("POST /confirm", r#"{"was_on":false}"#);
+        assert!(setup.grove("confirm", "").out.starts_with("Confirmed"));
+        assert!(setup.grove("confirm", "").out.starts_with("There is nothing"));
+    }
+}
