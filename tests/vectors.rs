@@ -1033,8 +1033,10 @@ fn whole_cell(committed: &Committed) -> Cell {
         cell.expect(path, &same, Some(vec![file]));
     }
     // Two folders within each other: the lower id goes to the top.
-    let ring = [(0x1d, 0x1e, &b"a"[..]), (0x1e, 0x1d, b"b")]
-        .map(|(file, parent, name)| cell.manifest(id(file), id(parent), Kind::Folder, name));
+    let ring = [(0x1d, 0x1e, &b"a"[..]), (0x1e, 0x1d, b"b")].map(|(file, parent, name)| {
+        let folder = cell.manifest(id(file), id(parent), Kind::Folder, name);
+        Manifest { mode: 0o755, ..folder }
+    });
     ring.iter().for_each(|folder| cell.add(folder, &mut take));
     cell.expect(b"a", &ring[0], None);
     cell.expect(b"a/b", &ring[1], None);

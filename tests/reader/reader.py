@@ -1009,8 +1009,11 @@ def usage(text):
 
 def read_keys(args):
     if args.key_file:
-        with open(args.key_file, "rb") as file:
-            return Keys(file.read(33))
+        with open(args.key_file, encoding="ascii", errors="replace") as file:
+            text = file.read(100).strip()
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+            raise BadPhrase("a key file has 64 hexadecimal digits")
+        return Keys(bytes.fromhex(text))
     if args.phrase_file == "-":
         return Keys(master_from_phrase(sys.stdin.read()))
     with open(args.phrase_file, encoding="utf-8", errors="replace") as file:
@@ -1030,7 +1033,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="reader.py", description="Reads what a Grove cell keeps, from its phrase.")
     secret = parser.add_mutually_exclusive_group(required=True)
     secret.add_argument("--phrase-file", metavar="F", help="file with the 24 words; - for standard input")
-    secret.add_argument("--key-file", metavar="F", help="file with the 32 bytes of the master key (.key)")
+    secret.add_argument("--key-file", metavar="F", help="file with the master key in hexadecimal (.key)")
     parser.add_argument(
         "--state", metavar="DIR", required=True, action="append",
         help="a cell's state folder, or a folder of chunks; may be given several times",
@@ -1071,7 +1074,9 @@ def list_tree(cell, as_json):
         m = tree[path]
         kind = {FILE: "-", SYMLINK: "l", FOLDER: "d"}[m.kind]
         target = " -> " + show(m.target) if m.kind == SYMLINK else ""
-        print("%s%04o %12d %d.%09d %s%s" % (kind, m.mode, m.size, m.mtime_s, m.mtime_ns, show(path), target))
+        sign, mtime = "-" if m.mtime < 0 else "", abs(m.mtime)
+        time = "%s%d.%09d" % (sign, mtime // 10**9, mtime % 10**9)
+        print("%s%04o %12d %s %s%s" % (kind, m.mode, m.size, time, show(path), target))
 
 
 def run(args):

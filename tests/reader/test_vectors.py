@@ -352,8 +352,15 @@ class Commands(unittest.TestCase):
         self.assertEqual((found["owner"], found["life"], found["seq"]), (KEYS.id().hex(), 2, 7))
         self.assertEqual([one["len"] for one in found["segments"]], [len(one) for one in self.segments])
 
+    def test_key_file_serves_like_the_phrase(self):
+        key = os.path.join(self.dir, "key")
+        write(key, MASTER.hex().encode())
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            self.assertEqual(reader.main(["--key-file", key, "--state", self.state, "head"]), reader.OK)
+        self.assertIn(KEYS.id().hex(), out.getvalue())
+
     def test_verify(self):
-        # The old version of a.jpg and the two of 'gone' and of life 1 are looked at too.
+        # Without --newest, older and deleted versions are looked at too.
         code, out, err = self.run_reader("verify", "--newest")
         self.assertEqual((code, err), (reader.OK, ""))
         code, more, err = self.run_reader("verify")
