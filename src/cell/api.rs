@@ -501,7 +501,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let space = smol::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
-        let (peers, held) = self.peers_json();
+        let (peers, held) = self.peers_json().await?;
         let last =
             self.keeper.scanned_at.get().map(|at| self.vault.clock.steady().saturating_sub(at).as_secs());
         let (watched, is_full) = self.keeper.watched();

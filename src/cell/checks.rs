@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Cell;
 use super::json::{Obj, list};
+use crate::recovery_card::RecoveryCard;
 use crate::vault::{Vault, VaultError};
 
 struct Check {
@@ -57,57 +58,24 @@ impl Cell {
 
     /// The recovery card: the phrase, and where the peers are who have the rest.
     pub(super) async fn phrase(&self) -> Result<String, VaultError> {
-        let phrase = self.vault.master.phrase();
-        let mut card = format!("Grove recovery card of {}\ncell {}\n\n", self.name, self.vault.id());
-        for (n, word) in phrase.split(' ').enumerate() {
-            card.push_str(&format!("{:2}. {word:<10}", n + 1));
-            card.push_str(if n % 4 == 3 { "\n" } else { " " });
-        }
-        let addresses = self.peer_addresses();
-        card.push_str(if addresses.is_empty() {
-            "\nNo peer yet: with the phrase alone nothing can be brought back. Add one with `grove invite`.\n"
-        } else {
-            "\nPeers who have your files:\n"
-        });
-        for (name, address) in &addresses {
-            card.push_str(&format!("  {name}  {address}\n"));
-        }
-        card.push_str("\nOn an empty machine: grove recover --peer ADDRESS, and type the words.\n");
-        let mut code = phrase.to_string();
-        for (_, address) in &addresses {
-            code.push_str(&format!("\n{address}"));
-        }
+        let addresses = self.peer_addresses().await?;
+        let card = RecoveryCard {
+            name: self.name.clone(),
+            id: self.vault.id().to_string(),
+            phrase: self.vault.master.phrase(),
+            peers: addresses.clone(),
+            relays: Vec::new(),
+        };
         let vault = Arc::clone(&self.vault);
         let kept = smol::unblock(move || vault.db.read(|t| t.meta_u64("phrase_kept"))).await?.is_some();
         Ok(Obj::new()
-            .str("phrase", &phrase)
-            .str("card", &card)
-            .str("qr_text", &qr(&code))
-            .raw("addresses", list(addresses.iter().map(|(_, address)| super::json::text(address))))
+            .str("phrase", &card.phrase)
+            .str("card", &card.to_text())
+            .str("qr_text", &card.to_qr_text())
+            .raw("addresses", list(addresses.iter().flat_map(|(_, some)| some).map(|address| super::json::text(address))))
             .bool("kept", kept)
             .end())
     }
-}
-
-/// A QR code in half blocks, dark on light.
-fn qr(text: &str) -> String {
-    let Ok(code) = qrcodegen::QrCode::encode_text(text, qrcodegen::QrCodeEcc::Low) else {
-        return String::new();
-    };
-    let size = code.size();
-    let mut lines = String::new();
-    for y in (-2..size + 2).step_by(2) {
-        for x in -2..size + 2 {
-            lines.push(match (code.get_module(x, y), code.get_module(x, y + 1)) {
-                (true, true) => ' ',
-                (true, false) => '▄',
-                (false, true) => '▀',
-                (false, false) => '█',
-            });
-        }
-        lines.push('\n');
-    }
-    lines
 }
 
 fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<Vec<Check>, VaultError> {

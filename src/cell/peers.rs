@@ -1,12 +1,25 @@
 //! What the cell has to do with its peers: the running `Sync`, the API about it, and the way back.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::Cell;
+use super::json::{Fields, Obj, list, text};
+use super::open::CellError;
+use crate::card::Role;
+use crate::catalog::RecordKind;
+use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
-use crate::id::ChunkName;
+use crate::id::{ChunkName, hex};
+use crate::sync::{Books, PeerView, RoundReport, Sync, fetch_catalog};
+use crate::vault::{Vault, VaultError, write_whole};
+
+/// An invite lasts a week, where nothing else is said.
+const INVITE_S: u64 = 7 * 86_400;
 
 /// Gets chunks for a restore from whichever peers are reached.
 pub(super) struct FromPeers(pub(super) Rc<Cell>);
@@ -16,43 +29,254 @@ impl Fetch for FromPeers {
         Box::pin(self.0.fetch(names))
     }
 }
-// STUB-BEGIN
-use super::json::Fields;
-use super::open::CellError;
-use crate::dashboard::api::{ApiResponse, Method};
-use crate::vault::Vault;
-use std::sync::Arc;
+
+fn role_text(role: Role) -> &'static str {
+    match role {
+        Role::Peer => "peer",
+        Role::Friend => "friend",
+    }
+}
+
+fn peer_json(peer: &PeerView) -> String {
+    Obj::new()
+        .str("name", &peer.name)
+        .str("id", &peer.id.to_string())
+        .str("role", role_text(peer.role))
+        .bool("online", peer.online)
+        .str("address", &peer.address)
+        .raw("last_seen_s", peer.last_seen_s.map_or("null".into(), |s| s.to_string()))
+        .num("held_for_us_bytes", peer.held_for_us_bytes)
+        .num("held_for_us_chunks", peer.held_for_us_chunks)
+        .num("held_for_them_bytes", peer.held_for_them_bytes)
+        .num("quota_bytes", peer.quota_bytes)
+        .bool("favorite", peer.favorite)
+        .raw("addresses", list(peer.addresses.iter().map(|address| text(address))))
+        .str("error", &peer.error)
+        .end()
+}
+
+fn report_json(report: &RoundReport) -> String {
+    let peers = report.peers.iter().map(|peer| {
+        Obj::new()
+            .str("name", &peer.name)
+            .bool("reached", peer.reached)
+            .num("pushed_chunks", peer.pushed_chunks)
+            .num("pushed_bytes", peer.pushed_bytes)
+            .num("pulled_chunks", peer.pulled_chunks)
+            .num("pulled_bytes", peer.pulled_bytes)
+            .str("why", &peer.why)
+            .end()
+    });
+    Obj::new().raw("peers", list(peers)).num("waiting_chunks", report.waiting_chunks).end()
+}
+
+fn ok<E: std::fmt::Display>(outcome: Result<String, E>) -> ApiResponse {
+    match outcome {
+        Ok(json) => ApiResponse::json_text(200, json),
+        Err(why) => ApiResponse::error(409, "refused", &why.to_string(), ""),
+    }
+}
+
+fn needs(field: &str) -> ApiResponse {
+    ApiResponse::error(400, "bad_request", &format!("the field \"{field}\" is missing or of another type"), "")
+}
+
 impl Cell {
-    pub(super) async fn answer_about_peers(
-        self: &Rc<Self>,
-        _m: Method,
-        _r: &[&str],
-        _f: &Fields,
-    ) -> ApiResponse {
-        ApiResponse::error(404, "not_found", "there is nothing at this path", "")
+    fn synced(&self) -> Option<Rc<Sync>> {
+        self.sync.borrow().clone()
     }
-    pub(super) fn peers_json(&self) -> (String, String) {
-        ("[]".into(), "{\"count\":0,\"bytes\":0}".into())
-    }
-    pub(super) fn peer_addresses(&self) -> Vec<(String, String)> {
-        vec![]
-    }
-    pub(super) fn silent_peers(&self) -> Vec<String> {
-        vec![]
-    }
-    pub(super) async fn start_sync(self: &Rc<Self>, _l: std::net::SocketAddr) -> std::io::Result<()> {
+
+    /// Listens for peers and begins rounds.
+    pub(super) async fn start_sync(self: &Rc<Self>, listen: SocketAddr) -> std::io::Result<()> {
+        let path = self.vault.dir.join("books.db");
+        let books = smol::unblock(move || Books::open(&path))
+            .await
+            .map_err(|why| std::io::Error::other(why.to_string()))?;
+        let sync = Sync::start(Rc::clone(&self.executor), Arc::clone(&self.vault), Arc::new(books), listen).await?;
+        *self.sync.borrow_mut() = Some(sync);
         Ok(())
     }
-    pub(super) async fn stop_sync(&self) {}
-    pub(super) fn peer_port(&self) -> u16 {
-        0
+
+    pub(super) async fn stop_sync(&self) {
+        if let Some(sync) = self.synced() {
+            sync.stop().await;
+        }
     }
-    pub(super) async fn wait_for_peers(&self, _d: std::time::Duration) {}
+
+    pub(super) fn peer_port(&self) -> u16 {
+        self.synced().map_or(0, |sync| sync.port())
+    }
+
+    pub(super) async fn wait_for_peers(&self, limit: Duration) {
+        if let Some(sync) = self.synced() {
+            sync.wait_connected(limit).await;
+        }
+    }
+
+    async fn peer_views(&self) -> Result<Vec<PeerView>, VaultError> {
+        match self.synced() {
+            Some(sync) => sync.peers().await,
+            None => {
+                let vault = Arc::clone(&self.vault);
+                smol::unblock(move || crate::sync::peers_at_rest(&vault)).await
+            }
+        }
+    }
+
+    /// Peers as JSON, and what is held for them in all.
+    pub(super) async fn peers_json(&self) -> Result<(String, String), VaultError> {
+        let peers = self.peer_views().await?;
+        let bytes: u64 = peers.iter().map(|peer| peer.held_for_them_bytes).sum();
+        let chunks: u64 = peers.iter().map(|peer| peer.held_for_them_chunks).sum();
+        let held = Obj::new().num("count", chunks).num("bytes", bytes).end();
+        Ok((list(peers.iter().map(peer_json)), held))
+    }
+
+    /// Names of peers and the addresses at which they were or may be reached.
+    pub(super) async fn peer_addresses(&self) -> Result<Vec<(String, Vec<String>)>, VaultError> {
+        Ok(self.peer_views().await?.into_iter().map(|peer| (peer.name, peer.addresses)).collect())
+    }
+
+    /// Names of peers who are not connected now.
+    pub(super) async fn silent_peers(&self) -> Vec<String> {
+        let peers = self.peer_views().await.unwrap_or_default();
+        peers.into_iter().filter(|peer| !peer.online).map(|peer| peer.name).collect()
+    }
+
+    pub(super) async fn answer_about_peers(
+        self: &Rc<Self>,
+        method: Method,
+        rest: &[&str],
+        fields: &Fields,
+    ) -> ApiResponse {
+        if (method, rest) == (Method::Get, &["peers"]) {
+            let peers = self.peers_json().await.map(|(peers, _)| Obj::new().raw("peers", peers).end());
+            return ok(peers);
+        }
+        let is_known = matches!(rest, ["peers" | "invites", ..] | ["join"] | ["sync"]);
+        let Some(sync) = self.synced().filter(|_| is_known) else {
+            return if is_known {
+                ApiResponse::error(409, "not_running", "this needs the running cell", "start it with `grove run`")
+            } else {
+                ApiResponse::error(404, "not_found", "there is nothing at this path", "")
+            };
+        };
+        match (method, rest) {
+            (Method::Post, ["peers", what @ ("remove" | "quota" | "favorite")]) => {
+                let Some(peer) = fields.str("peer") else { return needs("peer") };
+                let id = match sync.find_peer(peer) {
+                    Ok(id) => id,
+                    Err(why) => return ApiResponse::error(404, "not_found", &why.to_string(), ""),
+                };
+                let done = match *what {
+                    "remove" => sync.remove_peer(&id).await.map(|gone| (gone.name, gone.id)),
+                    "quota" => sync.set_quota(&id, fields.num("bytes")).await.map(|()| (peer.to_owned(), id)),
+                    _ => sync.set_favorite(&id, fields.bool("on")).await.map(|()| (peer.to_owned(), id)),
+                };
+                self.publish_soon();
+                ok(done.map(|(name, id)| Obj::new().str("name", &name).str("id", &id.to_string()).end()))
+            }
+            (Method::Get, ["invites"]) => {
+                let invites = sync.invites().into_iter().map(|row| {
+                    Obj::new()
+                        .str("id", &hex(&row.id))
+                        .str("role", role_text(row.role))
+                        .num("expires_s", row.expires)
+                        .str("state", row.state.as_str())
+                        .str("used_by", &row.used_by.map_or(String::new(), |id| id.to_string()))
+                        .end()
+                });
+                ApiResponse::json_text(200, Obj::new().raw("invites", list(invites)).end())
+            }
+            (Method::Post, ["invites"]) => {
+                let role = match fields.str("role").unwrap_or("peer") {
+                    "peer" => Role::Peer,
+                    "friend" => Role::Friend,
+                    _ => return needs("role"),
+                };
+                let made = sync.invite(role, fields.num("expires_s").unwrap_or(INVITE_S)).await;
+                ok(made.map(|(id, invite)| {
+                    Obj::new()
+                        .str("id", &hex(&id))
+                        .str("token", &invite.to_string())
+                        .raw("addresses", list(invite.addresses.iter().map(|address| text(address))))
+                        .end()
+                }))
+            }
+            (Method::Post, ["invites", "revoke"]) => {
+                let Some(id) = fields.str("id") else { return needs("id") };
+                ok(sync.revoke_invite(id).await.map(|()| "{\"ok\":true}".to_owned()))
+            }
+            (Method::Post, ["join"]) => {
+                let Some(token) = fields.str("token") else { return needs("token") };
+                let joined = sync.join(token).await;
+                self.publish_soon();
+                ok(joined.map(|peer| Obj::new().str("name", &peer.name).str("id", &peer.id.to_string()).end()))
+            }
+            (Method::Post, ["sync"]) => {
+                let wait = fields.bool("wait");
+                let cell = Rc::clone(self);
+                self.jobs.start(&self.executor, "sync", |job| async move {
+                    job.say("bringing peers level");
+                    cell.keeper.publish().await?;
+                    if !wait {
+                        sync.poke();
+                        return Ok(report_json(&RoundReport::default()));
+                    }
+                    Ok(report_json(&sync.round().await))
+                })
+            }
+            _ => ApiResponse::error(404, "not_found", "there is nothing at this path", ""),
+        }
+    }
+
+    /// Records of peers have changed: they belong into the catalog.
+    fn publish_soon(self: &Rc<Self>) {
+        let cell = Rc::clone(self);
+        self.executor
+            .spawn(async move {
+                match cell.keeper.publish().await {
+                    Ok(_) => cell.after_change(),
+                    Err(why) => log::warn!("the catalog waits: {why}"),
+                }
+            })
+            .detach();
+    }
 }
-pub(super) async fn recover_catalog(_v: &Arc<Vault>, _a: &[String]) -> Result<(), CellError> {
-    Ok(())
+
+/// Gets the catalog and the peers from any one peer.
+pub(super) async fn recover_catalog(vault: &Arc<Vault>, addresses: &[String]) -> Result<(), CellError> {
+    let path = vault.dir.join("books.db");
+    let books = smol::unblock(move || Books::open(&path)).await?;
+    let report = fetch_catalog(vault, &Arc::new(books), addresses).await;
+    report.map(drop).map_err(|why| CellError::Other(why.to_string()))
 }
-pub(super) fn adopt_settings(_v: &Arc<Vault>) -> Result<(), CellError> {
-    Ok(())
+
+/// Writes the settings of the catalog into config.json.
+pub(super) fn adopt_settings(vault: &Arc<Vault>) -> Result<(), CellError> {
+    let records = vault.db.read(|t| t.records_with_prefix(&[RecordKind::Setting as u8], 1000))?;
+    let mut config = vault.config.clone();
+    for (seq, key) in records {
+        let Some(body) = vault.db.read(|t| t.record_at(seq))? else { continue };
+        if let (Ok(key), Ok(value)) = (std::str::from_utf8(&key[1..]), std::str::from_utf8(&body)) {
+            config.adopt(key, value);
+        }
+    }
+    let path = vault.dir.join("config.json");
+    write_whole(&path, config.to_text().as_bytes())
+        .map_err(|why| CellError::Other(format!("cannot write {}: {why}", path.display())))
 }
-// STUB-END
+
+/// Puts settings that differ from what the catalog says into it.
+pub(super) fn record_settings(vault: &Vault) -> Result<(), VaultError> {
+    vault.db.change(|t| {
+        for (key, value) in vault.config.records() {
+            let key = crate::catalog::record_key(RecordKind::Setting, key.as_bytes());
+            let known = t.record(&key)?;
+            if known.as_deref() != Some(value.as_bytes()) {
+                t.put_record(&key, value.as_bytes())?;
+            }
+        }
+        Ok(())
+    })
+}

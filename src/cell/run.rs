@@ -138,6 +138,7 @@ async fn serve(
         log::warn!("GroveHome is not watched, only scanned: {why}");
     }
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
+    super::peers::record_settings(&vault)?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -309,7 +310,7 @@ impl Cell {
         }
         let restored = self.restorer().run(&Target::Home, NodeId::ROOT, told).await?;
         if restored.missing_count > 0 {
-            let silent = self.silent_peers();
+            let silent = self.silent_peers().await;
             self.vault.raise(
                 "awaiting",
                 Alert {
@@ -357,9 +358,12 @@ impl Local {
         smol::block_on(self.executor.run(self.cell.answer(request)))
     }
 
-    /// Waits for something while the cell goes on, for example the next piece of a stream.
-    pub fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
-        smol::block_on(self.executor.run(work))
+    /// The next piece of an answer that is a stream, while the cell goes on; `None` at its end.
+    pub fn receive(
+        &mut self,
+        pieces: &smol::channel::Receiver<std::io::Result<Vec<u8>>>,
+    ) -> Option<std::io::Result<Vec<u8>>> {
+        smol::block_on(self.executor.run(pieces.recv())).ok()
     }
 }
 
@@ -390,20 +394,26 @@ pub struct RecoverProgress {
 /// What a recovery brought back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoverSummary {
-    /// The cell's name and id.
+    /// The cell's name.
     pub name: String,
-    /// See `name`.
+    /// Its id, 64 hexadecimal digits.
     pub id: String,
+    /// The life it goes on in.
+    pub life: u32,
     /// Files in the catalog, and their bytes.
     pub files: u64,
     /// See `files`.
     pub bytes: u64,
-    /// Files that are not back yet.
+    /// Files and folders that are not back yet.
     pub waiting: u64,
+    /// Bytes of them.
+    pub waiting_bytes: u64,
     /// Peers in the catalog.
     pub peers: Vec<String>,
     /// Of them, those not reached.
     pub silent: Vec<String>,
+    /// What is not back, and why.
+    pub problems: Vec<crate::files::walk::Problem>,
 }
 
 /// Brings a cell back on an empty machine: identity and catalog from a peer, then, if `with_files`, the files as their
@@ -473,6 +483,7 @@ pub fn recover(
         let summary = Rc::new(std::cell::RefCell::new(RecoverSummary {
             name: super::open::cell_name(&vault.config),
             id: vault.id().to_string(),
+            life: vault.life(),
             files: totals.files,
             bytes: totals.bytes,
             waiting: totals.awaiting,
@@ -494,8 +505,9 @@ pub fn recover(
             };
             smol::future::or(serving, telling).await?;
         }
-        let waiting = vault.db.read(|t| t.node_totals())?.awaiting;
-        summary.borrow_mut().waiting = waiting;
+        let left = vault.db.read(|t| t.node_totals())?;
+        let waiting = left.awaiting;
+        (summary.borrow_mut().waiting, summary.borrow_mut().waiting_bytes) = (waiting, left.awaiting_bytes);
         if waiting == 0 || !with_files {
             let _ = std::fs::remove_file(&begun);
         }
@@ -521,8 +533,12 @@ async fn bring_all_back(
             })
             .await;
         match outcome {
-            Ok(restored) if restored.missing_count == 0 => break,
+            Ok(restored) if restored.missing_count == 0 => {
+                summary.borrow_mut().problems.clear();
+                break;
+            }
             Ok(restored) => {
+                summary.borrow_mut().problems.clone_from(&restored.missing);
                 fruitless = if restored.missing_count < before { 0 } else { fruitless + 1 };
                 before = restored.missing_count;
             }
@@ -534,7 +550,9 @@ async fn bring_all_back(
         cell.wait_for_peers(Duration::from_secs(5)).await;
         smol::Timer::after(Duration::from_secs(1)).await;
     }
+    let silent = cell.silent_peers().await;
+    let peers = cell.peer_addresses().await.unwrap_or_default();
     let mut summary = summary.borrow_mut();
-    summary.silent = cell.silent_peers();
-    summary.peers = cell.peer_addresses().into_iter().map(|(name, _)| name).collect();
+    summary.silent = silent;
+    summary.peers = peers.into_iter().map(|(name, _)| name).collect();
 }

@@ -59,14 +59,25 @@ impl House for Inside {
                 unit: "bytes".into(),
             });
         };
-        Ok(cell::recover(
+        let done = cell::recover(
             &places(paths),
             &choices(options),
             Some(wish.phrase),
             wish.addresses,
             wish.with_files,
             &mut tell,
-        )?)
+        )?;
+        Ok(Recovered {
+            name: done.name,
+            id: done.id,
+            life: u64::from(done.life),
+            files_known: done.files,
+            files: done.files.saturating_sub(done.waiting),
+            bytes: done.bytes.saturating_sub(done.waiting_bytes),
+            peers: done.peers,
+            peers_missing: done.silent,
+            problems: done.problems.into_iter().map(|problem| (problem.path, problem.why)).collect(),
+        })
     }
 }
 
