@@ -21,5 +21,6 @@ pub mod placement;
 pub mod publish;
 pub mod seal;
 pub mod store;
+pub mod sync;
 pub mod vault;
 pub mod wire;
