@@ -581,6 +581,11 @@ impl<'a> Tables<'a> {
         })
     }
 
+    /// Whether a copy with this peer is noted, also one to be released.
+    pub fn has_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])? > 0)
+    }
+
     /// Whether any copy of a chunk is noted, also one to be released.
     pub fn has_copies(&self, chunk: ChunkId) -> Result<bool, DbError> {
         Ok(self.number("SELECT count(*) FROM copies WHERE chunk = ?1", [chunk.0])? > 0)

@@ -22,7 +22,7 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::{BodyHash, CellId};
 
-pub use books::{Books, BooksError, InviteState, InviteView, PeerRow};
+pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 
