@@ -583,7 +583,9 @@ impl<'a> Tables<'a> {
 
     /// Whether a copy with this peer is noted, also one to be released.
     pub fn has_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<bool, DbError> {
-        Ok(self.number("SELECT count(*) FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])? > 0)
+        Ok(self
+            .number("SELECT count(*) FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?
+            > 0)
     }
 
     /// Whether any copy of a chunk is noted, also one to be released.
@@ -613,7 +615,12 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks over row `after` of which a copy with a peer is noted, by row.
-    pub fn copies_with(&self, cell: CellNumber, after: ChunkId, limit: usize) -> Result<Vec<ChunkId>, DbError> {
+    pub fn copies_with(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, DbError> {
         self.list(
             "SELECT chunk FROM copies WHERE cell = ?1 AND chunk > ?2 ORDER BY chunk LIMIT ?3",
             params![cell.0, after.0, limit as i64],
@@ -623,7 +630,9 @@ impl<'a> Tables<'a> {
 
     /// Whether a list of chunks of mine is not here: chunks that only it names cannot be told from strange ones.
     pub fn is_any_list_absent(&self) -> Result<bool, DbError> {
-        Ok(self.number("SELECT count(*) FROM (SELECT 1 FROM chunks WHERE own = 2 AND place = 0 LIMIT 1)", [])? > 0)
+        Ok(self
+            .number("SELECT count(*) FROM (SELECT 1 FROM chunks WHERE own = 2 AND place = 0 LIMIT 1)", [])?
+            > 0)
     }
 
     // Chunks held for peers.

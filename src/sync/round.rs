@@ -52,8 +52,6 @@ pub(super) struct Moved {
     pub(super) pushed_bytes: u64,
     pub(super) pulled_chunks: u64,
     pub(super) pulled_bytes: u64,
-    /// Another round has something to do at once.
-    pub(super) more: bool,
 }
 
 /// Why a round ended early.
@@ -155,8 +153,11 @@ async fn take_heads(
                 }
             }
             let current = publish::current_head(t)?.map(|(hash, ..)| hash);
-            let old: Vec<BodyHash> =
-                asked.iter().filter(|tip| !unknown.contains(tip) && Some(**tip) != current).copied().collect();
+            let old: Vec<BodyHash> = asked
+                .iter()
+                .filter(|tip| !unknown.contains(tip) && Some(**tip) != current)
+                .copied()
+                .collect();
             let is_stale = current.is_some_and(|hash| asked.contains(&hash));
             Ok((unknown, if is_stale { old } else { Vec::new() }))
         })
@@ -171,7 +172,9 @@ async fn take_heads(
         let mut heads = Vec::new();
         for bytes in message::heads(&link.session).await? {
             match Head::open(&bytes) {
-                Ok((hash, head)) if head.owner == vault.id() && unknown.contains(&hash) => heads.push((hash, head)),
+                Ok((hash, head)) if head.owner == vault.id() && unknown.contains(&hash) => {
+                    heads.push((hash, head))
+                }
                 Ok(_) => {}
                 Err(why) => sync.refusals.note(format_args!("{}: {why}", link.peer.short())),
             }
@@ -183,7 +186,9 @@ async fn take_heads(
     }
     let peer = link.peer;
     with_vault(vault, move |vault| {
-        if vault.db.read(|t| Ok::<_, DbError>(t.meta_u64("recovered_at")?.is_some() && t.meta(&seen_key(&peer))?.is_none()))? {
+        if vault.db.read(|t| {
+            Ok::<_, DbError>(t.meta_u64("recovered_at")?.is_some() && t.meta(&seen_key(&peer))?.is_none())
+        })? {
             vault.db.change(|t| t.set_meta_u64(&seen_key(&peer), 1))?;
         }
         Ok::<_, DbError>(())
@@ -233,7 +238,9 @@ async fn take_head(
 
 /// A chunk from the local store, or an error that it is not here.
 pub(super) fn local(vault: &Vault, name: &ChunkName) -> Result<Vec<u8>, VaultError> {
-    vault.local_chunk(name)?.ok_or_else(|| VaultError::Refused(format!("segment {} is not here", name.short())))
+    vault
+        .local_chunk(name)?
+        .ok_or_else(|| VaultError::Refused(format!("segment {} is not here", name.short())))
 }
 
 // ---- What the peer holds ----
@@ -245,7 +252,8 @@ fn inventory_key(peer: &CellId) -> String {
 /// Epoch and sequence up to which a peer's inventory is known. It stands in placement.db, beside the copies it speaks of.
 fn learned(t: &Tables<'_>, peer: &CellId) -> Result<(u64, u64), DbError> {
     let bytes = t.meta(&inventory_key(peer))?.unwrap_or_default();
-    let number = |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let number =
+        |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
     Ok((number(0).unwrap_or(0), number(8).unwrap_or(0)))
 }
 
@@ -285,7 +293,9 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
                     let id = match t.chunk(&entry.name)? {
                         Some(row) => row.id,
                         // Part of a large file whose list is not back yet.
-                        None if takes_unknown && entry.is_held => t.know_chunk(&entry.name, entry.len, Own::No)?,
+                        None if takes_unknown && entry.is_held => {
+                            t.know_chunk(&entry.name, entry.len, Own::No)?
+                        }
                         None => continue,
                     };
                     if entry.is_held {
@@ -307,7 +317,8 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
             if is_whole {
                 let marks = std::mem::take(&mut stated);
                 let epoch = theirs.epoch;
-                with_vault(vault, move |vault| drop_unstated(vault, cell, &peer, &marks, epoch, last)).await?;
+                with_vault(vault, move |vault| drop_unstated(vault, cell, &peer, &marks, epoch, last))
+                    .await?;
             }
             return Ok(());
         }
@@ -354,7 +365,9 @@ async fn push_chunks(
         let page = with_vault(vault, move |vault| {
             vault.db.read(|t| -> Result<_, DbError> {
                 let rows = t.chunks_short(cell, copies, after, PAGE_CHUNKS)?;
-                rows.into_iter().map(|row| Ok((t.copies_of(row.id)?, row))).collect::<Result<Vec<_>, DbError>>()
+                rows.into_iter()
+                    .map(|row| Ok((t.copies_of(row.id)?, row)))
+                    .collect::<Result<Vec<_>, DbError>>()
             })
         })
         .await?;
@@ -399,10 +412,13 @@ async fn push_chunks(
     }
     if link.is_full.get() {
         let name = sync.name_of(&link.peer);
-        vault.raise("peer-full", Alert {
-            text: format!("{name} takes no more chunks: its disk, or this cell's quota there, is full"),
-            remedy: "ask for a larger quota, free space there, or invite another peer".into(),
-        });
+        vault.raise(
+            "peer-full",
+            Alert {
+                text: format!("{name} takes no more chunks: its disk, or this cell's quota there, is full"),
+                remedy: "ask for a larger quota, free space there, or invite another peer".into(),
+            },
+        );
     } else if moved.pushed_chunks > 0 {
         vault.clear("peer-full");
     }
@@ -562,7 +578,8 @@ async fn push_head(
     there: &mut Option<BodyHash>,
 ) -> Result<(), RoundError> {
     let vault = &sync.vault;
-    let Some((hash, _, bytes)) = with_vault(vault, |vault| vault.db.read(publish::current_head)).await? else {
+    let Some((hash, _, bytes)) = with_vault(vault, |vault| vault.db.read(publish::current_head)).await?
+    else {
         return Ok(());
     };
     if *there == Some(hash) {
@@ -601,7 +618,10 @@ async fn push_head(
                         .iter()
                         .map(|name| {
                             t.chunk(name)?.filter(|row| row.place.is_some()).ok_or_else(|| {
-                                VaultError::Refused(format!("segment {} of the catalog is not here", name.short()))
+                                VaultError::Refused(format!(
+                                    "segment {} of the catalog is not here",
+                                    name.short()
+                                ))
                             })
                         })
                         .collect()
@@ -661,7 +681,8 @@ async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
         return Ok(());
     }
     loop {
-        let rows = with_vault(vault, move |vault| vault.db.read(|t| t.copies_to_release(cell, NAMES_MAX))).await?;
+        let rows =
+            with_vault(vault, move |vault| vault.db.read(|t| t.copies_to_release(cell, NAMES_MAX))).await?;
         if rows.is_empty() {
             return Ok(());
         }
@@ -725,7 +746,14 @@ pub(super) async fn pull(
                 // Given away after each batch: whoever else pulls has his turn.
                 let _permit = permits.acquire().await;
                 let Some(batch) = queue.borrow_mut().pop_front() else { return };
-                let mut puller = Puller { vault, own, staged: Vec::new(), staged_bytes: 0, taking: None, done: Vec::new() };
+                let mut puller = Puller {
+                    vault,
+                    own,
+                    staged: Vec::new(),
+                    staged_bytes: 0,
+                    taking: None,
+                    done: Vec::new(),
+                };
                 let outcome = puller.run(session, batch).await;
                 bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
                 got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));

@@ -181,8 +181,8 @@ impl Drop for Reservation {
 
 impl Keeper {
     pub(super) fn open(vault: Arc<Vault>) -> Result<Self, VaultError> {
-        let log = OwnersLog::open(vault.dir.join(LOG_FILE))
-            .map_err(VaultError::io("cannot open owners.log"))?;
+        let log =
+            OwnersLog::open(vault.dir.join(LOG_FILE)).map_err(VaultError::io("cannot open owners.log"))?;
         let epoch = match vault.db.read(|t| t.meta_u64("epoch"))? {
             Some(epoch) => epoch,
             None => {
@@ -501,7 +501,11 @@ impl Keeper {
             len: row.len,
             is_held: row.held,
         };
-        Ok(Reply::Inventory { epoch: self.epoch, entries: rows.into_iter().take(limit).map(entry).collect(), more })
+        Ok(Reply::Inventory {
+            epoch: self.epoch,
+            entries: rows.into_iter().take(limit).map(entry).collect(),
+            more,
+        })
     }
 
     fn heads(&self, owner: &CellId) -> Result<Vec<Vec<u8>>, VaultError> {
@@ -546,7 +550,14 @@ impl Keeper {
             }
             let mut stored = t.peer_heads(cell)?;
             if !stored.iter().any(|known| known.hash == hash) {
-                stored.push(StoredHead { hash, life: head.life, seq: head.seq, tip: true, at: now, body: bytes });
+                stored.push(StoredHead {
+                    hash,
+                    life: head.life,
+                    seq: head.seq,
+                    tip: true,
+                    at: now,
+                    body: bytes,
+                });
             }
             Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, now)?))
         })?;
@@ -667,7 +678,9 @@ pub(super) async fn serve(sync: Rc<Sync>, session: Session, caller: Caller) {
         let work = async move {
             if let Err(why) = answer(&sync_inner, &session, caller, &mut stream).await {
                 match why {
-                    AskError::Session(_) | AskError::Stream(_) => log::debug!("{}: {why}", caller.owner.short()),
+                    AskError::Session(_) | AskError::Stream(_) => {
+                        log::debug!("{}: {why}", caller.owner.short())
+                    }
                     _ => sync_inner.refusals.note(format_args!("{}: {why}", caller.owner.short())),
                 }
             }
@@ -700,7 +713,11 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
     };
     let owner = caller.owner;
     let may = match &request {
-        Request::Heads | Request::Get { .. } | Request::Have { .. } | Request::Inventory { .. } | Request::Ping => true,
+        Request::Heads
+        | Request::Get { .. }
+        | Request::Have { .. }
+        | Request::Inventory { .. }
+        | Request::Ping => true,
         _ => !caller.is_recovering && sync.gate.peer(&owner).is_some(),
     };
     if !may {
@@ -839,7 +856,8 @@ impl Intake {
     async fn turn(&mut self) {
         self.settle().await;
         if !self.group.is_empty() {
-            let (keeper, class, group) = (Arc::clone(&self.keeper), self.class, std::mem::take(&mut self.group));
+            let (keeper, class, group) =
+                (Arc::clone(&self.keeper), self.class, std::mem::take(&mut self.group));
             self.group_bytes = 0;
             self.taking = Some(smol::unblock(move || keeper.take(class, group)));
         }
@@ -903,7 +921,8 @@ async fn answer_put(
         Class::Chunk => HoldClass::Chunk,
         Class::Segment => HoldClass::Segment,
         Class::Other(_) => {
-            let refusal = Refusal::new(ErrorCode::Unsupported, "an unknown class of chunks", "update that cell");
+            let refusal =
+                Refusal::new(ErrorCode::Unsupported, "an unknown class of chunks", "update that cell");
             return reply(stream, &Reply::Error(refusal)).await;
         }
     };

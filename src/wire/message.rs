@@ -822,7 +822,9 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         (Request::Inventory { limit, .. }, Reply::Inventory { entries, .. }) => {
             entries.len() <= *limit as usize
         }
-        (Request::Card { .. } | Request::Goodbye { .. } | Request::RecoverySecret { .. }, Reply::Done) => true,
+        (Request::Card { .. } | Request::Goodbye { .. } | Request::RecoverySecret { .. }, Reply::Done) => {
+            true
+        }
         _ => false,
     }
 }
