@@ -517,7 +517,7 @@ impl Sync {
     }
 
     async fn keep_dialling(self: Rc<Self>, id: CellId, woken: Receiver<()>, alone: Rc<Mutex<()>>) {
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         loop {
             if let Some(link) = self.link(&id) {
                 link.session.ended().await;
