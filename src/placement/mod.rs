@@ -12,7 +12,8 @@ use std::path::PathBuf;
 
 pub use sqlite::Db;
 pub use tables::{
-    CellNumber, ChunkId, ChunkRow, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead, Tables,
+    CellNumber, ChunkId, ChunkRow, Claim, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead,
+    Tables,
 };
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
 

@@ -86,6 +86,9 @@ pub struct HeldTotals {
     pub segment_bytes: u64,
 }
 
+/// A chunk's row, its owner's, its name, who the owner is, and what it is to him.
+pub type Claim = (ChunkId, CellNumber, ChunkName, CellId, HoldClass);
+
 /// A peer's catalog head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredHead {
@@ -639,11 +642,7 @@ impl<'a> Tables<'a> {
 
     /// Up to `limit` claims over `after`, by chunk and owner: row, chunk, owner, class. Those that are gone are not among
     /// them.
-    pub fn claims_after(
-        &self,
-        after: (ChunkId, CellNumber),
-        limit: usize,
-    ) -> Result<Vec<(ChunkId, CellNumber, ChunkName, CellId, HoldClass)>, DbError> {
+    pub fn claims_after(&self, after: (ChunkId, CellNumber), limit: usize) -> Result<Vec<Claim>, DbError> {
         self.list(
             "SELECT holds.chunk, holds.owner, chunks.name, cells.key, holds.class FROM holds
              JOIN chunks ON chunks.id = holds.chunk JOIN cells ON cells.id = holds.owner

@@ -49,6 +49,8 @@ pub const PEERS_MAX: usize = 1024;
 /// Invites kept, whatever their state; the oldest closed ones go.
 pub const INVITES_MAX: usize = 1024;
 
+type KeyAndBody = (Vec<u8>, Vec<u8>);
+
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRow {
@@ -447,7 +449,7 @@ impl Books {
     pub fn restore(&self, vault: &Vault) -> Result<usize, VaultError> {
         let wall = vault.clock.wall();
         let (peers, invites) = vault.db.read(|t| -> Result<_, VaultError> {
-            let bodies = |kind: RecordKind, max: usize| -> Result<Vec<(Vec<u8>, Vec<u8>)>, VaultError> {
+            let bodies = |kind: RecordKind, max: usize| -> Result<Vec<KeyAndBody>, VaultError> {
                 let mut found = Vec::new();
                 for (seq, key) in t.records_with_prefix(&[kind as u8], max)? {
                     found.extend(t.record_at(seq)?.filter(|body| !body.is_empty()).map(|body| (key, body)));

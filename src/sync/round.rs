@@ -122,12 +122,12 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<Moved, Round
         return Err(AskError::OutOfTurn.into());
     };
     link.usage.set(Some(theirs.usage));
-    link.is_full.set(room(&theirs.usage) == 0);
+    let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     let mut moved = Moved::default();
     take_heads(sync, link, &theirs.tips, &mut moved).await?;
     take_inventory(sync, link, &theirs).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
-    push_chunks(sync, link, &mut moved, &mut head).await?;
+    push_chunks(sync, link, &mut moved, &mut head, was_full).await?;
     push_head(sync, link, &mut moved, &mut head).await?;
     release(sync, link).await?;
     Ok(moved)
@@ -355,6 +355,7 @@ async fn push_chunks(
     link: &Rc<Link>,
     moved: &mut Moved,
     head: &mut Option<BodyHash>,
+    was_full: bool,
 ) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
     let copies = vault.config.copies.saturating_sub(1);
@@ -407,7 +408,8 @@ async fn push_chunks(
         pushed?;
         push_head(sync, link, moved, head).await?;
     }
-    if is_for_others || link.is_full.get() {
+    // The others are told once that this one is full: two full ones would wake each other for ever.
+    if is_for_others || (link.is_full.get() && !was_full) {
         sync.poke_others(&link.peer);
     }
     if link.is_full.get() {
