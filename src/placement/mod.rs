@@ -2,6 +2,7 @@
 //!
 //! Promise: a change is one transaction, whole or absent; ids that one call gives another accepts.
 
+pub mod planner;
 mod sqlite;
 mod tables;
 mod tree;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 
 pub use sqlite::Db;
 pub use tables::{
-    CellNumber, ChunkId, ChunkRow, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead, Tables,
+    CellNumber, ChunkId, ChunkRow, Claim, HeldTotals, HoldClass, HoldState, InventoryRow, Own, StoredHead,
+    Tables,
 };
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
 

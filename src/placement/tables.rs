@@ -86,6 +86,9 @@ pub struct HeldTotals {
     pub segment_bytes: u64,
 }
 
+/// A chunk's row, its owner's, its name, who the owner is, and what it is to him.
+pub type Claim = (ChunkId, CellNumber, ChunkName, CellId, HoldClass);
+
 /// A peer's catalog head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredHead {
@@ -628,6 +631,13 @@ impl<'a> Tables<'a> {
         })
     }
 
+    /// Whether a copy with this peer is noted, also one to be released.
+    pub fn has_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<bool, DbError> {
+        Ok(self
+            .number("SELECT count(*) FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?
+            > 0)
+    }
+
     /// Whether any copy of a chunk is noted, also one to be released.
     pub fn has_copies(&self, chunk: ChunkId) -> Result<bool, DbError> {
         Ok(self.number("SELECT count(*) FROM copies WHERE chunk = ?1", [chunk.0])? > 0)
@@ -654,7 +664,63 @@ impl<'a> Tables<'a> {
         Ok(totals.unwrap_or_default())
     }
 
+    /// Up to `limit` chunks over row `after` of which a copy with a peer is noted, by row.
+    pub fn copies_with(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, DbError> {
+        self.list(
+            "SELECT chunk FROM copies WHERE cell = ?1 AND chunk > ?2 ORDER BY chunk LIMIT ?3",
+            params![cell.0, after.0, limit as i64],
+            |row| row.get(0).map(ChunkId),
+        )
+    }
+
+    /// Whether a list of chunks of mine is not here: chunks that only it names cannot be told from strange ones.
+    pub fn is_any_list_absent(&self) -> Result<bool, DbError> {
+        Ok(self
+            .number("SELECT count(*) FROM (SELECT 1 FROM chunks WHERE own = 2 AND place = 0 LIMIT 1)", [])?
+            > 0)
+    }
+
     // Chunks held for peers.
+
+    /// Up to `limit` claims over `after`, by chunk and owner: row, chunk, owner, class. Those that are gone are not among
+    /// them.
+    pub fn claims_after(&self, after: (ChunkId, CellNumber), limit: usize) -> Result<Vec<Claim>, DbError> {
+        self.list(
+            "SELECT holds.chunk, holds.owner, chunks.name, cells.key, holds.class FROM holds
+             JOIN chunks ON chunks.id = holds.chunk JOIN cells ON cells.id = holds.owner
+             WHERE (holds.chunk, holds.owner) > (?1, ?2) AND holds.state < 2
+             ORDER BY holds.chunk, holds.owner LIMIT ?3",
+            params![after.0.0, after.1.0, limit as i64],
+            |row| {
+                Ok((
+                    ChunkId(row.get(0)?),
+                    CellNumber(row.get(1)?),
+                    ChunkName(row.get(2)?),
+                    CellId(row.get(3)?),
+                    hold_class(row.get(4)?),
+                ))
+            },
+        )
+    }
+
+    /// Number of claims of all owners that are not gone.
+    pub fn claim_count(&self) -> Result<u64, DbError> {
+        self.number("SELECT count(*) FROM holds WHERE state < 2", [])
+    }
+
+    /// Up to `limit` chunks held for an owner.
+    pub fn held_for(&self, owner: CellNumber, limit: usize) -> Result<Vec<(ChunkId, HoldClass)>, DbError> {
+        self.list(
+            "SELECT chunk, class FROM holds WHERE owner = ?1 AND state = 0 LIMIT ?2",
+            params![owner.0, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), hold_class(row.get(1)?))),
+        )
+    }
 
     /// My newest inventory number for an owner.
     pub fn holds_seq(&self, owner: CellNumber) -> Result<u64, DbError> {

@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use smol::io::{AsyncReadExt, AsyncWriteExt};
@@ -98,7 +100,10 @@ impl Approach {
     }
 }
 
-/// What the responder knows, and whom it lets in. All answers come at once, from memory.
+/// Whether a peer is let in, once that is durable.
+pub type Admission<'a> = Pin<Box<dyn Future<Output = bool> + 'a>>;
+
+/// What the responder knows, and whom it lets in. All answers but the last come at once, from memory.
 pub trait Gate {
     /// This cell's keys.
     fn identity(&self) -> &Identity;
@@ -110,9 +115,9 @@ pub trait Gate {
     fn invite_secret(&self, invite_id: &[u8; 16]) -> Option<Secret>;
     /// Recovery secrets of all owners whose data this cell keeps; those after the first 1,024 are not tried.
     fn recovery_secrets(&self) -> Vec<(CellId, Secret)>;
-    /// The last word, just before the peer hears that it is in: here an invite is used up, once.
-    fn admit(&self, _kind: Kind, _peer: Option<&Card>) -> bool {
-        true
+    /// The last word, just before the peer hears that it is in: here an invite is used up, once and durably.
+    fn admit<'a>(&'a self, _kind: Kind, _peer: Option<&'a Card>) -> Admission<'a> {
+        Box::pin(std::future::ready(true))
     }
 }
 
@@ -320,7 +325,7 @@ async fn respond_unhurried<S: ByteStream, G: Gate + ?Sized>(
         (Kind::Known, None) => false,
         (Kind::Invite(_) | Kind::Recovery, _) => true,
     };
-    if !is_known || !gate.admit(kind, peer.as_ref()) {
+    if !is_known || !gate.admit(kind, peer.as_ref()).await {
         return Err(HandshakeError::Stranger);
     }
     let mut stream = NoiseStream::new(stream, noise.dangerously_get_raw_split(), false);
@@ -627,8 +632,8 @@ pub(crate) mod tests {
             self.owners.clone()
         }
 
-        fn admit(&self, _: Kind, _: Option<&Card>) -> bool {
-            self.admits
+        fn admit<'a>(&'a self, _: Kind, _: Option<&'a Card>) -> Admission<'a> {
+            Box::pin(std::future::ready(self.admits))
         }
     }
 

@@ -19,6 +19,7 @@ use super::{flush, read_full, within, write_full};
 use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
+use crate::keys::Secret;
 
 /// The protocol that this version speaks.
 pub const PROTOCOL: u16 = 1;
@@ -224,6 +225,8 @@ pub enum Request {
     Card { bytes: Vec<u8> },
     /// We leave.
     Goodbye { reason: Farewell },
+    /// Whoever proves that it knows this secret may read our chunks and heads: it is us, recovering.
+    RecoverySecret { secret: Secret },
 }
 
 /// What it answers.
@@ -250,7 +253,7 @@ pub enum Reply {
     PutHead(HeadOutcome),
     /// To `Ping`.
     Pong,
-    /// To `Card` and `Goodbye`.
+    /// To `Card`, `Goodbye` and `RecoverySecret`.
     Done,
     /// To any request that is not carried out.
     Error(Refusal),
@@ -512,6 +515,9 @@ impl Request {
             Self::Goodbye { reason } => {
                 to.u8(12).u8(reason.to_byte());
             }
+            Self::RecoverySecret { secret } => {
+                to.u8(13).raw(&secret.0);
+            }
         }
         to.finish()
     }
@@ -538,6 +544,7 @@ impl Request {
             10 => Self::Ping,
             11 => Self::Card { bytes: read_bytes(&mut from, CARD_BYTES_MAX)? },
             12 => Self::Goodbye { reason: Farewell::from_byte(from.u8()?) },
+            13 => Self::RecoverySecret { secret: Secret(from.array()?) },
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -815,7 +822,9 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         (Request::Inventory { limit, .. }, Reply::Inventory { entries, .. }) => {
             entries.len() <= *limit as usize
         }
-        (Request::Card { .. } | Request::Goodbye { .. }, Reply::Done) => true,
+        (Request::Card { .. } | Request::Goodbye { .. } | Request::RecoverySecret { .. }, Reply::Done) => {
+            true
+        }
         _ => false,
     }
 }
@@ -1021,6 +1030,7 @@ mod tests {
             Request::Ping,
             Request::Card { bytes: b"card".to_vec() },
             Request::Goodbye { reason: Farewell::Restarting },
+            Request::RecoverySecret { secret: Secret([9; 32]) },
         ]
     }
 
@@ -1084,7 +1094,7 @@ mod tests {
             let len = dice.roll(120);
             let mut bytes = dice.bytes(len);
             if let Some(tag) = bytes.first_mut() {
-                *tag = dice.roll(14) as u8;
+                *tag = dice.roll(15) as u8;
             }
             same(&bytes);
         }

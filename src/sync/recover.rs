@@ -1,0 +1,241 @@
+//! The way back: from a phrase and any peer's address to head, catalog, tree and books. The bytes of files follow later,
+//! by `Sync::fetch`, while the cell is in use.
+//!
+//! Steps are durable one by one, and nothing is published before all are done: after a kill the caller begins anew with
+//! an empty placement.db. Segments that are in the store already are not fetched again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use smol::lock::Semaphore;
+
+use super::books::{Books, PeerRow};
+use super::round::{local, pull};
+use super::{HeadFacts, tips};
+use crate::card::{Card, Role};
+use crate::catalog::{Head, RecordKind};
+use crate::id::BodyHash;
+use crate::placement::{DbError, Own};
+use crate::publish;
+use crate::vault::{Vault, VaultError};
+use crate::wire::Transport;
+use crate::wire::handshake::{Approach, HandshakeError, initiate};
+use crate::wire::message::{self, AskError};
+use crate::wire::session::{self, Limits, Session};
+use crate::wire::tcp::{self, DialError};
+
+/// Settings brought back, at most.
+const SETTINGS_MAX: usize = 1024;
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct RecoverReport {
+    /// Name of the peer that gave it.
+    pub from: String,
+    /// Where it answered.
+    pub address: String,
+    /// Life and sequence of the newest head that was found.
+    pub head: (u32, u64),
+    /// The life that begins.
+    pub life: u32,
+    /// Records of the catalog.
+    pub records: u64,
+    /// Files, folders and links in the tree.
+    pub files: u64,
+    /// Heads of other lives that were merged.
+    pub merged: u64,
+    /// Peers in the books.
+    pub peers: u64,
+    /// Settings as (key, JSON text), to be adopted into config.json.
+    pub settings: Vec<(String, String)>,
+}
+
+/// Why nothing came back.
+#[derive(Debug)]
+pub enum RecoverError {
+    /// Nobody answered at the address.
+    Unreachable(DialError),
+    /// A cell answered with silence: it keeps nothing under this phrase.
+    Silence(DialError),
+    /// It knows the phrase and has no catalog.
+    NoHeads { from: String },
+    /// It has a catalog, but not all of it.
+    Incomplete { from: String, missing: usize, why: String },
+    /// The conversation broke off.
+    Ask(AskError),
+    /// Something failed here.
+    Vault(VaultError),
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "the peer cannot be reached: {why}"),
+            Self::Silence(why) => write!(
+                f,
+                "a cell answered and said nothing: the phrase is another one's, or that cell keeps nothing for you ({why})"
+            ),
+            Self::NoHeads { from } => {
+                write!(
+                    f,
+                    "{from} knows this phrase and has no catalog of it yet; try the address of another peer"
+                )
+            }
+            Self::Incomplete { from, missing, why } => write!(
+                f,
+                "{from} could not give {missing} parts of the catalog ({why}); try again, or the address of another peer"
+            ),
+            Self::Ask(why) => write!(f, "{why}; run it again, it goes on where it was"),
+            Self::Vault(why) => why.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RecoverError {}
+
+impl From<AskError> for RecoverError {
+    fn from(why: AskError) -> Self {
+        Self::Ask(why)
+    }
+}
+
+impl From<VaultError> for RecoverError {
+    fn from(why: VaultError) -> Self {
+        Self::Vault(why)
+    }
+}
+
+/// Brings the catalog, the tree and the books back from the peer at one of `addresses`, into an empty placement.db.
+pub async fn fetch_catalog(
+    vault: &Arc<Vault>,
+    books: &Arc<Books>,
+    addresses: &[String],
+) -> Result<RecoverReport, RecoverError> {
+    let approach = Approach::Recovery { secret: vault.master.recovery_secret() };
+    let greet = |stream| initiate(stream, Transport::Tcp, &vault.identity, &[], &approach);
+    let (address, established) = tcp::dial(addresses, greet).await.map_err(|why| {
+        let is_silence =
+            matches!(why.best(), Some((_, HandshakeError::Silent(_) | HandshakeError::NotLetIn(_))));
+        if is_silence { RecoverError::Silence(why) } else { RecoverError::Unreachable(why) }
+    })?;
+    let card = established.peer.clone().ok_or_else(|| VaultError::Refused("the peer sent no card".into()))?;
+    let (session, driver) = session::start(established.stream, true, &Limits::default());
+    let work = bring_back(vault, books, &session, card, address.to_string());
+    let broken = async {
+        let why = driver.await;
+        Err(RecoverError::Ask(AskError::Session(why)))
+    };
+    let outcome = smol::future::or(work, broken).await;
+    session.close();
+    outcome
+}
+
+async fn bring_back(
+    vault: &Arc<Vault>,
+    books: &Arc<Books>,
+    session: &Session,
+    card: Card,
+    address: String,
+) -> Result<RecoverReport, RecoverError> {
+    let from = card.name.clone();
+    let heads = newest_first(vault, message::heads(session).await?);
+    let life = heads.iter().map(|(_, head, _)| head.life).max().map(|life| life.saturating_add(1));
+    let mut heads = heads.into_iter();
+    let (Some((hash, head, bytes)), Some(life)) = (heads.next(), life) else {
+        return Err(RecoverError::NoHeads { from });
+    };
+    fetch_segments(vault, session, &head, Own::Segment, &from).await?;
+    let found = (head.life, head.seq);
+    let job = Arc::clone(vault);
+    let (records, files) = smol::unblock(move || -> Result<_, VaultError> {
+        let records = publish::adopt_segments(&job, &head, |name| local(&job, name))?;
+        job.db.change(|t| t.set_meta_u64("recovered_at", job.now()))?;
+        publish::adopt_head(&job, &hash, &head, &bytes, life)?;
+        Ok((records, publish::tree_from_catalog(&job)?))
+    })
+    .await?;
+    // Peers first: a merge publishes, and what it publishes should not lack them.
+    let (job, kept, place) = (Arc::clone(vault), Arc::clone(books), address.clone());
+    let peers = smol::unblock(move || -> Result<u64, VaultError> {
+        kept.restore(&job)?;
+        if kept.peer(&card.id)?.is_none_or(|peer| peer.removed_at.is_some()) {
+            kept.save_peer(&job, &PeerRow::new(&card, Role::Peer, job.clock.wall()))?;
+        }
+        kept.note_seen(&card.id, job.clock.wall(), Some(&place))?;
+        Ok(kept.peers()?.iter().filter(|peer| peer.removed_at.is_none()).count() as u64)
+    })
+    .await?;
+    let mut merged = 0;
+    for (other, head, _) in heads {
+        let (job, known) = (Arc::clone(vault), other);
+        if smol::unblock(move || job.db.read(|t| t.knows_head(&known))).await.map_err(VaultError::from)? {
+            continue;
+        }
+        fetch_segments(vault, session, &head, Own::No, &from).await?;
+        let job = Arc::clone(vault);
+        smol::unblock(move || publish::merge_head(&job, &other, &head, |name| local(&job, name), false))
+            .await?;
+        merged += 1;
+    }
+    let job = Arc::clone(vault);
+    let settings = smol::unblock(move || -> Result<_, VaultError> {
+        // The new life must be seen by an old one that wakes up, so it publishes even if nothing else changed.
+        if !publish::publish(&job)? {
+            publish::publish_with_parents(&job, &[hash])?;
+        }
+        settings(&job)
+    })
+    .await?;
+    Ok(RecoverReport { from, address, head: found, life, records, files, merged, peers, settings })
+}
+
+/// The heads of this owner that no other one contains, newest first; what is not a head of ours is left out.
+fn newest_first(vault: &Vault, all: Vec<Vec<u8>>) -> Vec<(BodyHash, Head, Vec<u8>)> {
+    let mut heads = Vec::new();
+    for bytes in all {
+        match Head::open(&bytes) {
+            Ok((hash, head)) if head.owner == vault.id() => heads.push((hash, head, bytes)),
+            Ok(_) => log::warn!("the peer sent the catalog head of another cell"),
+            Err(why) => log::warn!("{why}"),
+        }
+    }
+    let facts: Vec<HeadFacts> =
+        heads.iter().map(|(hash, head, bytes)| HeadFacts::new(*hash, head, 0, bytes.len())).collect();
+    let tips = tips(&facts);
+    heads.retain(|(hash, ..)| tips.contains(hash));
+    heads.sort_by_key(|(_, head, _)| std::cmp::Reverse((head.life, head.seq)));
+    heads
+}
+
+async fn fetch_segments(
+    vault: &Arc<Vault>,
+    session: &Session,
+    head: &Head,
+    own: Own,
+    from: &str,
+) -> Result<(), RecoverError> {
+    let names = head.segments.iter().map(|(name, _)| *name).collect();
+    let pulled = pull(vault, session, names, own, &Semaphore::new(2)).await;
+    if pulled.missing.is_empty() {
+        return Ok(());
+    }
+    Err(RecoverError::Incomplete {
+        from: from.to_owned(),
+        missing: pulled.missing.len(),
+        why: pulled.error.unwrap_or_else(|| "it does not have them".into()),
+    })
+}
+
+fn settings(vault: &Vault) -> Result<Vec<(String, String)>, VaultError> {
+    Ok(vault.db.read(|t| -> Result<_, DbError> {
+        let mut settings = Vec::new();
+        for (seq, key) in t.records_with_prefix(&[RecordKind::Setting as u8], SETTINGS_MAX)? {
+            let body = t.record_at(seq)?.filter(|body| !body.is_empty());
+            let texts = body.map(|body| (String::from_utf8(key[1..].to_vec()), String::from_utf8(body)));
+            if let Some((Ok(key), Ok(value))) = texts {
+                settings.push((key, value));
+            }
+        }
+        Ok(settings)
+    })?)
+}

@@ -1,0 +1,878 @@
+//! Asking one peer, in the order of the design: what changed, what of ours it holds, what it should hold, the head of the
+//! catalog, and what it may let go.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use smol::Task;
+use smol::lock::Semaphore;
+
+use super::driver::{Link, Sync};
+use super::room;
+use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
+use crate::catalog::{Head, Verdict, judge};
+use crate::id::{BodyHash, CellId, ChunkName};
+use crate::keys::sha256;
+use crate::placement::planner::{Candidate, Deficit, plan};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
+use crate::publish;
+use crate::store::{Staged, StoreError};
+use crate::vault::{Alert, Marks, Vault, VaultError};
+use crate::wire::message::{
+    self, AskError, Class, GetStatus, HeadOutcome, Hello, INVENTORY_ENTRIES_MAX, NAMES_MAX, PUT_BYTES_MAX,
+    PutStatus, Reply, Request,
+};
+use crate::wire::session::Session;
+
+/// Chunks that are planned at once.
+const PAGE_CHUNKS: usize = 1024;
+/// Batches under way at once to one peer.
+const BATCHES: usize = 2;
+/// Names of one `Get`.
+const GET_NAMES: usize = 64;
+/// Streams of one pull.
+const GET_STREAMS: usize = 2;
+/// Fetched bytes that are made durable together.
+const PULL_COMMIT_BYTES: usize = 8 << 20;
+/// And their number.
+const PULL_COMMIT_CHUNKS: usize = 512;
+/// Pages of an inventory taken in one round; the rest comes with the next.
+const INVENTORY_PAGES: usize = 1024;
+/// After a recovery nothing is released before all peers were heard, or this long. s.
+const RELEASE_WAIT_S: u64 = 90 * 86_400;
+
+/// What a round moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) pushed_chunks: u64,
+    pub(super) pushed_bytes: u64,
+    pub(super) pulled_chunks: u64,
+    pub(super) pulled_bytes: u64,
+}
+
+/// Why a round ended early.
+#[derive(Debug)]
+pub(super) enum RoundError {
+    Ask(AskError),
+    Vault(VaultError),
+    Why(String),
+}
+
+impl fmt::Display for RoundError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ask(why) => why.fmt(f),
+            Self::Vault(why) => why.fmt(f),
+            Self::Why(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<AskError> for RoundError {
+    fn from(why: AskError) -> Self {
+        Self::Ask(why)
+    }
+}
+
+impl From<VaultError> for RoundError {
+    fn from(why: VaultError) -> Self {
+        Self::Vault(why)
+    }
+}
+
+impl From<DbError> for RoundError {
+    fn from(why: DbError) -> Self {
+        Self::Vault(why.into())
+    }
+}
+
+/// Works on placement.db on the pool.
+async fn with_vault<T: Send + 'static, E: Send + 'static>(
+    vault: &Arc<Vault>,
+    work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let vault = Arc::clone(vault);
+    smol::unblock(move || work(&vault)).await
+}
+
+/// Exchanges what a session begins with: our recovery secret, so that this peer can give everything back to the phrase.
+pub(super) async fn introduce(sync: &Sync, link: &Link) -> Result<(), AskError> {
+    if !link.is_introduced.get() {
+        let secret = sync.vault.master.recovery_secret();
+        message::ask(&link.session, &Request::RecoverySecret { secret }).await?;
+        link.is_introduced.set(true);
+    }
+    Ok(())
+}
+
+/// One round with one peer; rounds with one peer do not overlap.
+pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<Moved, RoundError> {
+    let _alone = link.rounding.lock().await;
+    if sync.vault.is_retired() {
+        return Err(RoundError::Why("this cell has stopped: a newer life of it runs elsewhere".into()));
+    }
+    introduce(sync, link).await?;
+    let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
+    let hello = smol::unblock(move || keeper.hello(&owner, quota)).await?;
+    let Reply::Hello(theirs) = message::ask(&link.session, &Request::Hello(hello)).await? else {
+        return Err(AskError::OutOfTurn.into());
+    };
+    link.usage.set(Some(theirs.usage));
+    let was_full = link.is_full.replace(room(&theirs.usage) == 0);
+    let mut moved = Moved::default();
+    take_heads(sync, link, &theirs.tips, &mut moved).await?;
+    take_inventory(sync, link, &theirs).await?;
+    let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
+    push_chunks(sync, link, &mut moved, &mut head, was_full).await?;
+    push_head(sync, link, &mut moved, &mut head).await?;
+    release(sync, link).await?;
+    Ok(moved)
+}
+
+// ---- Heads of ours that somebody else wrote ----
+
+async fn take_heads(
+    sync: &Rc<Sync>,
+    link: &Link,
+    tips: &[BodyHash],
+    moved: &mut Moved,
+) -> Result<(), RoundError> {
+    let _alone = sync.merging.lock().await;
+    let vault = &sync.vault;
+    let asked = tips.to_vec();
+    let (unknown, is_stale) = with_vault(vault, move |vault| {
+        vault.db.read(|t| -> Result<_, DbError> {
+            let mut unknown = HashSet::new();
+            for tip in &asked {
+                if !t.knows_head(tip)? {
+                    unknown.insert(*tip);
+                }
+            }
+            let current = publish::current_head(t)?.map(|(hash, ..)| hash);
+            let old: Vec<BodyHash> = asked
+                .iter()
+                .filter(|tip| !unknown.contains(tip) && Some(**tip) != current)
+                .copied()
+                .collect();
+            let is_stale = current.is_some_and(|hash| asked.contains(&hash));
+            Ok((unknown, if is_stale { old } else { Vec::new() }))
+        })
+    })
+    .await?;
+    if !is_stale.is_empty() {
+        // The peer has our newest head and does not know that it contains these: the next one says so.
+        let merged: Vec<BodyHash> = is_stale.into_iter().take(32).collect();
+        with_vault(vault, move |vault| publish::publish_with_parents(vault, &merged)).await?;
+    }
+    if !unknown.is_empty() {
+        let mut heads = Vec::new();
+        for bytes in message::heads(&link.session).await? {
+            match Head::open(&bytes) {
+                Ok((hash, head)) if head.owner == vault.id() && unknown.contains(&hash) => {
+                    heads.push((hash, head))
+                }
+                Ok(_) => {}
+                Err(why) => sync.refusals.note(format_args!("{}: {why}", link.peer.short())),
+            }
+        }
+        heads.sort_by_key(|(_, head)| std::cmp::Reverse((head.life, head.seq)));
+        for (hash, head) in heads {
+            take_head(sync, link, hash, head, moved).await?;
+        }
+    }
+    let peer = link.peer;
+    with_vault(vault, move |vault| {
+        if vault.db.read(|t| {
+            Ok::<_, DbError>(t.meta_u64("recovered_at")?.is_some() && t.meta(&seen_key(&peer))?.is_none())
+        })? {
+            vault.db.change(|t| t.set_meta_u64(&seen_key(&peer), 1))?;
+        }
+        Ok::<_, DbError>(())
+    })
+    .await?;
+    Ok(())
+}
+
+fn seen_key(peer: &CellId) -> String {
+    format!("seen:{peer}")
+}
+
+async fn take_head(
+    sync: &Rc<Sync>,
+    link: &Link,
+    hash: BodyHash,
+    head: Head,
+    moved: &mut Moved,
+) -> Result<(), RoundError> {
+    let vault = &sync.vault;
+    let is_known = with_vault(vault, move |vault| vault.db.read(|t| t.knows_head(&hash))).await?;
+    let new_life = match judge(vault.life(), &head, is_known) {
+        Verdict::Known => return Ok(()),
+        Verdict::Retire => {
+            with_vault(vault, |vault| vault.retire()).await?;
+            return Err(RoundError::Why("a newer life of this cell runs elsewhere".into()));
+        }
+        Verdict::Merge => false,
+        Verdict::MergeInNewLife => true,
+    };
+    let names: Vec<ChunkName> = head.segments.iter().map(|(name, _)| *name).collect();
+    let pulled = pull(vault, &link.session, names, Own::No, &sync.permits.pulling).await;
+    moved.pulled_chunks += pulled.got.len() as u64;
+    moved.pulled_bytes += pulled.bytes;
+    if !pulled.missing.is_empty() {
+        let why = pulled.error.unwrap_or_else(|| "it does not have all of it".into());
+        return Err(RoundError::Why(format!("a catalog of this cell's could not be fetched: {why}")));
+    }
+    log::warn!("taking in a catalog of life {} that another machine or an older life wrote", head.life);
+    with_vault(vault, move |vault| {
+        publish::merge_head(vault, &hash, &head, |name| local(vault, name), new_life)
+    })
+    .await?;
+    sync.poke_others(&link.peer);
+    Ok(())
+}
+
+/// A chunk from the local store, or an error that it is not here.
+pub(super) fn local(vault: &Vault, name: &ChunkName) -> Result<Vec<u8>, VaultError> {
+    vault
+        .local_chunk(name)?
+        .ok_or_else(|| VaultError::Refused(format!("segment {} is not here", name.short())))
+}
+
+// ---- What the peer holds ----
+
+fn inventory_key(peer: &CellId) -> String {
+    format!("inventory:{peer}")
+}
+
+/// Epoch and sequence up to which a peer's inventory is known. It stands in placement.db, beside the copies it speaks of.
+fn learned(t: &Tables<'_>, peer: &CellId) -> Result<(u64, u64), DbError> {
+    let bytes = t.meta(&inventory_key(peer))?.unwrap_or_default();
+    let number =
+        |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    Ok((number(0).unwrap_or(0), number(8).unwrap_or(0)))
+}
+
+fn set_learned(t: &Tables<'_>, peer: &CellId, epoch: u64, seq: u64) -> Result<(), DbError> {
+    t.set_meta(&inventory_key(peer), &[epoch.to_le_bytes(), seq.to_le_bytes()].concat())
+}
+
+async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<(), RoundError> {
+    let (vault, peer, cell) = (&sync.vault, link.peer, link.cell);
+    let (epoch, mut since) = with_vault(vault, move |vault| vault.db.read(|t| learned(t, &peer))).await?;
+    let is_whole = epoch != theirs.epoch;
+    if !is_whole && since >= theirs.holdings_seq {
+        return Ok(());
+    }
+    if is_whole {
+        since = 0;
+    }
+    let mut stated = Arc::new(std::sync::Mutex::new(Marks::default()));
+    let takes_unknown = with_vault(vault, |vault| vault.db.read(|t| t.is_any_list_absent())).await?;
+    for _ in 0..INVENTORY_PAGES {
+        let limit = INVENTORY_ENTRIES_MAX as u32;
+        let request = Request::Inventory { epoch: theirs.epoch, since, limit };
+        let Reply::Inventory { epoch, entries, more } = message::ask(&link.session, &request).await? else {
+            return Err(AskError::OutOfTurn.into());
+        };
+        let in_order = entries.iter().try_fold(since, |last, e| (e.seq > last).then_some(e.seq));
+        let (Some(last), true) = (in_order, epoch == theirs.epoch) else {
+            return Err(RoundError::Why("its inventory is out of order".into()));
+        };
+        let is_end = !more || entries.is_empty();
+        let marks = Arc::clone(&stated);
+        with_vault(vault, move |vault| {
+            let mut marks = crate::vault::lock(&marks);
+            let now = vault.now();
+            vault.db.change(|t| -> Result<(), DbError> {
+                for entry in &entries {
+                    let id = match t.chunk(&entry.name)? {
+                        Some(row) => row.id,
+                        // Part of a large file whose list is not back yet.
+                        None if takes_unknown && entry.is_held => {
+                            t.know_chunk(&entry.name, entry.len, Own::No)?
+                        }
+                        None => continue,
+                    };
+                    if entry.is_held {
+                        marks.set(id);
+                        // One that waits for its release stays so.
+                        if !t.has_copy(id, cell)? {
+                            t.put_copy(id, cell, now)?;
+                        }
+                    } else {
+                        t.drop_copy(id, cell)?;
+                    }
+                }
+                if is_whole { Ok(()) } else { set_learned(t, &peer, epoch, last) }
+            })
+        })
+        .await?;
+        since = last;
+        if is_end {
+            if is_whole {
+                let marks = std::mem::take(&mut stated);
+                let epoch = theirs.epoch;
+                with_vault(vault, move |vault| drop_unstated(vault, cell, &peer, &marks, epoch, last))
+                    .await?;
+            }
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Copies that a whole inventory did not state are no more.
+fn drop_unstated(
+    vault: &Vault,
+    cell: CellNumber,
+    peer: &CellId,
+    stated: &std::sync::Mutex<Marks>,
+    epoch: u64,
+    seq: u64,
+) -> Result<(), DbError> {
+    let stated = crate::vault::lock(stated);
+    let mut after = ChunkId(0);
+    loop {
+        let page = vault.db.read(|t| t.copies_with(cell, after, 2000))?;
+        let Some(last) = page.last() else { break };
+        after = *last;
+        vault.db.change(|t| {
+            page.iter().filter(|id| !stated.has(**id)).try_for_each(|id| t.drop_copy(*id, cell))
+        })?;
+    }
+    vault.db.change_durably(|t| set_learned(t, peer, epoch, seq))
+}
+
+// ---- What the peer should hold ----
+
+async fn push_chunks(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    moved: &mut Moved,
+    head: &mut Option<BodyHash>,
+    was_full: bool,
+) -> Result<(), RoundError> {
+    let (vault, cell) = (&sync.vault, link.cell);
+    let copies = vault.config.copies.saturating_sub(1);
+    let mut after = ChunkId(0);
+    let mut is_for_others = false;
+    while !link.is_full.get() {
+        let planning = sync.planning.lock().await;
+        let page = with_vault(vault, move |vault| {
+            vault.db.read(|t| -> Result<_, DbError> {
+                let rows = t.chunks_short(cell, copies, after, PAGE_CHUNKS)?;
+                rows.into_iter()
+                    .map(|row| Ok((t.copies_of(row.id)?, row)))
+                    .collect::<Result<Vec<_>, DbError>>()
+            })
+        })
+        .await?;
+        let Some((_, last)) = page.last() else { break };
+        after = last.id;
+        let deficits: Vec<Deficit> = page
+            .iter()
+            .map(|(holders, row)| {
+                let mut holders = holders.clone();
+                holders.extend(sync.in_flight.borrow().get(&row.id).into_iter().flatten());
+                Deficit { chunk: row.id, len: row.len, holders }
+            })
+            .collect();
+        let targets = plan(&deficits, &mut sync.candidates(), copies);
+        let mut rows = Vec::new();
+        for ((_, row), targets) in page.into_iter().zip(targets) {
+            if targets.contains(&cell) {
+                sync.in_flight.borrow_mut().entry(row.id).or_default().push(cell);
+                rows.push(row);
+            }
+            is_for_others |= targets.iter().any(|target| *target != cell);
+        }
+        drop(planning);
+        let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
+        let pushed = push_rows(sync, link, rows, Class::Chunk, moved).await;
+        let planning = sync.planning.lock().await;
+        for id in ids {
+            let mut in_flight = sync.in_flight.borrow_mut();
+            if let Some(cells) = in_flight.get_mut(&id) {
+                cells.retain(|other| *other != cell);
+                if cells.is_empty() {
+                    in_flight.remove(&id);
+                }
+            }
+        }
+        drop(planning);
+        pushed?;
+        push_head(sync, link, moved, head).await?;
+    }
+    // The others are told once that this one is full: two full ones would wake each other for ever.
+    if is_for_others || (link.is_full.get() && !was_full) {
+        sync.poke_others(&link.peer);
+    }
+    if link.is_full.get() {
+        let name = sync.name_of(&link.peer);
+        vault.raise(
+            "peer-full",
+            Alert {
+                text: format!("{name} takes no more chunks: its disk, or this cell's quota there, is full"),
+                remedy: "ask for a larger quota, free space there, or invite another peer".into(),
+            },
+        );
+    } else if moved.pushed_chunks > 0 {
+        vault.clear("peer-full");
+    }
+    Ok(())
+}
+
+/// Sends chunks in batches, two at once.
+async fn push_rows(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    rows: Vec<ChunkRow>,
+    class: Class,
+    moved: &mut Moved,
+) -> Result<(), RoundError> {
+    let mut batches: VecDeque<Vec<ChunkRow>> = VecDeque::new();
+    let mut bytes = u64::MAX;
+    for row in rows {
+        let is_over = bytes.saturating_add(row.len.into()) > PUT_BYTES_MAX;
+        if is_over || batches.back().is_some_and(|batch| batch.len() >= NAMES_MAX) {
+            batches.push_back(Vec::new());
+            bytes = 0;
+        }
+        bytes += u64::from(row.len);
+        batches.back_mut().expect("pushed above").push(row);
+    }
+    let mut running = FuturesUnordered::new();
+    let mut outcome = Ok(());
+    loop {
+        while running.len() < BATCHES && outcome.is_ok() && !link.is_full.get() {
+            let Some(batch) = batches.pop_front() else { break };
+            running.push(push_batch(sync, link, batch, class));
+        }
+        match running.next().await {
+            None => return outcome,
+            Some(Ok((chunks, bytes))) => {
+                moved.pushed_chunks += chunks;
+                moved.pushed_bytes += bytes;
+            }
+            Some(Err(why)) => outcome = Err(why),
+        }
+    }
+}
+
+type Read = Result<Vec<Vec<u8>>, (ChunkName, StoreError)>;
+
+fn read_group(vault: &Arc<Vault>, rows: &Arc<Vec<ChunkRow>>, from: usize) -> Task<Read> {
+    let (vault, rows) = (Arc::clone(vault), Arc::clone(rows));
+    smol::unblock(move || {
+        let mut group = Vec::new();
+        let mut total = 0;
+        for row in rows[from..].iter().take(GROUP_CHUNKS) {
+            if total > 0 && total + row.len as usize > GROUP_BYTES {
+                break;
+            }
+            total += row.len as usize;
+            let place = row.place.expect("only chunks that lie here are pushed");
+            // It may have moved since, into a pack or out of one.
+            let bytes = vault.store.read(row.name, place, row.len).or_else(|why| {
+                let now = vault.db.read(|t| t.chunk(&row.name)).ok().flatten().and_then(|now| now.place);
+                match now.filter(|now| *now != place) {
+                    Some(now) => vault.store.read(row.name, now, row.len),
+                    None => Err(why),
+                }
+            });
+            group.push(bytes.map_err(|why| (row.name, why))?);
+        }
+        Ok(group)
+    })
+}
+
+async fn push_batch(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    rows: Vec<ChunkRow>,
+    class: Class,
+) -> Result<(u64, u64), RoundError> {
+    let _permit = sync.permits.pushing.acquire().await;
+    let vault = &sync.vault;
+    let entries = rows.iter().map(|row| (row.name, row.len)).collect();
+    let rows = Arc::new(rows);
+    let mut next = Some(read_group(vault, &rows, 0));
+    let mut putting = message::put(&link.session, class, entries).await?;
+    let mut at = 0;
+    'sending: while let Some(task) = next.take() {
+        let group = match task.await {
+            Ok(group) => group,
+            Err((name, why)) => {
+                // The stream breaks off here; what went before is kept there, and known after the next inventory.
+                log::warn!("{why}");
+                with_vault(vault, move |vault| vault.local_chunk(&name).map(drop)).await?;
+                return Err(RoundError::Why(format!("a chunk could not be read: {why}")));
+            }
+        };
+        at += group.len();
+        next = (at < rows.len()).then(|| read_group(vault, &rows, at));
+        for bytes in group {
+            if !putting.send(&bytes).await? {
+                break 'sending;
+            }
+        }
+    }
+    let (statuses, usage) = putting.finish().await?;
+    link.usage.set(Some(usage));
+    let is_full = statuses.iter().any(|s| matches!(s, PutStatus::OverQuota | PutStatus::DiskFull));
+    if is_full {
+        link.is_full.set(true);
+    }
+    let is_refused = statuses.contains(&PutStatus::Refused);
+    let (cell, is_chunk) = (link.cell, class == Class::Chunk);
+    let stored: Vec<ChunkName> = rows
+        .iter()
+        .zip(&statuses)
+        .filter(|(_, status)| matches!(status, PutStatus::Stored | PutStatus::Already))
+        .map(|(row, _)| row.name)
+        .collect();
+    if !is_chunk {
+        link.segments.borrow_mut().extend(stored);
+    }
+    let moved = with_vault(vault, move |vault| -> Result<(u64, u64), VaultError> {
+        let now = vault.now();
+        let mut moved = (0, 0);
+        let mut wrong = Vec::new();
+        vault.db.change(|t| -> Result<(), DbError> {
+            for (row, status) in rows.iter().zip(&statuses) {
+                match status {
+                    PutStatus::Stored | PutStatus::Already => {
+                        if is_chunk {
+                            t.put_copy(row.id, cell, now)?;
+                        }
+                        if *status == PutStatus::Stored {
+                            moved = (moved.0 + 1, moved.1 + u64::from(row.len));
+                        }
+                    }
+                    PutStatus::WrongBytes => wrong.push(row.name),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })?;
+        // Either this disk or the way there damaged it: the disk can be asked.
+        wrong.iter().try_for_each(|name| vault.local_chunk(name).map(drop))?;
+        Ok(moved)
+    })
+    .await?;
+    if is_refused && !is_full {
+        return Err(RoundError::Why("it refuses chunks; look at its log".into()));
+    }
+    Ok(moved)
+}
+
+// ---- The head of the catalog ----
+
+async fn push_head(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    moved: &mut Moved,
+    there: &mut Option<BodyHash>,
+) -> Result<(), RoundError> {
+    let vault = &sync.vault;
+    let Some((hash, _, bytes)) = with_vault(vault, |vault| vault.db.read(publish::current_head)).await?
+    else {
+        return Ok(());
+    };
+    if *there == Some(hash) {
+        return Ok(());
+    }
+    let (_, head) = Head::open(&bytes).map_err(VaultError::from)?;
+    let mut unsure: Vec<ChunkName> = {
+        let known = link.segments.borrow();
+        head.segments.iter().map(|(name, _)| *name).filter(|name| !known.contains(name)).collect()
+    };
+    // What is no longer named need not be remembered.
+    {
+        let named: HashSet<ChunkName> = head.segments.iter().map(|(name, _)| *name).collect();
+        link.segments.borrow_mut().retain(|name| named.contains(name));
+    }
+    for _ in 0..4 {
+        let mut missing = Vec::new();
+        for names in unsure.chunks(NAMES_MAX) {
+            let request = Request::Have { names: names.to_vec() };
+            let Reply::Have { held } = message::ask(&link.session, &request).await? else {
+                return Err(AskError::OutOfTurn.into());
+            };
+            let mut known = link.segments.borrow_mut();
+            for (name, held) in names.iter().zip(held) {
+                if held {
+                    known.insert(*name);
+                } else {
+                    missing.push(*name);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let rows = with_vault(vault, move |vault| {
+                vault.db.read(|t| -> Result<Vec<ChunkRow>, VaultError> {
+                    missing
+                        .iter()
+                        .map(|name| {
+                            t.chunk(name)?.filter(|row| row.place.is_some()).ok_or_else(|| {
+                                VaultError::Refused(format!(
+                                    "segment {} of the catalog is not here",
+                                    name.short()
+                                ))
+                            })
+                        })
+                        .collect()
+                })
+            })
+            .await?;
+            push_rows(sync, link, rows, Class::Segment, moved).await?;
+        }
+        match message::put_head(&link.session, &bytes).await? {
+            HeadOutcome::Stored => {
+                *there = Some(hash);
+                return Ok(());
+            }
+            HeadOutcome::Missing(names) => {
+                let mut known = link.segments.borrow_mut();
+                names.iter().for_each(|name| {
+                    known.remove(name);
+                });
+                unsure = names;
+            }
+            HeadOutcome::Refused(why) => {
+                return Err(RoundError::Why(format!("it refuses the catalog: {why}")));
+            }
+        }
+        if link.is_full.get() {
+            return Err(RoundError::Why("it has no room for the catalog".into()));
+        }
+    }
+    Err(RoundError::Why("it does not keep segments of the catalog".into()))
+}
+
+// ---- What the peer may let go ----
+
+async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
+    let (vault, cell) = (&sync.vault, link.cell);
+    let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
+    let may = with_vault(vault, move |vault| {
+        let now = vault.now();
+        vault.db.read(|t| -> Result<bool, DbError> {
+            if crate::files::brake::load(t)?.is_on() {
+                return Ok(false);
+            }
+            let Some(recovered) = t.meta_u64("recovered_at")? else { return Ok(true) };
+            if now > recovered + RELEASE_WAIT_S {
+                return Ok(true);
+            }
+            for peer in &peers {
+                if t.meta(&seen_key(peer))?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    })
+    .await?;
+    if !may {
+        return Ok(());
+    }
+    loop {
+        let rows =
+            with_vault(vault, move |vault| vault.db.read(|t| t.copies_to_release(cell, NAMES_MAX))).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let request = Request::Release { names: rows.iter().map(|row| row.name).collect() };
+        message::ask(&link.session, &request).await?;
+        with_vault(vault, move |vault| {
+            vault.db.change(|t| {
+                rows.iter().try_for_each(|row| -> Result<(), DbError> {
+                    // Wanted again since it was asked: then it is sent again, or restored there by the next `Put`.
+                    t.drop_copy(row.id, cell)
+                })
+            })
+        })
+        .await?;
+    }
+}
+
+// ---- Fetching ----
+
+/// What a pull brought.
+#[derive(Debug, Default)]
+pub(super) struct Pulled {
+    pub(super) got: Vec<ChunkName>,
+    pub(super) missing: Vec<ChunkName>,
+    pub(super) bytes: u64,
+    pub(super) error: Option<String>,
+}
+
+/// Brings chunks into the local store, verified, over two streams; what is here already counts as got.
+pub(super) async fn pull(
+    vault: &Arc<Vault>,
+    session: &Session,
+    names: Vec<ChunkName>,
+    own: Own,
+    permits: &Semaphore,
+) -> Pulled {
+    let asked = names.clone();
+    let here = with_vault(vault, move |vault| {
+        vault.db.read(|t| -> Result<HashSet<ChunkName>, VaultError> {
+            let mut here = HashSet::new();
+            for name in &asked {
+                if let Some(row) = t.chunk(name)? {
+                    if row.place.is_some_and(|place| vault.store.contains(*name, place, row.len)) {
+                        here.insert(*name);
+                    }
+                }
+            }
+            Ok(here)
+        })
+    })
+    .await
+    .unwrap_or_default();
+    let wanted: Vec<ChunkName> = names.iter().filter(|name| !here.contains(name)).copied().collect();
+    let queue: RefCell<VecDeque<Vec<ChunkName>>> =
+        RefCell::new(wanted.chunks(GET_NAMES).map(<[ChunkName]>::to_vec).collect());
+    let (got, error, bytes) = (RefCell::new(here), RefCell::new(None), Cell::new(0));
+    let mut workers = FuturesUnordered::new();
+    for _ in 0..GET_STREAMS.min(queue.borrow().len()) {
+        workers.push(async {
+            loop {
+                // Given away after each batch: whoever else pulls has his turn.
+                let _permit = permits.acquire().await;
+                let Some(batch) = queue.borrow_mut().pop_front() else { return };
+                let mut puller = Puller {
+                    vault,
+                    own,
+                    staged: Vec::new(),
+                    staged_bytes: 0,
+                    taking: None,
+                    done: Vec::new(),
+                };
+                let outcome = puller.run(session, batch).await;
+                bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
+                got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));
+                if let Err(why) = outcome {
+                    *error.borrow_mut() = Some(why.to_string());
+                    queue.borrow_mut().clear();
+                }
+            }
+        });
+    }
+    while workers.next().await.is_some() {}
+    drop(workers);
+    let got = got.into_inner();
+    let (got, missing) = names.into_iter().partition(|name| got.contains(name));
+    Pulled { got, missing, bytes: bytes.get(), error: error.into_inner() }
+}
+
+type Group = Vec<(ChunkName, Vec<u8>)>;
+
+struct Puller<'a> {
+    vault: &'a Arc<Vault>,
+    own: Own,
+    staged: Vec<Staged>,
+    staged_bytes: usize,
+    taking: Option<Task<Result<Vec<Staged>, StoreError>>>,
+    done: Vec<(ChunkName, u32)>,
+}
+
+impl Puller<'_> {
+    async fn run(&mut self, session: &Session, batch: Vec<ChunkName>) -> Result<(), RoundError> {
+        let read = self.read(session, batch).await;
+        // What has come is kept, however it ended.
+        let settled = self.settle().await;
+        let committed = self.commit().await;
+        read.and(settled).and(committed)
+    }
+
+    async fn read(&mut self, session: &Session, batch: Vec<ChunkName>) -> Result<(), RoundError> {
+        let mut getting = message::get(session, batch).await?;
+        let mut group = Group::new();
+        let mut group_bytes = 0;
+        loop {
+            let mut buf = Vec::new();
+            let Some((name, status)) = getting.next(&mut buf).await? else { break };
+            if status == GetStatus::Found {
+                group_bytes += buf.len();
+                group.push((name, buf));
+            }
+            if group_bytes >= GROUP_BYTES {
+                self.turn(std::mem::take(&mut group)).await?;
+                group_bytes = 0;
+            }
+        }
+        self.turn(group).await
+    }
+
+    async fn turn(&mut self, group: Group) -> Result<(), RoundError> {
+        self.settle().await?;
+        if self.staged_bytes >= PULL_COMMIT_BYTES || self.staged.len() >= PULL_COMMIT_CHUNKS {
+            self.commit().await?;
+        }
+        let (vault, own) = (Arc::clone(self.vault), self.own);
+        self.taking = Some(smol::unblock(move || {
+            let mut staged = Vec::with_capacity(group.len());
+            for (name, bytes) in group {
+                if sha256(&bytes) != name.0 {
+                    log::warn!("a peer sent wrong bytes for chunk {}", name.short());
+                    continue;
+                }
+                staged.push(match own {
+                    Own::Segment => vault.store.stage_urgent(name, &bytes)?,
+                    _ => vault.store.stage(name, &bytes)?,
+                });
+            }
+            Ok(staged)
+        }));
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), RoundError> {
+        if let Some(task) = self.taking.take() {
+            let staged = task.await.map_err(VaultError::from)?;
+            self.staged_bytes += staged.iter().map(|s| s.sealed_len() as usize).sum::<usize>();
+            self.staged.extend(staged);
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), RoundError> {
+        self.staged_bytes = 0;
+        let staged = std::mem::take(&mut self.staged);
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let own = self.own;
+        let done = with_vault(self.vault, move |vault| -> Result<Vec<(ChunkName, u32)>, VaultError> {
+            let names: Vec<(ChunkName, u32)> = staged.iter().map(|s| (s.name(), s.sealed_len())).collect();
+            let _placing = vault.placing();
+            let places = vault.store.commit(staged)?;
+            vault.db.change(|t| -> Result<(), DbError> {
+                for ((name, len), place) in names.iter().zip(&places) {
+                    let id = t.put_chunk(name, *len, place, own)?;
+                    vault.mark(&[id]);
+                }
+                Ok(())
+            })?;
+            Ok(names)
+        })
+        .await?;
+        self.done.extend(done);
+        Ok(())
+    }
+}
+
+/// Peers that can be sent chunks now, as the planner sees them.
+pub(super) fn candidate(link: &Link, is_favorite: bool) -> Option<Candidate> {
+    let usage = link.usage.get()?;
+    let free = if link.is_full.get() { 0 } else { room(&usage) };
+    Some(Candidate { cell: link.cell, is_favorite, free })
+}

@@ -1,0 +1,579 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol::net::TcpStream;
+use smol::{LocalExecutor, Timer};
+
+use super::*;
+use crate::card::Role;
+use crate::catalog::{RecordKind, record_key};
+use crate::clock::ManualClock;
+use crate::config::Config;
+use crate::files::version::{self, Content, Known, NewVersion, Seen};
+use crate::id::{ChunkName, FileId};
+use crate::keys::{MasterKey, Secret, random, sha256};
+use crate::placement::{Db, DbError, Device, HoldState, NodeId, NodeState, Own};
+use crate::publish;
+use crate::store::{ChunkStore, MemoryStore};
+use crate::vault::{Vault, VaultError, VaultParts};
+use crate::wire::Transport;
+use crate::wire::handshake::{Approach, initiate};
+use crate::wire::message::{self, Class, HeadOutcome, PutStatus, Reply, Request};
+use crate::wire::session::{self, Limits, Session};
+
+type Executor = Rc<LocalExecutor<'static>>;
+
+fn listen() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("grove-sync-{}", crate::id::hex(&random::<8>())));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Cell {
+    vault: Arc<Vault>,
+    books: Arc<Books>,
+    store: Arc<MemoryStore>,
+    clock: Arc<ManualClock>,
+    dir: Folder,
+}
+
+impl Cell {
+    fn new(seed: u8) -> Self {
+        Self::with(seed, |_| {})
+    }
+
+    fn with(seed: u8, settings: impl FnOnce(&mut Config)) -> Self {
+        let dir = Folder::new();
+        let (db, _) = Db::open(&dir.0.join("placement.db")).unwrap();
+        let books = Arc::new(Books::open(&dir.0.join("books.db")).unwrap());
+        Self::assemble(dir, seed, db, books, Arc::new(MemoryStore::new()), settings)
+    }
+
+    fn assemble(
+        dir: Folder,
+        seed: u8,
+        db: Db,
+        books: Arc<Books>,
+        store: Arc<MemoryStore>,
+        settings: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = Config::default();
+        (config.name, config.jobs) = (format!("cell{seed}"), 2);
+        settings(&mut config);
+        let clock = Arc::new(ManualClock::at(1_800_000_000));
+        let vault = Vault::new(VaultParts {
+            home: dir.0.clone(),
+            dir: dir.0.clone(),
+            db,
+            store: Arc::clone(&store) as Arc<dyn ChunkStore>,
+            master: MasterKey::from_bytes([seed; 32]),
+            clock: Arc::clone(&clock) as Arc<dyn crate::clock::Clock>,
+            config,
+        });
+        Self { vault: Arc::new(vault.unwrap()), books, store, clock, dir }
+    }
+
+    /// The whole state folder on a second machine.
+    fn copied(&self, seed: u8) -> Self {
+        let dir = Folder::new();
+        self.vault.db.checkpoint().unwrap();
+        for entry in std::fs::read_dir(&self.dir.0).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.0.join(entry.file_name())).unwrap();
+        }
+        let (db, is_new) = Db::open(&dir.0.join("placement.db")).unwrap();
+        assert!(!is_new);
+        let books = Arc::new(Books::open(&dir.0.join("books.db")).unwrap());
+        Self::assemble(dir, seed, db, books, Arc::clone(&self.store), |_| {})
+    }
+
+    async fn start(&self, executor: &Executor) -> Rc<Sync> {
+        let (vault, books) = (Arc::clone(&self.vault), Arc::clone(&self.books));
+        Sync::start(Rc::clone(executor), vault, books, listen()).await.unwrap()
+    }
+
+    fn add_chunks(&self, count: usize, len: usize) -> Vec<ChunkName> {
+        let _placing = self.vault.placing();
+        let mut staged = Vec::new();
+        for _ in 0..count {
+            let mut plain = random::<32>().to_vec();
+            plain.resize(len, 7);
+            let sealed = self.vault.sealer.seal(plain);
+            staged.push(self.vault.store.stage(sealed.name, &sealed.bytes).unwrap());
+        }
+        let names: Vec<(ChunkName, u32)> = staged.iter().map(|s| (s.name(), s.sealed_len())).collect();
+        let places = self.vault.store.commit(staged).unwrap();
+        self.vault
+            .db
+            .change(|t| -> Result<(), DbError> {
+                for ((name, len), place) in names.iter().zip(&places) {
+                    t.put_chunk(name, *len, place, Own::Data)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        names.into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn publish(&self, text: &str) {
+        let key = record_key(RecordKind::Setting, text.as_bytes());
+        self.vault.db.change(|t| t.put_record(&key, b"\"value\"")).unwrap();
+        assert!(publish::publish(&self.vault).unwrap());
+    }
+
+    fn add_folder(&self, name: &str) {
+        let stat = crate::files::unix::stat_open(std::fs::File::open(&self.dir.0).unwrap()).unwrap();
+        self.vault
+            .db
+            .change(|t| -> Result<(), VaultError> {
+                let known = Known::default();
+                let kind = crate::manifest::Kind::Folder;
+                let new = NewVersion::sign(
+                    &self.vault,
+                    &known,
+                    FileId::ROOT,
+                    name.as_bytes(),
+                    kind,
+                    &stat,
+                    Content::default(),
+                );
+                let seen = Seen {
+                    parent: NodeId::ROOT,
+                    name: name.as_bytes(),
+                    stat: Some(&stat),
+                    device: Device(0),
+                    state: NodeState::Present,
+                };
+                version::record(&self.vault, t, known, new, seen).map(drop)
+            })
+            .unwrap();
+    }
+
+    fn copies_with(&self, other: &Cell) -> u64 {
+        self.vault
+            .db
+            .change(|t| {
+                let cell = t.cell(&other.vault.id())?;
+                t.copy_totals(cell)
+            })
+            .unwrap()
+            .0
+    }
+
+    fn held_for(&self, other: &Cell) -> crate::placement::HeldTotals {
+        self.vault
+            .db
+            .change(|t| {
+                let cell = t.cell(&other.vault.id())?;
+                t.held_totals(cell)
+            })
+            .unwrap()
+    }
+
+    fn head(&self) -> BodyHash {
+        self.vault.db.read(publish::current_head).unwrap().unwrap().0
+    }
+}
+
+fn run<F: Future>(test: impl FnOnce(Executor) -> F) -> F::Output {
+    let executor: Executor = Rc::new(LocalExecutor::new());
+    let inner = Rc::clone(&executor);
+    let test = async {
+        smol::future::or(async { Some(test(inner).await) }, async {
+            Timer::after(Duration::from_secs(60)).await;
+            None
+        })
+        .await
+        .expect("a test ends within a minute")
+    };
+    smol::block_on(executor.run(test))
+}
+
+async fn pair(a: &Rc<Sync>, b: &Rc<Sync>, role: Role) {
+    let (_, invite) = a.invite(role, 3600).await.unwrap();
+    b.join(&invite.to_string()).await.unwrap();
+    assert_eq!(
+        (a.wait_connected(Duration::from_secs(5)).await, b.wait_connected(Duration::from_secs(5)).await),
+        (1, 1)
+    );
+}
+
+/// A session of a peer that does as it likes.
+async fn rogue(executor: &Executor, from: &Cell, to: &Sync, approach: Approach) -> Option<Session> {
+    let stream = TcpStream::connect(("127.0.0.1", to.port())).await.unwrap();
+    let body = crate::card::CardBody {
+        id: from.vault.id(),
+        x25519: *from.vault.identity.x_public(),
+        name: "rogue".into(),
+        addresses: vec![],
+        relays: vec![],
+        sequence: 1,
+        successor: None,
+        extensions: vec![],
+    };
+    let card = crate::card::Card::sign(&from.vault.identity, body).unwrap().to_bytes();
+    let shaken = initiate(stream, Transport::Tcp, &from.vault.identity, &card, &approach).await.ok()?;
+    let (session, driver) = session::start(shaken.stream, true, &Limits::default());
+    executor.spawn(async { drop(driver.await) }).detach();
+    Some(session)
+}
+
+fn chunk(seed: u8, len: usize) -> (ChunkName, Vec<u8>) {
+    let bytes = vec![seed; len];
+    (ChunkName(sha256(&bytes)), bytes)
+}
+
+async fn put(session: &Session, class: Class, chunks: &[(ChunkName, Vec<u8>)]) -> Vec<PutStatus> {
+    let entries = chunks.iter().map(|(name, bytes)| (*name, bytes.len() as u32)).collect();
+    let mut putting = message::put(session, class, entries).await.unwrap();
+    for (_, bytes) in chunks {
+        if !putting.send(bytes).await.unwrap() {
+            break;
+        }
+    }
+    putting.finish().await.unwrap().0
+}
+
+#[test]
+fn invites_serve_once_and_each_refusal_says_why() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        let (id, invite) = a.invite(Role::Friend, 3600).await.unwrap();
+        let joined = b.join(&invite.to_string()).await.unwrap();
+        assert_eq!((joined.id, joined.name.as_str()), (ann.vault.id(), "cell1"));
+        a.wait_connected(Duration::from_secs(5)).await;
+        let peers = a.peers().await.unwrap();
+        assert_eq!((peers.len(), peers[0].role, peers[0].online), (1, Role::Friend, true));
+        assert_eq!(b.peers().await.unwrap()[0].role, Role::Friend);
+        assert!(ann.books.peer(&bob.vault.id()).unwrap().unwrap().recovery_secret.is_some());
+        let used = e.join(&invite.to_string()).await.unwrap_err();
+        assert!(matches!(used, JoinError::Refused(_)), "{used}");
+        assert!(a.invites().iter().any(|row| row.id == id && row.state == InviteState::Used));
+
+        let (id, invite) = a.invite(Role::Peer, 3600).await.unwrap();
+        a.revoke_invite(&crate::id::hex(&id)).await.unwrap();
+        assert!(a.revoke_invite(&crate::id::hex(&id)).await.is_err());
+        assert!(matches!(e.join(&invite.to_string()).await, Err(JoinError::Refused(_))));
+        let (_, invite) = a.invite(Role::Peer, 10).await.unwrap();
+        ann.clock.pass(Duration::from_secs(20));
+        assert!(
+            matches!(e.join(&invite.to_string()).await, Err(JoinError::Refused(_))),
+            "by the inviter's clock"
+        );
+        eve.clock.pass(Duration::from_secs(20));
+        assert!(matches!(e.join(&invite.to_string()).await, Err(JoinError::Expired)));
+        assert!(matches!(a.join(&invite.to_string()).await, Err(JoinError::Own)));
+        let (_, mut invite) = a.invite(Role::Peer, 3600).await.unwrap();
+        invite.addresses = vec!["127.0.0.1:1".into()];
+        assert!(matches!(e.join(&invite.to_string()).await, Err(JoinError::Unreachable(_))));
+        assert!(e.peers().await.unwrap().is_empty());
+        // A stranger who has the address only.
+        let known = Approach::Known { id: ann.vault.id(), x25519: *ann.vault.identity.x_public() };
+        assert!(rogue(&executor, &eve, &a, known).await.is_none());
+        let wrong = Approach::Recovery { secret: Secret([9; 32]) };
+        assert!(rogue(&executor, &eve, &a, wrong).await.is_none());
+        let start = std::time::Instant::now();
+        a.stop().await;
+        assert!(start.elapsed() < Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn chunks_and_catalog_are_pushed_once() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        let mut names = ann.add_chunks(300, 5000);
+        names.extend(ann.add_chunks(3, 3 << 20));
+        ann.publish("one");
+        let report = a.round().await;
+        assert_eq!((report.peers[0].why.as_str(), report.waiting_chunks), ("", 0));
+        assert_eq!(ann.copies_with(&bob), 303);
+        assert_eq!((bob.held_for(&ann).chunks, ann.vault.db.read(|t| t.own_totals(1)).unwrap().2), (303, 0));
+        let heads = bob.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
+        assert!(heads.iter().any(|head| head.tip && head.hash == ann.head()));
+        a.round().await;
+        let before = a.traffic(&bob.vault.id()).unwrap();
+        let report = a.round().await;
+        let after = a.traffic(&bob.vault.id()).unwrap();
+        assert_eq!(report.peers[0].pushed_chunks, 0);
+        assert!(after.0 + after.1 - before.0 - before.1 < 1500, "{before:?} {after:?}");
+        // What is lost here comes back.
+        for name in &names[290..] {
+            let row = ann.vault.db.read(|t| t.chunk(name)).unwrap().unwrap();
+            ann.vault.db.change(|t| t.move_chunk(row.id, None)).unwrap();
+            ann.store.remove(*name, row.place.unwrap()).unwrap();
+        }
+        let fetched = a.fetch([&names[290..], &[ChunkName([1; 32])]].concat()).await;
+        assert_eq!((fetched.got.len(), fetched.missing), (13, vec![ChunkName([1; 32])]));
+        assert!(names.iter().all(|name| ann.vault.local_chunk(name).unwrap().is_some()));
+    });
+}
+
+#[test]
+fn cut_link_is_taken_up_where_it_broke() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.add_chunks(40, 1 << 20);
+        a.poke();
+        while a.traffic(&bob.vault.id()).is_none_or(|(_, out)| out < 12 << 20) {
+            Timer::after(Duration::from_millis(1)).await;
+        }
+        a.cut(&bob.vault.id());
+        let kept = async {
+            while bob.held_for(&ann).chunks == 0 {
+                Timer::after(Duration::from_millis(10)).await;
+            }
+        };
+        kept.await;
+        let report = a.round().await;
+        assert_eq!((report.peers[0].why.as_str(), report.waiting_chunks), ("", 0));
+        assert_eq!((bob.held_for(&ann).chunks, ann.copies_with(&bob)), (40, 40));
+        assert!(report.peers[0].pushed_chunks < 40);
+    });
+}
+
+#[test]
+fn wrong_bytes_quota_and_full_disk_are_refused() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        let known = Approach::Known { id: ann.vault.id(), x25519: *ann.vault.identity.x_public() };
+        b.stop().await;
+        let session = rogue(&executor, &bob, &a, known).await.unwrap();
+        let (good, bad) = (chunk(1, 1000), (ChunkName([5; 32]), vec![2; 1000]));
+        let statuses = put(&session, Class::Chunk, &[good.clone(), bad, chunk(3, 1000)]).await;
+        assert_eq!(statuses, [PutStatus::Stored, PutStatus::WrongBytes, PutStatus::Stored]);
+        assert_eq!(put(&session, Class::Chunk, std::slice::from_ref(&good)).await, [PutStatus::Already]);
+        // Cut short by a byte: what was whole is kept.
+        let entries = vec![(chunk(7, 1000).0, 1000), (chunk(8, 1000).0, 1001)];
+        let mut putting = message::put(&session, Class::Chunk, entries).await.unwrap();
+        putting.send(&chunk(7, 1000).1).await.unwrap();
+        drop(putting);
+        while ann.held_for(&bob).chunks < 3 {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        a.set_quota(&bob.vault.id(), Some(4500)).await.unwrap();
+        let chunks: Vec<_> = (20..60).map(|n| chunk(n, 1000)).collect();
+        let statuses = put(&session, Class::Chunk, &chunks).await;
+        assert_eq!(statuses[0], PutStatus::Stored);
+        assert!(statuses[1..].iter().all(|status| *status == PutStatus::OverQuota));
+        // Segments are not billed.
+        assert_eq!(put(&session, Class::Segment, &[chunk(70, 3000)]).await, [PutStatus::Stored]);
+        assert_eq!(ann.held_for(&bob).bytes, 4000);
+        a.set_quota(&bob.vault.id(), Some(0)).await.unwrap();
+        ann.store.set_capacity(9000);
+        let statuses = put(&session, Class::Chunk, &chunks).await;
+        assert!(statuses.contains(&PutStatus::DiskFull), "{statuses:?}");
+        assert_eq!(message::ask(&session, &Request::Ping).await.unwrap(), Reply::Pong);
+        // Release, restore; nothing of others.
+        let names = vec![good.0, ChunkName([9; 32])];
+        let release = Request::Release { names: names.clone() };
+        assert_eq!(message::ask(&session, &release).await.unwrap(), Reply::Release { count: 1 });
+        let have = Request::Have { names: names.clone() };
+        assert_eq!(message::ask(&session, &have).await.unwrap(), Reply::Have { held: vec![false, false] });
+        let restore = Request::Restore { names };
+        assert_eq!(
+            message::ask(&session, &restore).await.unwrap(),
+            Reply::Restore { held: vec![true, false] }
+        );
+        // A head of another owner.
+        ann.publish("x");
+        let (_, _, head) = ann.vault.db.read(publish::current_head).unwrap().unwrap();
+        assert!(matches!(message::put_head(&session, &head).await.unwrap(), HeadOutcome::Refused(_)));
+        bob.publish("y");
+        let (_, _, head) = bob.vault.db.read(publish::current_head).unwrap().unwrap();
+        assert!(matches!(message::put_head(&session, &head).await.unwrap(), HeadOutcome::Missing(_)));
+    });
+}
+
+#[test]
+fn recovery_gives_back_head_peers_and_tree_and_reads_only() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Friend).await;
+        let (_, invite) = a.invite(Role::Peer, 3600).await.unwrap();
+        e.join(&invite.to_string()).await.unwrap();
+        ann.add_folder("photos");
+        ann.publish("setting");
+        let names = ann.add_chunks(10, 2000);
+        let report = a.round().await;
+        assert!(report.peers.iter().all(|peer| peer.why.is_empty()), "{report:?}");
+        a.stop().await;
+        let secret = ann.vault.master.recovery_secret();
+        let session = rogue(&executor, &ann, &b, Approach::Recovery { secret }).await.unwrap();
+        let release = Request::Release { names };
+        assert!(matches!(message::ask(&session, &release).await, Err(message::AskError::Refused(_))));
+
+        let new = Cell::new(1);
+        let addresses = [format!("127.0.0.1:{}", b.port())];
+        let report = fetch_catalog(&new.vault, &new.books, &addresses).await.unwrap();
+        assert_eq!((report.files, report.peers, report.life), (1, 2, 2));
+        assert_eq!(report.settings, [("setting".to_owned(), "\"value\"".to_owned())]);
+        let node = new.vault.db.read(|t| t.child(NodeId::ROOT, b"photos")).unwrap().unwrap();
+        assert_eq!(node.state, NodeState::Awaiting);
+        let n = new.start(&executor).await;
+        let report = n.round().await;
+        assert!(report.peers.iter().all(|peer| peer.reached && peer.why.is_empty()), "{report:?}");
+        // The old one wakes up, and sees that it is old.
+        let woken = ann.start(&executor).await;
+        woken.round().await;
+        assert!(ann.vault.is_retired());
+
+        let stranger = Cell::new(9);
+        let silence = fetch_catalog(&stranger.vault, &stranger.books, &addresses).await.unwrap_err();
+        assert!(matches!(silence, RecoverError::Silence(_)), "{silence}");
+        let nowhere = fetch_catalog(&stranger.vault, &stranger.books, &["127.0.0.1:1".into()]).await;
+        assert!(matches!(nowhere, Err(RecoverError::Unreachable(_))));
+    });
+}
+
+#[test]
+fn of_two_copies_one_goes_on_and_the_other_retires() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.publish("before");
+        a.round().await;
+        let clone = ann.copied(1);
+        ann.add_folder("ours");
+        ann.publish("ours");
+        a.round().await;
+        a.stop().await;
+        clone.add_folder("theirs");
+        clone.publish("theirs");
+        let c = clone.start(&executor).await;
+        let report = c.round().await;
+        assert_eq!(report.peers[0].why, "");
+        assert_eq!(clone.vault.life(), 2);
+        for name in [&b"ours"[..], b"theirs"] {
+            assert!(clone.vault.db.read(|t| t.child(NodeId::ROOT, name)).unwrap().is_some());
+        }
+        c.stop().await;
+        let a = ann.start(&executor).await;
+        a.round().await;
+        assert!(ann.vault.is_retired() && !clone.vault.is_retired());
+        let tips = bob.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
+        let tips: Vec<_> = tips.into_iter().filter(|head| head.tip).map(|head| head.hash).collect();
+        assert_eq!(tips, [clone.head()]);
+    });
+}
+
+#[test]
+fn removed_peer_keeps_chunks_and_copies_heal_elsewhere() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        let names = ann.add_chunks(20, 2000);
+        a.round().await;
+        let (_, invite) = a.invite(Role::Peer, 3600).await.unwrap();
+        e.join(&invite.to_string()).await.unwrap();
+        a.set_favorite(&eve.vault.id(), true).await.unwrap();
+        a.round().await;
+        assert_eq!(ann.copies_with(&eve), 0, "never over the factor");
+        a.remove_peer(&bob.vault.id()).await.unwrap();
+        let report = a.round().await;
+        assert_eq!((report.peers.len(), report.waiting_chunks, ann.copies_with(&eve)), (1, 0, 20));
+        assert!(b.peers().await.unwrap().is_empty());
+        assert_eq!(bob.held_for(&ann).chunks, 20);
+        // Release reaches the holder.
+        ann.vault
+            .db
+            .change(|t| {
+                let id = t.chunk(&names[0])?.ok_or(DbError::Row("chunk"))?.id;
+                t.set_own(id, Own::No)?;
+                t.release_copies(id)
+            })
+            .unwrap();
+        a.round().await;
+        assert_eq!(eve.held_for(&ann).chunks, 19);
+        let hold = eve.vault.db.change(|t| -> Result<_, DbError> {
+            let id = t.chunk(&names[0])?.ok_or(DbError::Row("chunk"))?.id;
+            t.hold(id, t.cell(&ann.vault.id())?)
+        });
+        assert!(matches!(hold.unwrap(), Some((_, HoldState::Trash))));
+    });
+}
+
+#[test]
+fn random_requests_are_survived() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        b.stop().await;
+        let known = Approach::Known { id: ann.vault.id(), x25519: *ann.vault.identity.x_public() };
+        let session = rogue(&executor, &bob, &a, known).await.unwrap();
+        for seed in 0..400u32 {
+            let mut stream = session.open().await.unwrap();
+            let dice = random::<64>();
+            let mut head = dice[..1 + seed as usize % 60].to_vec();
+            // Goodbye would end it.
+            head[0] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 99][seed as usize % 13];
+            message::write_head(&mut stream, &head).await.unwrap();
+            if seed % 3 == 0 {
+                let _ =
+                    message::read_head(&mut stream, message::REPLY_HEAD_BYTES_MAX, Duration::from_millis(50))
+                        .await;
+            }
+        }
+        assert_eq!(message::ask(&session, &Request::Ping).await.unwrap(), Reply::Pong);
+    });
+}
+
+#[test]
+fn pauses_and_ties_are_decided() {
+    assert_eq!(dial_pause(1, 128), Duration::from_secs(1));
+    assert!(dial_pause(u32::MAX, 255) <= Duration::from_secs(400));
+    assert!((240..=360).contains(&round_pause(300, 0).as_secs()) && round_pause(300, 255).as_secs() == 360);
+    let (small, large) = (CellId([1; 32]), CellId([2; 32]));
+    // Both dialled: both sides keep what the smaller one dialled.
+    assert!(!replaces(&small, &large, true, false) && replaces(&large, &small, true, false));
+    assert!(replaces(&small, &large, false, true) && !replaces(&large, &small, false, true));
+    assert!(replaces(&small, &large, true, true));
+}
+
+#[test]
+fn heads_are_kept_as_tips_and_one_a_day() {
+    let head = |n: u8, run: u8, day: u64, parents: &[u8]| HeadFacts {
+        hash: BodyHash([n; 32]),
+        life: 1,
+        seq: n.into(),
+        run: [run; 16],
+        parents: parents.iter().map(|n| BodyHash([*n; 32])).collect(),
+        at: day * DAY_S,
+        bytes: 1000,
+    };
+    // 1 and 2 on one day, 3 from a run that never sent its parent, 9 a fork.
+    let heads = [head(1, 1, 0, &[]), head(2, 1, 0, &[1]), head(3, 1, 40, &[77]), head(9, 2, 40, &[1])];
+    assert_eq!(tips(&heads), HashSet::from([BodyHash([3; 32]), BodyHash([9; 32])]));
+    assert_eq!(heads_to_keep(&heads, 10 * DAY_S).len(), 3);
+    assert_eq!(heads_to_keep(&heads, 41 * DAY_S), tips(&heads));
+    let many: Vec<HeadFacts> = (0..255).map(|n| HeadFacts { bytes: 1 << 20, ..head(n, n, 0, &[]) }).collect();
+    assert_eq!(heads_to_keep(&many, 0).len(), 8);
+}
