@@ -72,7 +72,10 @@ impl Cell {
             .str("phrase", &card.phrase)
             .str("card", &card.to_text())
             .str("qr_text", &card.to_qr_text())
-            .raw("addresses", list(addresses.iter().flat_map(|(_, some)| some).map(|address| super::json::text(address))))
+            .raw(
+                "addresses",
+                list(addresses.iter().flat_map(|(_, some)| some).map(|address| super::json::text(address))),
+            )
             .bool("kept", kept)
             .end())
     }

@@ -398,7 +398,7 @@ pub fn adopt_store(vault: &Vault) -> Result<(), CellError> {
     adopt_owners(vault)
 }
 
-/// `owners.log`: owner, chunk, operation (1 held, 2 in the trash, 3 gone), class; see `sync`.
+/// `owners.log`: owner, chunk, what happened (0 held, 1 released), class; see `sync::serve`.
 fn adopt_owners(vault: &Vault) -> Result<(), CellError> {
     let path = vault.dir.join("owners.log");
     let mut file = match File::open(&path) {
@@ -425,9 +425,8 @@ fn adopt_owners(vault: &Vault) -> Result<(), CellError> {
                     let owner = t.cell(&owner)?;
                     let class = if line[65] == 1 { HoldClass::Segment } else { HoldClass::Chunk };
                     let state = match line[64] {
-                        1 => HoldState::Held,
-                        2 => HoldState::Trash,
-                        _ => HoldState::Gone,
+                        0 => HoldState::Held,
+                        _ => HoldState::Trash,
                     };
                     t.put_hold(row.id, owner, class, state, vault.now())?;
                 }

@@ -15,6 +15,7 @@ use crate::catalog::RecordKind;
 use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
 use crate::id::{ChunkName, hex};
+use crate::placement::DbError;
 use crate::sync::{Books, PeerView, RoundReport, Sync, fetch_catalog};
 use crate::vault::{Vault, VaultError, write_whole};
 
@@ -78,7 +79,12 @@ fn ok<E: std::fmt::Display>(outcome: Result<String, E>) -> ApiResponse {
 }
 
 fn needs(field: &str) -> ApiResponse {
-    ApiResponse::error(400, "bad_request", &format!("the field \"{field}\" is missing or of another type"), "")
+    ApiResponse::error(
+        400,
+        "bad_request",
+        &format!("the field \"{field}\" is missing or of another type"),
+        "",
+    )
 }
 
 impl Cell {
@@ -92,7 +98,8 @@ impl Cell {
         let books = smol::unblock(move || Books::open(&path))
             .await
             .map_err(|why| std::io::Error::other(why.to_string()))?;
-        let sync = Sync::start(Rc::clone(&self.executor), Arc::clone(&self.vault), Arc::new(books), listen).await?;
+        let sync =
+            Sync::start(Rc::clone(&self.executor), Arc::clone(&self.vault), Arc::new(books), listen).await?;
         *self.sync.borrow_mut() = Some(sync);
         Ok(())
     }
@@ -118,7 +125,7 @@ impl Cell {
             Some(sync) => sync.peers().await,
             None => {
                 let vault = Arc::clone(&self.vault);
-                smol::unblock(move || crate::sync::peers_at_rest(&vault)).await
+                smol::unblock(move || peers_at_rest(&vault)).await
             }
         }
     }
@@ -127,7 +134,8 @@ impl Cell {
     pub(super) async fn peers_json(&self) -> Result<(String, String), VaultError> {
         let peers = self.peer_views().await?;
         let bytes: u64 = peers.iter().map(|peer| peer.held_for_them_bytes).sum();
-        let chunks: u64 = peers.iter().map(|peer| peer.held_for_them_chunks).sum();
+        let vault = Arc::clone(&self.vault);
+        let chunks = smol::unblock(move || vault.db.read(|t| t.claim_count())).await?;
         let held = Obj::new().num("count", chunks).num("bytes", bytes).end();
         Ok((list(peers.iter().map(peer_json)), held))
     }
@@ -156,7 +164,12 @@ impl Cell {
         let is_known = matches!(rest, ["peers" | "invites", ..] | ["join"] | ["sync"]);
         let Some(sync) = self.synced().filter(|_| is_known) else {
             return if is_known {
-                ApiResponse::error(409, "not_running", "this needs the running cell", "start it with `grove run`")
+                ApiResponse::error(
+                    409,
+                    "not_running",
+                    "this needs the running cell",
+                    "start it with `grove run`",
+                )
             } else {
                 ApiResponse::error(404, "not_found", "there is nothing at this path", "")
             };
@@ -211,7 +224,8 @@ impl Cell {
                 let Some(token) = fields.str("token") else { return needs("token") };
                 let joined = sync.join(token).await;
                 self.publish_soon();
-                ok(joined.map(|peer| Obj::new().str("name", &peer.name).str("id", &peer.id.to_string()).end()))
+                ok(joined
+                    .map(|peer| Obj::new().str("name", &peer.name).str("id", &peer.id.to_string()).end()))
             }
             (Method::Post, ["sync"]) => {
                 let wait = fields.bool("wait");
@@ -242,6 +256,38 @@ impl Cell {
             })
             .detach();
     }
+}
+
+/// Peers as the books have them, while nobody dials or listens.
+fn peers_at_rest(vault: &Vault) -> Result<Vec<PeerView>, VaultError> {
+    let path = vault.dir.join("books.db");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let wall = vault.clock.wall();
+    let mut views = Vec::new();
+    for peer in Books::open(&path)?.peers()?.into_iter().filter(|peer| peer.removed_at.is_none()) {
+        let (for_us, for_them) = vault.db.change(|t| -> Result<_, DbError> {
+            let cell = t.cell(&peer.id)?;
+            Ok((t.copy_totals(cell)?, t.held_totals(cell)?))
+        })?;
+        views.push(PeerView {
+            name: peer.name.clone(),
+            id: peer.id,
+            role: peer.role,
+            online: false,
+            address: String::new(),
+            last_seen_s: peer.last_seen.map(|at| wall.saturating_sub(at).max(0) as u64),
+            held_for_us_bytes: for_us.1,
+            held_for_us_chunks: for_us.0,
+            held_for_them_bytes: for_them.bytes,
+            quota_bytes: peer.quota_bytes.unwrap_or(vault.config.quota_bytes),
+            favorite: peer.is_favorite,
+            addresses: peer.addresses(),
+            error: "this cell is not running".into(),
+        });
+    }
+    Ok(views)
 }
 
 /// Gets the catalog and the peers from any one peer.

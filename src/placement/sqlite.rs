@@ -40,7 +40,7 @@ impl Db {
     fn with_connection(conn: Connection, path: &Path) -> Result<(Self, bool), DbError> {
         conn.set_prepared_statement_cache_capacity(STATEMENTS);
         conn.execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA mmap_size = 0;
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA mmap_size = 0;
              PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 8388608;
              PRAGMA wal_autocheckpoint = 1000; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = OFF;"
         ))?;
