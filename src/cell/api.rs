@@ -355,6 +355,10 @@ impl Cell {
         to: Option<PathBuf>,
         told: &dyn Fn(u64, u64),
     ) -> Result<Restored, VaultError> {
+        let _one = match &to {
+            None => Some(self.restoring.lock().await),
+            Some(_) => None,
+        };
         let restorer = self.restorer();
         let all = path.is_none() && id.is_none();
         match (to, all) {

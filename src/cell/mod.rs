@@ -41,6 +41,8 @@ pub struct Cell {
     threads: usize,
     keeper: Rc<Keeper>,
     jobs: Rc<Jobs>,
+    /// One restore into GroveHome at a time: two would put the same file side by side.
+    restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
 }
 
@@ -62,6 +64,7 @@ impl Cell {
             threads,
             keeper,
             jobs: Rc::new(Jobs::default()),
+            restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
         })
     }

@@ -395,7 +395,8 @@ pub fn adopt_store(vault: &Vault) -> Result<(), CellError> {
     flush(&mut batch)?;
     let now = vault.now();
     vault.db.change(|t| t.set_meta_u64("rebuilt_at", now))?;
-    adopt_owners(vault)
+    adopt_owners(vault)?;
+    Ok(crate::sync::adopt_heads(vault)?)
 }
 
 /// `owners.log`: owner, chunk, what happened (0 held, 1 released), class; see `sync::serve`.

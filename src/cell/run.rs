@@ -302,6 +302,7 @@ async fn tidy(cell: Rc<Cell>) {
 impl Cell {
     /// Brings back what awaits its bytes, as far as its holders are reached.
     async fn bring_back(self: &Rc<Self>, told: &dyn Fn(u64, u64)) -> Result<Restored, VaultError> {
+        let _one = self.restoring.lock().await;
         let vault = Arc::clone(&self.vault);
         let totals = smol::unblock(move || vault.db.read(|t| t.node_totals())).await?;
         if totals.awaiting == 0 {

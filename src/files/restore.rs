@@ -572,7 +572,11 @@ fn begin(_vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result
     let m = &item.manifest;
     if let Some(stat) = &before {
         let looks_same = stat.kind == Some(m.kind) && stat.size == m.size && stat.mtime == m.mtime;
-        if looks_same && !into_home && (stat.mode == m.mode || m.kind == Kind::Symlink) {
+        // In GroveHome that is a restore that was cut off before it could note what it had put there.
+        if looks_same
+            && (stat.mode == m.mode || m.kind == Kind::Symlink)
+            && !(into_home && is_replaceable(&item.node, stat))
+        {
             return Ok(Begun::Done(Box::new(Done::Unchanged(item))));
         }
     }

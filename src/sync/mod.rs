@@ -25,6 +25,7 @@ use crate::id::{BodyHash, CellId};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
+pub use serve::adopt_heads;
 
 /// The first wait after a failed dial.
 const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);

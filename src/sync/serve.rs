@@ -41,6 +41,7 @@ pub(super) const GROUP_CHUNKS: usize = 64;
 const SMALL_BYTES_MAX: usize = 4 << 20;
 
 const LOG_FILE: &str = "owners.log";
+const HEADS_FOLDER: &str = "heads";
 const ENTRY_BYTES: usize = 72;
 const LOG_ENTRIES_MIN: u64 = 4096;
 
@@ -561,6 +562,9 @@ impl Keeper {
             }
             Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, now)?))
         })?;
+        if matches!(outcome, HeadOutcome::Stored) {
+            mirror_heads(&self.vault, owner)?;
+        }
         self.adjust(owner, |totals| {
             for len in gone {
                 subtract(totals, HoldClass::Segment, len);
@@ -591,6 +595,52 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Puts an owner's heads into `heads/` too: they must outlive placement.db, or the owner could not come back.
+fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
+    let folder = vault.dir.join(HEADS_FOLDER);
+    let failed = || VaultError::io("cannot keep a peer's catalog head");
+    fs::create_dir_all(&folder).map_err(failed())?;
+    let stored = vault.db.change(|t| -> Result<_, DbError> {
+        let cell = t.cell(owner)?;
+        t.peer_heads(cell)
+    })?;
+    let prefix = owner.short();
+    let names: HashSet<String> = stored.iter().map(|head| format!("{prefix}-{}", head.hash)).collect();
+    for head in stored {
+        let path = folder.join(format!("{prefix}-{}", head.hash));
+        if !path.exists() {
+            crate::vault::write_whole(&path, &head.body).map_err(failed())?;
+        }
+    }
+    for entry in fs::read_dir(&folder).map_err(failed())?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) && !names.contains(&name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Takes the heads of peers from `heads/` into a placement.db that is made anew.
+pub fn adopt_heads(vault: &Vault) -> Result<(), VaultError> {
+    let Ok(entries) = fs::read_dir(vault.dir.join(HEADS_FOLDER)) else { return Ok(()) };
+    let now = vault.now();
+    for entry in entries.flatten() {
+        let Ok(body) = fs::read(entry.path()) else { continue };
+        let Ok((hash, head)) = Head::open(&body) else {
+            log::warn!("{} is no catalog head and not used", entry.path().display());
+            continue;
+        };
+        vault.db.change(|t| -> Result<(), VaultError> {
+            let cell = t.cell(&head.owner)?;
+            let mut stored = t.peer_heads(cell)?;
+            stored.push(StoredHead { hash, life: head.life, seq: head.seq, tip: true, at: now, body });
+            keep_heads(t, cell, stored, now).map(drop)
+        })?;
+    }
+    Ok(())
 }
 
 /// Keeps the heads that should be kept; gives the lengths of segments that are let go with the others.
