@@ -47,11 +47,14 @@ impl JobHandle {
     }
 }
 
+/// A job's state, and its task while it may be stopped.
+type Job = (Rc<RefCell<JobState>>, Option<Task<()>>);
+
 /// All jobs.
 #[derive(Default)]
 pub struct Jobs {
     next: RefCell<u64>,
-    jobs: RefCell<BTreeMap<u64, (Rc<RefCell<JobState>>, Option<Task<()>>)>>,
+    jobs: RefCell<BTreeMap<u64, Job>>,
 }
 
 impl Jobs {

@@ -430,7 +430,8 @@ impl Pass<'_> {
             let (vault, seen) = (Arc::clone(&self.keeper.vault), std::mem::take(&mut self.seen));
             smol::unblock(move || import::note_seen(&vault, seen)).await?;
         }
-        if !is_due && !(all && !self.ready.is_empty()) {
+        let is_rest = all && !self.ready.is_empty();
+        if !is_due && !is_rest {
             return Ok(());
         }
         self.await_commit().await?;

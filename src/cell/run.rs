@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -125,13 +126,16 @@ async fn stop_signal() {
     }
 }
 
+/// Something to do with a serving cell, after which it stops.
+type Work<'a> = dyn FnMut(Rc<Cell>) -> Pin<Box<dyn Future<Output = ()>>> + 'a;
+
 /// Serves until a signal, or until `work` says that it is done.
 async fn serve(
     executor: Rc<LocalExecutor<'static>>,
     lock: &Lock,
     vault: Arc<Vault>,
     says_address: bool,
-    work: Option<&mut dyn FnMut(Rc<Cell>) -> std::pin::Pin<Box<dyn Future<Output = ()>>>>,
+    work: Option<&mut Work<'_>>,
 ) -> Result<(), CellError> {
     let watch = WatchList::new().map(Arc::new);
     if let Err(why) = &watch {
@@ -493,7 +497,7 @@ pub fn recover(
         if with_files {
             let shared = Rc::new(std::cell::RefCell::new(told));
             let (result, written) = (Rc::clone(&summary), Rc::clone(&shared));
-            let mut work = |cell: Rc<Cell>| -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+            let mut work = |cell: Rc<Cell>| -> Pin<Box<dyn Future<Output = ()>>> {
                 let (result, written) = (Rc::clone(&result), Rc::clone(&written));
                 Box::pin(async move { bring_all_back(cell, result, written).await })
             };

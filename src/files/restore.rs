@@ -452,7 +452,7 @@ impl Restorer {
         let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
         let begun = smol::unblock(move || begin(&vault, item, into_home, &links)).await?;
         let (temp, item, before) = match begun {
-            Begun::Write(temp, item, before) => (temp, item, before),
+            Begun::Write(temp, item, before) => (temp, *item, before),
             Begun::Done(done) => return Ok(*done),
         };
         // Lists first: without them it is not known what is needed.
@@ -555,7 +555,7 @@ async fn step(mut walk: RestoreWalk) -> Result<(RestoreWalk, Batch), VaultError>
 }
 
 enum Begun {
-    Write(Temp, Item, Option<Stat>),
+    Write(Temp, Box<Item>, Option<Stat>),
     Done(Box<Done>),
 }
 
@@ -591,7 +591,7 @@ fn begin(_vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result
         }
     }
     match item.at.create_temp() {
-        Ok(temp) => Ok(Begun::Write(temp, item, before)),
+        Ok(temp) => Ok(Begun::Write(temp, Box::new(item), before)),
         Err(why) => Ok(Begun::Done(Box::new(failed(item, &why)))),
     }
 }
@@ -601,7 +601,7 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
         return Ok(write_link(item));
     }
     let (temp, item, before) = match begin(vault, item, into_home, links)? {
-        Begun::Write(temp, item, before) => (temp, item, before),
+        Begun::Write(temp, item, before) => (temp, *item, before),
         Begun::Done(done) => return Ok(*done),
     };
     let mut offset = 0;

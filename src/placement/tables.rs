@@ -106,6 +106,9 @@ pub struct StoredHead {
     pub body: Vec<u8>,
 }
 
+/// A record's key and body.
+pub type KeyAndBody = (Vec<u8>, Vec<u8>);
+
 /// The tables within a transaction.
 pub struct Tables<'a> {
     pub(super) conn: &'a Connection,
@@ -266,7 +269,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` foreign records with keys over `after`, by key.
-    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DbError> {
+    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<KeyAndBody>, DbError> {
         self.list(
             "SELECT key, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
             params![after, limit as i64],
