@@ -80,7 +80,9 @@ impl Cell {
             sync.poke();
         }
         let keeper = Rc::clone(&self.keeper);
-        self.executor.spawn(async move { keeper.mirror().await }).detach();
+        if self.sync.borrow().is_some() {
+            self.executor.spawn(async move { keeper.mirror().await }).detach();
+        }
     }
 
     /// Gets chunks from peers; gives what could not be had.

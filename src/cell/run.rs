@@ -28,6 +28,8 @@ const SAVE_TIME: Duration = Duration::from_secs(60);
 const TIDY: Duration = Duration::from_secs(6 * 3600);
 /// The first of them, after the start.
 const TIDY_FIRST: Duration = Duration::from_secs(120);
+/// Records that one command brings over to `manifests/` itself.
+const MIRROR_AT_ONCE: u64 = 500;
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
@@ -41,7 +43,7 @@ fn size_pool(vault_jobs: usize) {
     // SAFETY: mallopt only sets a number.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
-        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_ARENA_MAX, (vault_jobs + POOL_EXTRA) as libc::c_int);
     }
     raise_file_limit();
 }
@@ -374,8 +376,11 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        let cell = Rc::clone(&self.cell);
-        smol::block_on(self.executor.run(async move { cell.keeper.mirror().await }));
+        // A few manifests are mirrored at once; many are left to the running cell, which has time between its work.
+        if crate::files::mirror::behind(&self.cell.vault).is_ok_and(|records| records <= MIRROR_AT_ONCE) {
+            let cell = Rc::clone(&self.cell);
+            smol::block_on(self.executor.run(async move { cell.keeper.mirror().await }));
+        }
         let _ = self.cell.vault.save_time(false);
         let _ = self.cell.vault.db.checkpoint();
     }

@@ -74,6 +74,11 @@ fn to_json(manifest: &Manifest, signed: &[u8]) -> String {
     json
 }
 
+/// How many records are not mirrored yet.
+pub fn behind(vault: &Vault) -> Result<u64, DbError> {
+    vault.db.read(|t| Ok(t.top_seq().saturating_sub(t.meta_u64(META)?.unwrap_or(0))))
+}
+
 /// Brings over some records that are not mirrored yet. `false` when there are none left.
 pub fn catch_up(vault: &Vault) -> Result<bool, VaultError> {
     let folder = vault.dir.join("manifests");
