@@ -4,7 +4,7 @@
 //! many files durable together and then writes their rows in one transaction. A file is read once. One that changes while
 //! it is read is read again, and after a few tries left for when it is quiet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -23,7 +23,7 @@ use crate::id::ChunkName;
 use crate::manifest::{
     ENTRIES_INLINE_MAX, ENTRIES_PER_LIST, Entry, Kind, Manifest, TARGET_BYTES_MAX, read_list, write_list,
 };
-use crate::placement::{ChunkId, NodeState, Own};
+use crate::placement::{ChunkId, NodeId, NodeState, Own};
 use crate::seal::{CHUNK_BYTES, ENCODING_RAW, TAG_BYTES, padded_len, seal_with};
 use crate::store::Staged;
 use crate::vault::{Vault, VaultError};
@@ -653,7 +653,13 @@ pub fn commit(vault: &Vault, mut files: Vec<Prepared>) -> Result<Committed, Vaul
     vault.db.change(|t| {
         let mut done = Committed::default();
         put_rows(vault, t, &rows)?;
-        for file in files {
+        // What was put just now is claimed by that; only what was here before needs a look.
+        let put: HashSet<ChunkName> = rows.iter().map(|(name, ..)| *name).collect();
+        let mut folders: HashSet<NodeId> = HashSet::new();
+        for mut file in files {
+            file.parts.retain(|part| {
+                part.own != Own::Data || !put.contains(&part.name) || file.known.node.is_some()
+            });
             if !claim(vault, t, &file.parts)? {
                 done.again.push(file.candidate);
                 continue;
@@ -669,9 +675,13 @@ pub fn commit(vault: &Vault, mut files: Vec<Prepared>) -> Result<Committed, Vaul
                     continue;
                 }
                 super::deletion::delete_tree(vault, t, other)?;
+                folders.clear();
             }
-            if t.node(at.node)?.is_none() {
-                continue;
+            if !folders.contains(&at.node) {
+                if t.node(at.node)?.is_none() {
+                    continue;
+                }
+                folders.insert(at.node);
             }
             super::brake::count_rewrite(
                 vault,

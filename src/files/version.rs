@@ -250,11 +250,11 @@ pub fn record(
             (node.ctime, node.ino, node.btime) = (0, 0, 0);
         }
     }
-    if node.state == NodeState::Present {
-        forget_remote_only(t, node.file)?;
-    }
     if node.id.0 == 0 {
         return Ok(t.add_node(&node)?);
+    }
+    if node.state == NodeState::Present {
+        forget_remote_only(t, node.file)?;
     }
     t.set_node(&node)?;
     Ok(node.id)
