@@ -379,7 +379,7 @@ impl Pass<'_> {
     }
 
     async fn prepare(&mut self, small: Vec<Candidate>) -> Result<(), VaultError> {
-        while self.preparing.len() > self.keeper.jobs {
+        while self.preparing.len() >= self.keeper.jobs {
             self.collect_one().await?;
         }
         let permit = self.keeper.permits.acquire_arc().await;
