@@ -17,15 +17,15 @@ pub const POOL_EXTRA: usize = 2;
 /// Files up to this size are read whole, many in one job. Bytes.
 pub const SMALL_FILE_BYTES: u64 = 512 * 1024;
 /// Bytes of small files in one job.
-pub const JOB_BYTES: u64 = 2 * 1024 * 1024;
+pub const JOB_BYTES: u64 = 1024 * 1024;
 /// Files in one job.
-pub const JOB_FILES: usize = 512;
+pub const JOB_FILES: usize = 256;
 /// Names looked at between two looks at anything else.
 pub const WALK_NAMES: usize = 4096;
 /// Bytes of sealed chunks made durable together.
 pub const COMMIT_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of small sealed chunks in memory before they are made durable.
-pub const COMMIT_SMALL_BYTES: usize = 4 * 1024 * 1024;
+pub const COMMIT_SMALL_BYTES: usize = 3 * 1024 * 1024;
 /// Tries to read a file that changes while it is read, before it waits for quiet.
 pub const READ_TRIES: u32 = 3;
 /// A file changed more recently than this may change again unseen, within one tick of the file system's clock. ms.

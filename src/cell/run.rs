@@ -24,6 +24,8 @@ use crate::vault::{Alert, Vault, VaultError};
 
 /// Observed time is saved this often.
 const SAVE_TIME: Duration = Duration::from_secs(60);
+/// Freed memory is given back this often.
+const TRIM: Duration = Duration::from_secs(10);
 /// Thinning and garbage collection.
 const TIDY: Duration = Duration::from_secs(6 * 3600);
 /// The first of them, after the start.
@@ -38,11 +40,13 @@ fn size_pool(vault_jobs: usize) {
     let threads = (vault_jobs + POOL_EXTRA).to_string();
     // SAFETY: called at start, before any other thread runs.
     unsafe { std::env::set_var("BLOCKING_MAX_THREADS", threads) };
-    // Freed buffers of whole chunks go back to the system: memory stays what is in use.
+    // Buffers of whole chunks are used again and again: mapping them anew each time costs more than sealing them. What is
+    // not used any more is given back when the cell is quiet.
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt only sets a number.
+    // SAFETY: mallopt only sets numbers.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 16 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
         libc::mallopt(libc::M_ARENA_MAX, (vault_jobs + POOL_EXTRA) as libc::c_int);
     }
     raise_file_limit();
@@ -179,6 +183,7 @@ async fn serve(
         }),
         executor.spawn(scan(Rc::clone(&cell))),
         executor.spawn(save_time(Rc::clone(&cell))),
+        executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
     ];
     match work {
@@ -292,6 +297,16 @@ async fn save_time(cell: Rc<Cell>) {
             log::warn!("{why}");
         }
         smol::Timer::after(SAVE_TIME).await;
+    }
+}
+
+/// Gives memory back that was freed, so that a quiet cell is small again.
+async fn trim() {
+    loop {
+        smol::Timer::after(TRIM).await;
+        #[cfg(target_env = "gnu")]
+        // SAFETY: malloc_trim only gives unused pages back.
+        smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;
     }
 }
 
