@@ -21,7 +21,7 @@ use grove::keys::{random, sha256};
 use miniserde::json::{self, Number, Object, Value};
 
 /// How long anything may take before a test gives up.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(45);
 
 /// The program under test.
 pub const GROVE: &str = env!("CARGO_BIN_EXE_grove");
