@@ -170,7 +170,8 @@ pub fn create(paths: &Paths, name: Option<&str>, phrase: Option<&str>) -> Result
     if dir.join(".key").exists() {
         return Err(CellError::Exists(dir.clone()));
     }
-    if dir.join("placement.db").exists() || dir.join("node.pub").exists() {
+    // Keys of the cell alone are what an interrupted try left: nothing was kept with them.
+    if ["placement.db", "catalog.head", "chunks"].iter().any(|name| dir.join(name).exists()) {
         return Err(CellError::Other(format!(
             "{} has the state of a cell but no .key; give back the key, or move the folder away and run `grove recover`",
             dir.display()

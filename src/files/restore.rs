@@ -773,8 +773,14 @@ fn put_all(
             }
         }
     }
+    note_seen(vault, seen, device)?;
+    let mut seen = Vec::new();
     for leaving in leaving {
         if into_home && leaving.node.id == NodeId::ROOT && leaving.node.seq == 0 {
+            continue;
+        }
+        // What is still missing will change the folder's time when it comes.
+        if into_home && vault.db.read(|t| t.has_awaiting_child(leaving.node.id))? {
             continue;
         }
         match leaving
@@ -791,19 +797,25 @@ fn put_all(
             Err(why) => restored.miss(leaving.path, why.to_string()),
         }
     }
-    if !seen.is_empty() {
-        vault.db.change(|t| -> Result<(), VaultError> {
-            for (node, stat) in seen {
-                // Only if nobody changed its version meanwhile.
-                let Some(mut now) = t.node(node.id)?.filter(|now| now.seq == node.seq) else { continue };
-                version::set_seen(&mut now, &stat, device);
-                t.set_node(&now)?;
-                version::forget_remote_only(t, now.file)?;
-            }
-            Ok(())
-        })?;
-    }
+    note_seen(vault, seen, device)?;
     Ok(restored)
+}
+
+/// Records that these are here.
+fn note_seen(vault: &Vault, seen: Vec<(Node, Stat)>, device: Device) -> Result<(), VaultError> {
+    if seen.is_empty() {
+        return Ok(());
+    }
+    vault.db.change(|t| -> Result<(), VaultError> {
+        for (node, stat) in seen {
+            // Only if nobody changed its version meanwhile.
+            let Some(mut now) = t.node(node.id)?.filter(|now| now.seq == node.seq) else { continue };
+            version::set_seen(&mut now, &stat, device);
+            t.set_node(&now)?;
+            version::forget_remote_only(t, now.file)?;
+        }
+        Ok(())
+    })
 }
 
 /// Puts a file in place, or beside what has its place by right. Gives the name it got.

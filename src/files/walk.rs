@@ -267,6 +267,10 @@ impl Walk {
     fn touch_folder(&mut self, at: &Arc<OpenFolder>, found: &mut Found) -> Result<(), VaultError> {
         let Ok(stat) = at.folder.stat_self() else { return Ok(()) };
         let Some(node) = self.vault.db.read(|t| t.node(at.node))? else { return Ok(()) };
+        // A folder that is being brought back gets its mode and time when all in it is there.
+        if node.state == NodeState::Awaiting {
+            return Ok(());
+        }
         if node.mtime != stat.mtime || node.mode != stat.mode || node.state != NodeState::Present {
             let vault = Arc::clone(&self.vault);
             vault.db.change(|t| {
@@ -426,8 +430,8 @@ impl Walk {
                     Err(_) => at.device,
                 },
             };
-            let changed =
-                is_changed(&node, &name, &stat) || node.as_ref().is_some_and(|node| node.dev != device);
+            let is_elsewhere = |node: &Node| node.state != NodeState::Awaiting && node.dev != device;
+            let changed = is_changed(&node, &name, &stat) || node.as_ref().is_some_and(is_elsewhere);
             kept.push((node, name, stat, device, changed));
         }
         let vault = Arc::clone(&self.vault);
@@ -505,6 +509,8 @@ pub fn is_as_known(node: &Node, stat: &Stat, device: Device) -> bool {
                 && node.ino == stat.ino
                 && node.dev == device
         }
+        // It is there half-way: its mode and time are still to be set, so what they are now says nothing.
+        (Kind::Folder, NodeState::Awaiting) => Some(node.kind) == stat.kind,
         // An older version that is still to be replaced.
         (_, NodeState::Awaiting) => {
             node.ctime != 0

@@ -227,6 +227,14 @@ impl Tables<'_> {
         self.number("SELECT count(*) FROM nodes WHERE parent = ?1 AND state = 0 AND id <> 1", [parent.0])
     }
 
+    /// Whether anything that lies directly in a folder awaits its bytes.
+    pub fn has_awaiting_child(&self, parent: NodeId) -> Result<bool, DbError> {
+        // By the folder: while much is brought back, the other index holds all of the tree.
+        let sql = "SELECT EXISTS (SELECT 1 FROM nodes INDEXED BY nodes_name
+                                  WHERE parent = ?1 AND state = 2 AND id <> 1)";
+        Ok(self.number(sql, [parent.0])? > 0)
+    }
+
     /// Nodes last seen with this inode.
     pub fn nodes_with_ino(&self, ino: u64) -> Result<Vec<Node>, DbError> {
         self.list(&format!("SELECT {COLUMNS} FROM nodes WHERE ino = ?1 LIMIT 64"), [ino as i64], node)

@@ -1,0 +1,172 @@
+//! A full disk: what does not fit is said clearly, the cell stays up, and removing something lets it go on.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::*;
+
+const MIB: usize = 1 << 20;
+
+/// A small disk in memory, unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where this machine does not let us mount.
+    fn mount(at: &Path, mib: usize) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let size = format!("size={mib}m,mode=0755");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Self(at.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Two small disks for the state and for GroveHome; says why the test is skipped where there can be none.
+fn disks(temp: &TempDir, state_mib: usize, home_mib: usize) -> Option<(Disk, Disk)> {
+    if is_root() {
+        let state = Disk::mount(&temp.path().join("disk-state"), state_mib);
+        let home = Disk::mount(&temp.path().join("disk-home"), home_mib);
+        if let (Some(state), Some(home)) = (state, home) {
+            return Some((state, home));
+        }
+    }
+    assert!(!(is_ci() && is_root()), "small disks cannot be mounted here");
+    eprintln!("skipped: full disk (it takes root and the right to mount)");
+    None
+}
+
+fn cell_on(temp: &TempDir, state: &Disk, home: &Disk) -> Cell {
+    Cell::with(state.0.join("state"), home.0.join("home"), temp.path().join("a.log"))
+}
+
+fn add(cell: &Cell, path: &Path) -> Said {
+    cell.cli([OsStr::new("add"), path.as_os_str()])
+}
+
+/// Collects until so many bytes of chunks are held at most.
+fn collect_down_to(cell: &Cell, bytes: usize) {
+    wait_for("room is made", || {
+        cell.job_done("/collect", "{}");
+        (number(&cell.get("/status"), "chunks.bytes") <= bytes as u64).then_some(())
+    });
+}
+
+#[test]
+fn full_state_disk_is_said_and_removing_files_makes_room() {
+    let temp = TempDir::new("full-state");
+    let Some((state, home)) = disks(&temp, 64, 200) else { return };
+    let mut chance = Chance::seeded("full disk");
+    let mut cell = cell_on(&temp, &state, &home);
+    let settings = [("bin.days", "0"), ("versions.full_days", "0"), ("disk.reserve_bytes_min", "4194304")];
+    cell.init("ann", &settings);
+    cell.run();
+    let place = |name: &str| home.0.join("home").join(name);
+    let first = chance.bytes(20 * MIB);
+    fs::write(place("first"), &first).unwrap();
+    add(&cell, &place("first")).ok();
+
+    // Large and small files that cannot all fit.
+    for number in 0..5 {
+        fs::write(place(&format!("large {number}")), chance.bytes(20 * MIB)).unwrap();
+    }
+    fs::create_dir(place("small")).unwrap();
+    for number in 0..300 {
+        fs::write(place(&format!("small/{number}")), chance.bytes(50_000)).unwrap();
+    }
+    let said = add(&cell, &home.0.join("home"));
+    assert!(!said.status.success(), "all of it was kept: {}", said.out);
+    let told = said.err.to_lowercase();
+    assert!(told.contains("full") || told.contains("free"), "no word of the disk: {}", said.err);
+    assert!(cell.is_up(), "{}", cell.log_text());
+    assert_eq!(cell.content("first").unwrap(), first, "what was kept before");
+
+    // Status says it, with what to do.
+    let (what, remedy) = wait_for("status tells of the full disk", || {
+        let status = cell.get("/status");
+        items(&status, "alerts").iter().find_map(|alert| {
+            let alert = object(&miniserde::json::to_string(alert));
+            let what = text(&alert, "text");
+            let told = what.to_lowercase();
+            (told.contains("full") || told.contains("free") || told.contains("room"))
+                .then(|| (what, text(&alert, "remedy")))
+        })
+    });
+    assert!(!remedy.is_empty(), "{what}");
+    let status = cell.get("/status");
+    assert!(number(&status, "disk.free") > 0 && number(&status, "disk.reserve") == 4 * MIB as u64);
+
+    // Removing makes room, without a restart.
+    for number in 0..5 {
+        let name = format!("large {number}");
+        if !cell.cli(["rm", &name]).status.success() {
+            // It never fitted, so the cell does not know it.
+            fs::remove_file(place(&name)).unwrap();
+        }
+    }
+    cell.cli(["confirm"]).ok();
+    collect_down_to(&cell, 42 * MIB);
+    add(&cell, &home.0.join("home")).ok();
+    assert_eq!(cell.content("small/299").unwrap(), fs::read(place("small/299")).unwrap());
+    assert_eq!(cell.content("first").unwrap(), first);
+    cell.verify_deep();
+    cell.no_temps();
+    assert!(cell.is_up());
+
+    // And the next start finds all in order.
+    cell.stop();
+    cell.run();
+    assert_eq!(cell.content("first").unwrap(), first);
+}
+
+#[test]
+fn full_home_disk_stops_a_restore_with_words_and_leaves_nothing_half() {
+    let temp = TempDir::new("full-home");
+    let Some((state, home)) = disks(&temp, 128, 40) else { return };
+    let mut chance = Chance::seeded("full home");
+    let mut cell = cell_on(&temp, &state, &home);
+    cell.init("ann", &[]);
+    cell.run();
+    let place = |name: &str| home.0.join("home").join(name);
+    let bytes = chance.bytes(24 * MIB);
+    fs::write(place("wanted"), &bytes).unwrap();
+    add(&cell, &place("wanted")).ok();
+    cell.cli(["rm", "wanted"]).ok();
+    assert!(!place("wanted").exists());
+    // Another program takes the room.
+    fs::write(home.0.join("others"), chance.bytes(30 * MIB)).unwrap();
+
+    let said = cell.cli(["restore", "wanted"]);
+    assert!(!said.status.success(), "{}", said.out);
+    let told = said.err.to_lowercase();
+    assert!(told.contains("space") || told.contains("full"), "no word of the disk: {}", said.err);
+    assert!(!place("wanted").exists());
+    assert!(cell.is_up());
+    cell.no_temps();
+
+    // An import from outside does not fit either.
+    let outside = temp.path().join("outside");
+    fs::write(&outside, chance.bytes(20 * MIB)).unwrap();
+    let said = add(&cell, &outside);
+    assert!(!said.status.success() && said.err.contains("outside"), "{}{}", said.out, said.err);
+    assert!(cell.is_up());
+    cell.no_temps();
+
+    // With room again it comes back by itself or when asked for.
+    fs::remove_file(home.0.join("others")).unwrap();
+    cell.cli(["restore", "wanted"]);
+    wait_for("the file is back", || (fs::read(place("wanted")).ok()? == bytes).then_some(()));
+    cell.verify_deep();
+    assert!(cell.is_up());
+}
