@@ -183,14 +183,23 @@ fn links_empty_things_and_odd_names_are_kept_and_restored() {
     let kind = |name: &str| {
         text(entries.iter().find(|e| text(e, "name") == name).unwrap_or_else(|| panic!("{name}")), "kind")
     };
-    assert_eq!((kind("link"), kind("dangling"), kind("away")), ("symlink".into(), "symlink".into(), "symlink".into()));
-    assert_eq!((kind("hollow"), kind("empty"), kind("second")), ("folder".into(), "file".into(), "file".into()));
+    assert_eq!(
+        (kind("link"), kind("dangling"), kind("away")),
+        ("symlink".into(), "symlink".into(), "symlink".into())
+    );
+    assert_eq!(
+        (kind("hollow"), kind("empty"), kind("second")),
+        ("folder".into(), "file".into(), "file".into())
+    );
     assert_eq!(entries.len(), 9, "{entries:?}");
 
     fs::remove_dir_all(cell.home.join("d")).unwrap();
     until("the deletion", || cell.entry("", "d").is_none());
     cell.ok(&["restore", "d"]);
-    assert_eq!((cell.read("d/first"), cell.read("d/second")), (cell.read("d/second"), b"shared by two names".into()));
+    assert_eq!(
+        (cell.read("d/first"), cell.read("d/second")),
+        (cell.read("d/second"), b"shared by two names".into())
+    );
     assert_eq!(fs::read_link(cell.home.join("d/link")).unwrap().to_str(), Some("first"));
     assert_eq!(fs::read_link(cell.home.join("d/dangling")).unwrap().to_str(), Some("nowhere"));
     assert_eq!(fs::read_link(cell.home.join("d/away")).unwrap(), outside);
@@ -234,7 +243,10 @@ fn file_that_changes_while_it_is_read_is_never_kept_torn() {
         let changes = version.windows(2).filter(|pair| pair[0] != pair[1]).count();
         let last = version[len - 1];
         let follows = first == last || first == last % 250 + 1 || first == 251;
-        assert!(version.len() == len && changes <= 1 && follows, "torn: {first} to {last}, {changes} changes");
+        assert!(
+            version.len() == len && changes <= 1 && follows,
+            "torn: {first} to {last}, {changes} changes"
+        );
     }
 }
 
