@@ -271,7 +271,7 @@ fn ignored_names_stay_out_and_unreadable_ones_are_named() {
         return;
     }
     cell.write("src/locked", "x");
-    fs::set_permissions(cell.home.join("src/locked"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(cell.home.join("src/locked"), fs::Permissions::from_mode(0o000)).unwrap();
     cell.write("src/b.c", "x");
     let told = cell.grove(&["add", cell.home.to_str().unwrap()]);
     assert!(told.code == 1 && told.err.contains("src/locked"), "{told:?}");
