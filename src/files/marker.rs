@@ -30,7 +30,9 @@ pub fn create(vault: &Vault, adopt: bool) -> Result<(), VaultError> {
                 String::from_utf8_lossy(MARKER_NAME)
             )));
         }
-        (_, None) => {
+        // A new mark would make an empty mount point this cell's GroveHome, and all that is missing in it deleted.
+        (Some(_), None) => return Err(VaultError::Refused(no_mark(home))),
+        (None, None) => {
             let mark = format!("GroveHome of cell {}\n{}\n", vault.id(), hex(&crate::keys::random::<16>()));
             let path = home.join(Path::new(".grove-home"));
             crate::vault::write_whole(&path, mark.as_bytes()).map_err(VaultError::io(doing()))?;
@@ -44,12 +46,7 @@ pub fn create(vault: &Vault, adopt: bool) -> Result<(), VaultError> {
 pub fn check(vault: &Vault, root: &Folder) -> Result<(), VaultError> {
     match (vault.db.read(|t| t.meta(META))?, read(root)) {
         (Some(known), Some(found)) if known == found => Ok(()),
-        (_, None) => Err(VaultError::Refused(format!(
-            "{} has no {}: its disk is not mounted, or the mark was removed; nothing is taken as deleted. Mount the disk; \
-             or if this folder is right, run `grove doctor --adopt-home`",
-            vault.home.display(),
-            String::from_utf8_lossy(MARKER_NAME)
-        ))),
+        (_, None) => Err(VaultError::Refused(no_mark(&vault.home))),
         _ => Err(VaultError::Refused(format!(
             "{} is another GroveHome than before; nothing is taken as deleted. Mount the right disk; or if this folder is \
              right, run `grove doctor --adopt-home`",
@@ -75,6 +72,15 @@ pub fn adopt(vault: &Vault) -> Result<(), VaultError> {
         }
     };
     Ok(vault.db.change_durably(|t| t.set_meta(META, &mark))?)
+}
+
+fn no_mark(home: &Path) -> String {
+    format!(
+        "{} has no {}: its disk is not mounted, or the mark was removed; nothing is taken as deleted. Mount the disk; or \
+         if this folder is right, run `grove doctor --adopt-home`",
+        home.display(),
+        String::from_utf8_lossy(MARKER_NAME)
+    )
 }
 
 fn read(root: &Folder) -> Option<Vec<u8>> {
