@@ -293,6 +293,11 @@ fn remove_temps(dir: &Path) {
     }
 }
 
+/// Whether no catalog and nothing of peers was ever kept here.
+fn is_unused(dir: &Path) -> bool {
+    !publish::head_path(dir).exists() && !dir.join("owners.log").exists()
+}
+
 /// Opens placement.db; `true` if it had to be made anew because it was lost, damaged, or an old copy.
 fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
     let path = dir.join("placement.db");
@@ -302,7 +307,7 @@ fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
     }
     let head = head.ok().flatten();
     let why = match Db::open(&path) {
-        Ok((db, true)) if head.is_none() => return Ok((db, false)),
+        Ok((db, true)) if is_unused(dir) => return Ok((db, false)),
         Ok((db, true)) => {
             log::warn!("placement.db is new, and the catalog is not: it is made again from the catalog");
             return Ok((db, true));

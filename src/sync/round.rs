@@ -264,7 +264,8 @@ fn set_learned(t: &Tables<'_>, peer: &CellId, epoch: u64, seq: u64) -> Result<()
 async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<(), RoundError> {
     let (vault, peer, cell) = (&sync.vault, link.peer, link.cell);
     let (epoch, mut since) = with_vault(vault, move |vault| vault.db.read(|t| learned(t, &peer))).await?;
-    let is_whole = epoch != theirs.epoch;
+    // Numbers only grow: a peer that is behind what it told before has an old copy of its database.
+    let is_whole = epoch != theirs.epoch || since > theirs.holdings_seq;
     if !is_whole && since >= theirs.holdings_seq {
         return Ok(());
     }

@@ -606,7 +606,8 @@ fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
         let cell = t.cell(owner)?;
         t.peer_heads(cell)
     })?;
-    let prefix = owner.short();
+    // The whole id: a short one could be chosen to match another owner's, and its heads would go as this one's.
+    let prefix = owner.to_string();
     let names: HashSet<String> = stored.iter().map(|head| format!("{prefix}-{}", head.hash)).collect();
     for head in stored {
         let path = folder.join(format!("{prefix}-{}", head.hash));

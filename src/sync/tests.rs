@@ -40,6 +40,19 @@ impl Folder {
     }
 }
 
+/// With the folders inside: heads of peers lie in one.
+fn copy_files(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_files(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
@@ -94,10 +107,7 @@ impl Cell {
     fn copied(&self, seed: u8) -> Self {
         let dir = Folder::new();
         self.vault.db.checkpoint().unwrap();
-        for entry in std::fs::read_dir(&self.dir.0).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), dir.0.join(entry.file_name())).unwrap();
-        }
+        copy_files(&self.dir.0, &dir.0);
         let (db, is_new) = Db::open(&dir.0.join("placement.db")).unwrap();
         assert!(!is_new);
         let books = Arc::new(Books::open(&dir.0.join("books.db")).unwrap());

@@ -1,0 +1,615 @@
+//! Two cells as processes, and strangers and rogues at their doors.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use grove::card::{Card, CardBody, Invite};
+use grove::cli::client::Client;
+use grove::id::{ChunkName, hex};
+use grove::keys::{MasterKey, random, sha256};
+use grove::wire::Transport;
+use grove::wire::handshake::{Approach, initiate};
+use grove::wire::message::{self, Class, PutStatus, Reply, Request};
+use grove::wire::session::{self, Limits, Session};
+use miniserde::json::{self, Number, Value};
+use rustix::process::{Pid, Signal};
+
+const DEADLINE: Duration = Duration::from_secs(40);
+
+fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The value at a path of keys; a number is an index.
+fn at(text: &str, path: &str) -> Value {
+    let mut value: Value = json::from_str(text.trim()).unwrap_or_else(|_| panic!("no JSON: {text}"));
+    for key in path.split('.') {
+        value = match value {
+            Value::Object(mut object) => object.remove(key).unwrap_or(Value::Null),
+            Value::Array(mut array) if key.parse::<usize>().is_ok_and(|at| at < array.len()) => {
+                array.swap_remove(key.parse::<usize>().unwrap())
+            }
+            _ => Value::Null,
+        };
+    }
+    value
+}
+
+fn number(text: &str, path: &str) -> u64 {
+    match at(text, path) {
+        Value::Number(Number::U64(n)) => n,
+        Value::Number(Number::I64(n)) => n as u64,
+        _ => panic!("no number {path} in {text}"),
+    }
+}
+
+fn words(text: &str, path: &str) -> String {
+    match at(text, path) {
+        Value::String(text) => text,
+        _ => panic!("no text {path} in {text}"),
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("grove-peers-{}", hex(&random::<6>())));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Cell {
+    root: PathBuf,
+    child: Option<Child>,
+    /// 0: any that is free.
+    peer_port: u16,
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Cell {
+    fn new(folder: &Folder, name: &str) -> Self {
+        let root = folder.0.join(name);
+        fs::create_dir(&root).unwrap();
+        let cell = Self { root, child: None, peer_port: 0 };
+        cell.ok(&["init", "--name", name]);
+        cell.settings();
+        cell
+    }
+
+    fn started(folder: &Folder, name: &str) -> Self {
+        let mut cell = Self::new(folder, name);
+        cell.start();
+        cell
+    }
+
+    fn settings(&self) {
+        let path = self.root.join("state/config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        let Value::Object(mut config) = json::from_str(&text).unwrap() else { panic!("{text}") };
+        for (key, value) in
+            [("disk.reserve_percent", 0), ("disk.reserve_bytes_min", 1 << 20), ("sync.every_s", 3600)]
+        {
+            config.insert(key.into(), Value::Number(Number::U64(value)));
+        }
+        fs::write(path, json::to_string(&config)).unwrap();
+    }
+
+    fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_grove"));
+        command.arg("--dir").arg(self.root.join("state")).arg("--home").arg(self.home());
+        command.args(["--port", "0", "--peer-port", &self.peer_port.to_string()]).args(words);
+        command.stdin(Stdio::null()).env_remove("GROVE_DIR").env_remove("GROVE_HOME");
+        command
+    }
+
+    fn say(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn ok(&self, words: &[&str]) -> String {
+        let said = self.say(words);
+        let err = String::from_utf8_lossy(&said.stderr);
+        assert!(said.status.success(), "{words:?}: {err}\n{}", self.log());
+        String::from_utf8(said.stdout).unwrap()
+    }
+
+    /// What is said when it fails.
+    fn refused(&self, words: &[&str]) -> String {
+        let said = self.say(words);
+        assert!(!said.status.success(), "{words:?} should fail: {}", String::from_utf8_lossy(&said.stdout));
+        String::from_utf8_lossy(&said.stderr).into_owned()
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.root.join("log")).unwrap();
+        let child = self.command(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let pid = u64::from(child.id());
+        self.child = Some(child);
+        wait_for("the cell starts", || {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("{status}: {}", self.log());
+            }
+            let lock = self.lock();
+            let is_there = lock.trim_end().ends_with('}') && number(&lock, "pid") == pid;
+            (is_there && number(&lock, "http_port") > 0).then_some(())
+        });
+        wait_for("the cell answers", || self.client().get_json("/api/v1/status").ok());
+        self.peer_port = number(&self.lock(), "peer_port") as u16;
+    }
+
+    fn lock(&self) -> String {
+        fs::read_to_string(self.root.join("state/lock")).unwrap_or_default()
+    }
+
+    fn client(&self) -> Client {
+        let secret = fs::read_to_string(self.root.join("state/peer_secret")).unwrap();
+        Client::new(number(&self.lock(), "http_port") as u16, &secret)
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.client()
+            .get_json(&format!("/api/v1{path}"))
+            .unwrap_or_else(|why| panic!("{why}\n{}", self.log()))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.root.join("log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn stop(&mut self, signal: Signal) -> Duration {
+        let mut child = self.child.take().unwrap();
+        let began = Instant::now();
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = wait_for("the cell stops", || child.try_wait().unwrap());
+        let took = began.elapsed();
+        assert!(status.success(), "{status}: {}", self.log());
+        took
+    }
+
+    /// Brings `other` in, by way of `port` if there is one.
+    fn pair(&self, other: &Cell, port: u16) {
+        let port = if port == 0 { self.peer_port } else { port };
+        other.ok(&["join", &self.token(port, "1h")]);
+        wait_for("both are online", || {
+            let online = |cell: &Cell| matches!(at(&cell.get("/peers"), "peers.0.online"), Value::Bool(true));
+            (online(self) && online(other)).then_some(())
+        });
+    }
+
+    fn token(&self, port: u16, expires: &str) -> String {
+        let text = self.ok(&["invite", "--expires", expires, "--json"]);
+        let mut invite: Invite = words(&text, "token").parse().unwrap();
+        invite.addresses = vec![format!("127.0.0.1:{port}")];
+        invite.to_string()
+    }
+
+    fn sync(&self) -> String {
+        self.ok(&["sync", "--wait", "--json"])
+    }
+
+    /// Chunks and bytes that peers keep for it.
+    fn copies(&self) -> (u64, u64) {
+        let peers = self.get("/peers");
+        (number(&peers, "peers.0.held_for_us_chunks"), number(&peers, "peers.0.held_for_us_bytes"))
+    }
+
+    fn wait_version(&self, path: &str, version: u64) {
+        wait_for("the version is kept", || {
+            let text = self.client().get_json(&format!("/api/v1/versions?path={path}")).ok()?;
+            matches!(at(&text, "versions.0.version"), Value::Number(Number::U64(v)) if v >= version)
+                .then_some(())
+        });
+    }
+
+    fn memory_kib(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+fn noise(seed: &str, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 32);
+    let mut block = sha256(seed.as_bytes());
+    while bytes.len() < len {
+        block = sha256(&block);
+        // A block is repeated with a counter: fast, and no two chunks are the same.
+        for n in 0..64u64 {
+            bytes.extend_from_slice(&block);
+            bytes.extend_from_slice(&n.to_le_bytes());
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Hands connections on to a port, and counts the bytes both ways.
+fn counting_proxy(to: u16) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let Ok(far) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+            let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            for (mut from, mut to) in [(near, far), (far2, near2)] {
+                let count = Arc::clone(&counted);
+                thread::spawn(move || {
+                    let mut buffer = vec![0; 65_536];
+                    while let Ok(len @ 1..) = from.read(&mut buffer) {
+                        count.fetch_add(len as u64, Ordering::Relaxed);
+                        if to.write_all(&buffer[..len]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(std::net::Shutdown::Both);
+                });
+            }
+        }
+    });
+    (port, count)
+}
+
+/// Names of all chunks below `chunks/` that lie loose.
+fn chunk_names(cell: &Cell) -> Vec<String> {
+    fn walk(path: &Path, names: &mut Vec<String>) {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
+                walk(&entry.path(), names);
+            } else {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    let mut names = Vec::new();
+    walk(&cell.root.join("state/chunks"), &mut names);
+    names.retain(|name| name.len() >= 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    names
+}
+
+#[test]
+fn changed_byte_sends_one_chunk_and_rename_sends_the_catalog_only() {
+    const SIZE: usize = 64 << 20;
+    let folder = Folder::new();
+    let (a, b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
+    let (port, wire) = counting_proxy(a.peer_port);
+    a.pair(&b, port);
+    let mut bytes = noise("big", SIZE);
+    fs::write(folder.0.join("big"), &bytes).unwrap();
+    fs::rename(folder.0.join("big"), a.home().join("big")).unwrap();
+    a.wait_version("big", 1);
+    a.sync();
+    let (chunks, total) = a.copies();
+    let sent = wire.load(Ordering::Relaxed);
+    assert!(sent > SIZE as u64, "the session goes through the counter: {sent}");
+
+    bytes[SIZE / 2] ^= 1;
+    fs::write(a.home().join("big"), &bytes).unwrap();
+    a.wait_version("big", 2);
+    a.sync();
+    let (more, more_bytes) = (a.copies().0 - chunks, a.copies().1 - total);
+    let change = wire.load(Ordering::Relaxed) - sent;
+    println!(
+        "{chunks} chunks, {sent} bytes; 1 byte changed: {more} chunk ({more_bytes} bytes), {change} on the wire"
+    );
+    assert_eq!(more, 1);
+    assert!(change < more_bytes + 65_536, "{change} for a chunk of {more_bytes}");
+
+    let before = wire.load(Ordering::Relaxed);
+    fs::rename(a.home().join("big"), a.home().join("other")).unwrap();
+    a.wait_version("other", 1);
+    a.sync();
+    let rename = wire.load(Ordering::Relaxed) - before;
+    println!("rename: {rename} bytes on the wire");
+    assert_eq!(a.copies().0, chunks + 1);
+    assert!(rename < 65_536, "{rename}");
+
+    let began = Instant::now();
+    fs::write(a.home().join("small"), "a few words").unwrap();
+    wait_for("a new small file is on the peer", || (a.copies().0 == chunks + 2).then_some(()));
+    println!("new small file on the peer after {} ms", began.elapsed().as_millis());
+
+    // The same bytes in a cell of another phrase.
+    let c = Cell::started(&folder, "c");
+    fs::write(c.home().join("other"), &bytes).unwrap();
+    c.wait_version("other", 1);
+    let (of_a, of_c) = (chunk_names(&a), chunk_names(&c));
+    assert!(of_a.len() > 10 && of_c.len() > 10, "{} {}", of_a.len(), of_c.len());
+    assert!(of_a.iter().all(|name| !of_c.contains(name)));
+}
+
+#[test]
+fn invites_are_refused_with_words() {
+    let folder = Folder::new();
+    let (a, b, c) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"), Cell::started(&folder, "c"));
+    let token = a.token(a.peer_port, "1h");
+    b.ok(&["join", &token]);
+    let used = c.refused(&["join", &token]);
+    let other = a.token(a.peer_port, "1h");
+    let id = hex(&other.parse::<Invite>().unwrap().invite_id);
+    a.ok(&["invite", "--revoke", &id]);
+    let revoked = c.refused(&["join", &other]);
+    let short = a.token(a.peer_port, "1s");
+    wait_for("it expires", || a.get("/invites").contains("expired").then_some(()));
+    thread::sleep(Duration::from_millis(1100));
+    let expired = c.refused(&["join", &short]);
+    println!("used: {used}revoked: {revoked}expired: {expired}");
+    assert!([&used, &revoked].iter().all(|said| said.contains("invite")), "{used} {revoked}");
+    assert!(expired.contains("expired"), "{expired}");
+    let log = a.log();
+    assert!(log.contains("used") && log.contains("revoked"), "{log}");
+    assert_eq!(at(&c.get("/peers"), "peers.0.id").type_name(), "null");
+
+    // Removed on one side, removed on both.
+    wait_for("both know each other", || {
+        matches!(at(&a.get("/peers"), "peers.0.online"), Value::Bool(true)).then_some(())
+    });
+    a.ok(&["peer", "remove", "b"]);
+    for cell in [&a, &b] {
+        wait_for("the peer is gone", || {
+            (at(&cell.get("/peers"), "peers.0.id").type_name() == "null").then_some(())
+        });
+    }
+}
+
+trait TypeName {
+    fn type_name(&self) -> &'static str;
+}
+
+impl TypeName for Value {
+    fn type_name(&self) -> &'static str {
+        if matches!(self, Value::Null) { "null" } else { "something" }
+    }
+}
+
+#[test]
+fn strangers_get_silence() {
+    let folder = Folder::new();
+    let a = Cell::started(&folder, "a");
+    let lines = a.log().lines().count();
+    let mut heads: Vec<Vec<u8>> = vec![b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0xff; 4096], vec![0; 200]];
+    heads.extend((0..3).map(|n| noise(&n.to_string(), 97 + n * 400)));
+    let count = heads.len();
+    for head in heads {
+        let mut stream = TcpStream::connect(("127.0.0.1", a.peer_port)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let _ = stream.write_all(&head);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        // A reset is silence, too.
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    let new: Vec<String> = a.log().lines().skip(lines).map(str::to_owned).collect();
+    println!("{}", new.join("\n"));
+    assert!(new.len() <= count, "{new:?}");
+    assert!(!new.is_empty(), "strangers are logged");
+    assert!(a.memory_kib() < 64 << 10);
+    a.get("/status");
+}
+
+async fn rogue(executor: &Rc<smol::LocalExecutor<'static>>, a: &Cell, token: &str) -> Session {
+    let invite: Invite = token.parse().unwrap();
+    let identity = MasterKey::from_bytes([77; 32]).identity(0, 0);
+    let body = CardBody {
+        id: identity.id(),
+        x25519: *identity.x_public(),
+        name: "rogue".into(),
+        addresses: vec![],
+        relays: vec![],
+        sequence: 1,
+        successor: None,
+        extensions: vec![],
+    };
+    let card = Card::sign(&identity, body).unwrap().to_bytes();
+    let stream = smol::net::TcpStream::connect(("127.0.0.1", a.peer_port)).await.unwrap();
+    let approach = Approach::from(&invite);
+    let shaken = initiate(stream, Transport::Tcp, &identity, &card, &approach).await.unwrap();
+    // It breaks the rules on purpose.
+    let limits = Limits { streams_out: 2000, streams_in: 2000, ..Limits::default() };
+    let (session, driver) = session::start(shaken.stream, true, &limits);
+    executor.spawn(async { drop(driver.await) }).detach();
+    session
+}
+
+#[test]
+fn hostile_peer_is_refused_and_memory_stays_flat() {
+    let folder = Folder::new();
+    let a = Cell::started(&folder, "a");
+    let executor = Rc::new(smol::LocalExecutor::new());
+    let token = || a.token(a.peer_port, "1h");
+    smol::block_on(executor.run(async {
+        let session = rogue(&executor, &a, &token()).await;
+        // Wrong bytes.
+        let entries = vec![(ChunkName([5; 32]), 1000)];
+        let mut putting = message::put(&session, Class::Chunk, entries).await.unwrap();
+        let _ = putting.send(&[7; 1000]).await;
+        assert_eq!(putting.finish().await.unwrap().0, [PutStatus::WrongBytes]);
+        // A length that is none.
+        for len in [0, u32::MAX] {
+            let entries = vec![(ChunkName([6; 32]), len)];
+            if let Ok(putting) = message::put(&session, Class::Chunk, entries).await {
+                assert!(putting.finish().await.is_err());
+            }
+        }
+        // Heads without end, huge length prefixes, garbage.
+        for seed in 0..200u32 {
+            let Ok(mut stream) = session.open().await else { break };
+            let mut head = random::<64>().to_vec();
+            head[..4]
+                .copy_from_slice(&[[0xff; 4], [0, 0, 0, 0x7f], [0x7f, 0, 0, 0], random()][seed as usize % 4]);
+            let _ = futures_util::AsyncWriteExt::write_all(&mut stream, &head).await;
+            for _ in 0..if seed < 4 { 64 } else { 0 } {
+                if futures_util::AsyncWriteExt::write_all(&mut stream, &[0xaa; 16_384]).await.is_err() {
+                    break;
+                }
+            }
+        }
+        session.close();
+        // Thousands of streams.
+        let session = rogue(&executor, &a, &token()).await;
+        let mut streams = Vec::new();
+        for _ in 0..2000 {
+            let open = smol::future::or(async { session.open().await.ok() }, async {
+                smol::Timer::after(Duration::from_millis(200)).await;
+                None
+            });
+            let Some(mut stream) = open.await else { break };
+            let _ = smol::future::or(async { drop(message::write_head(&mut stream, &[99]).await) }, async {
+                let _ = smol::Timer::after(Duration::from_millis(50)).await;
+            })
+            .await;
+            streams.push(stream);
+        }
+        println!("{} streams opened", streams.len());
+        session.close();
+        drop(streams);
+        // It still answers those who behave.
+        let session = rogue(&executor, &a, &token()).await;
+        assert_eq!(message::ask(&session, &Request::Ping).await.unwrap(), Reply::Pong);
+        session.close();
+    }));
+    // After the handshake, in the middle of what is encrypted.
+    let mut stream = TcpStream::connect(("127.0.0.1", a.peer_port)).unwrap();
+    let _ = stream.write_all(&noise("endless", 8 << 20));
+    drop(stream);
+    let memory = a.memory_kib();
+    println!("peak {memory} KiB\n{}", a.log());
+    assert!(memory < 64 << 10, "{memory} KiB");
+    assert!(a.log().contains("refused"), "{}", a.log());
+    a.get("/status");
+}
+
+#[test]
+fn quota_is_said_and_a_killed_peer_goes_on_where_it_was() {
+    const SIZE: usize = 100 << 20;
+    let folder = Folder::new();
+    let (a, mut b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
+    a.pair(&b, 0);
+    b.ok(&["peer", "quota", "a", "10MB"]);
+    fs::write(folder.0.join("big"), noise("resume", SIZE)).unwrap();
+    fs::rename(folder.0.join("big"), a.home().join("big")).unwrap();
+    a.wait_version("big", 1);
+    let why = wait_for("the quota is said", || {
+        let text = a.ok(&["sync", "--json"]);
+        let why = words(&text, "result.peers.0.why");
+        (!why.is_empty()).then_some(why)
+    });
+    println!("over quota: {why}");
+    let held = number(&b.get("/peers"), "peers.0.held_for_them_bytes");
+    assert!(held <= 10_000_000, "{held}");
+    assert!(why.contains("quota") || why.contains("full"), "{why}");
+
+    b.ok(&["peer", "quota", "a", "0"]);
+    let job = number(&a.client().post_json("/api/v1/sync", r#"{"wait":false}"#).unwrap(), "job");
+    wait_for("some chunks are there", || (a.copies().1 > 20 << 20).then_some(()));
+    b.kill();
+    let known = a.copies().0;
+    wait_for("the job ends", || (!a.get(&format!("/jobs/{job}")).contains("\"running\"")).then_some(()));
+    b.start();
+    wait_for("they meet again", || {
+        matches!(at(&a.get("/peers"), "peers.0.online"), Value::Bool(true)).then_some(())
+    });
+    let text = a.sync();
+    assert_eq!(number(&text, "result.waiting_chunks"), 0, "{text}");
+    println!("{known} chunks before the kill, {} in all", a.copies().0);
+    assert!(a.memory_kib() < 64 << 10 && b.memory_kib() < 64 << 10);
+    println!("peaks: {} and {} KiB", a.memory_kib(), b.memory_kib());
+}
+
+#[test]
+fn peer_without_its_database_still_gives_everything_back() {
+    let folder = Folder::new();
+    let (mut a, mut b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
+    a.pair(&b, 0);
+    let files: Vec<(String, Vec<u8>)> =
+        (0..40).map(|n| (format!("file{n}"), noise(&n.to_string(), 10_000 * (n + 1)))).collect();
+    for (name, bytes) in &files {
+        fs::write(a.home().join(name), bytes).unwrap();
+    }
+    a.wait_version("file39", 1);
+    wait_for("all are in", || (number(&a.get("/status"), "files.count") >= 40).then_some(()));
+    a.sync();
+    let phrase = words(&a.ok(&["phrase", "--json"]), "phrase");
+    b.stop(Signal::TERM);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(b.root.join(format!("state/placement.db{suffix}")));
+    }
+    b.start();
+    a.kill();
+    fs::remove_dir_all(&a.root).unwrap();
+    fs::create_dir(&a.root).unwrap();
+    a.peer_port = 0;
+    let file = folder.0.join("phrase");
+    fs::write(&file, phrase).unwrap();
+    let address = format!("127.0.0.1:{}", b.peer_port);
+    let said = a.ok(&["recover", "--peer", &address, "--phrase-file", file.to_str().unwrap()]);
+    println!("{said}");
+    for (name, bytes) in &files {
+        assert!(fs::read(a.home().join(name)).unwrap() == *bytes, "{name}");
+    }
+}
+
+#[test]
+fn cell_stops_cleanly_and_its_folder_and_port_are_its_own() {
+    let folder = Folder::new();
+    let (mut a, b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
+    let pid = a.child.as_ref().unwrap().id().to_string();
+    let second = a.refused(&["run"]);
+    assert!(second.contains(&pid), "{second}");
+    let mut c = Cell::new(&folder, "c");
+    c.peer_port = a.peer_port;
+    let busy = c.refused(&["run"]);
+    println!("second: {second}busy port: {busy}");
+    assert!(busy.contains(&a.peer_port.to_string()), "{busy}");
+    a.pair(&b, 0);
+    let took = a.stop(Signal::INT);
+    assert!(took < Duration::from_secs(2), "SIGINT: {took:?}");
+    a.start();
+    fs::write(a.home().join("big"), noise("stop", 100 << 20)).unwrap();
+    wait_for("a sync runs", || (a.copies().1 > 0).then_some(()));
+    let busy = a.stop(Signal::TERM);
+    println!("stopped after {took:?}, in a sync {busy:?}");
+    assert!(busy < Duration::from_secs(2), "SIGTERM: {busy:?}");
+}
