@@ -301,6 +301,11 @@ pub enum Holder {
     Cell(u16),
 }
 
+/// Which process holds the cell, as far as its lock tells.
+pub(super) fn holder_pid(dir: &Path) -> Option<u64> {
+    Answer::read(read_small(&dir.join("lock")).ok()?).ok()?.fields.some("pid")
+}
+
 /// Finds out who has the state folder. Waits a few seconds for a command that has it for a moment.
 pub fn holder(dir: &Path) -> Result<Holder, CliError> {
     let path = dir.join("lock");

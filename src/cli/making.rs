@@ -85,7 +85,9 @@ impl Run {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         super::ask::need_cell(&context.paths)?;
         if let Holder::Cell(port) = holder(&context.paths.dir)? {
-            let message = format!("the cell in {} runs already", context.paths.dir.display());
+            let who = super::ask::holder_pid(&context.paths.dir)
+                .map_or(String::new(), |pid| format!(", as process {pid}"));
+            let message = format!("the cell in {} runs already{who}", context.paths.dir.display());
             return Err(CliError::new(message, format!("its dashboard is http://localhost:{port}/")));
         }
         context.house.run(&context.paths, &context.options)
