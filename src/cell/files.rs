@@ -486,10 +486,12 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError
         }
         let least = vault.db.read(|t| remote_copies(vault, t, &node))?;
         if least < wanted {
+            // Asked for once, a copy more is made on another peer; then the same command frees the file.
+            want_extra(vault, &node, true)?;
             let names = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
             return Err(VaultError::Refused(format!(
-                "{} has {least} of {wanted} copies on peers; it is freed when they have them: add a peer with `grove invite`, or lower \
-                 \"copies\" in config.json",
+                "{} has {least} of {wanted} copies on peers, and is not freed yet; the missing ones are made now if another peer is \
+                 there. Try again in a while; add a peer with `grove invite`, or lower \"copies\" in config.json",
                 show(&names)
             )));
         }
@@ -556,6 +558,22 @@ fn remote_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, Vaul
         }
     }
     Ok(least)
+}
+
+/// Asks for a copy more on peers of all chunks of a file, or takes that back.
+fn want_extra(vault: &Vault, node: &Node, wanted: bool) -> Result<(), VaultError> {
+    let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
+    let Some((manifest, _)) = manifest else { return Ok(()) };
+    for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
+        let Some(name) = entry?.chunk() else { continue };
+        vault.db.change(|t| -> Result<(), DbError> {
+            match t.chunk(&name)? {
+                Some(row) => t.want_extra(row.id, wanted),
+                None => Ok(()),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Drops the local sealed chunks of a freed file; its lists stay, and so does what another file here needs.

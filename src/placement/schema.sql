@@ -60,8 +60,10 @@ CREATE TABLE chunks (
     place INTEGER NOT NULL,
     pack  INTEGER, off INTEGER,
     own   INTEGER NOT NULL,
-    ncopies INTEGER NOT NULL DEFAULT 0
+    ncopies INTEGER NOT NULL DEFAULT 0,
+    extra INTEGER NOT NULL DEFAULT 0     -- 1: a copy more on peers is wanted, for its file is freed here
 );
+CREATE INDEX chunks_extra ON chunks (id) WHERE extra > 0;
 CREATE INDEX chunks_short ON chunks (ncopies) WHERE own IN (1, 2);
 CREATE INDEX chunks_pack ON chunks (pack) WHERE pack IS NOT NULL;
 -- Copies of my chunks on peers. state 0 stored, 1 to release.

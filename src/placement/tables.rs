@@ -516,6 +516,31 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Like `chunks_short`, of the chunks whose files are freed here: they want a copy more.
+    pub fn extra_short(
+        &self,
+        cell: CellNumber,
+        copies: u64,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies < ?2 + extra AND id > ?3 AND place > 0
+                   AND own IN (1, 2)
+                   AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
+                 ORDER BY id LIMIT ?4"
+            ),
+            params![cell.0, copies as i64, after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Whether a chunk should have a copy more on peers than the factor asks beside the one here.
+    pub fn want_extra(&self, id: ChunkId, wanted: bool) -> Result<(), DbError> {
+        self.run("UPDATE chunks SET extra = ?2 WHERE id = ?1", params![id.0, wanted]).map(drop)
+    }
+
     /// Number and bytes of chunks of my files, and how many of them have fewer than `copies` copies on peers.
     pub fn own_totals(&self, copies: u64) -> Result<(u64, u64, u64), DbError> {
         let sql = "SELECT count(*), coalesce(sum(len), 0), count(*) FILTER (WHERE ncopies < ?1) FROM chunks

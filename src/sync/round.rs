@@ -359,21 +359,34 @@ async fn push_chunks(
     was_full: bool,
 ) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
-    let copies = vault.config.copies.saturating_sub(1);
+    let factor = vault.config.copies.saturating_sub(1);
     let mut after = ChunkId(0);
     let mut is_for_others = false;
+    // First what is short of the factor, then what is freed here and wants a copy more.
+    let mut is_extra = false;
     while !link.is_full.get() {
+        let copies = factor + u64::from(is_extra);
         let planning = sync.planning.lock().await;
         let page = with_vault(vault, move |vault| {
             vault.db.read(|t| -> Result<_, DbError> {
-                let rows = t.chunks_short(cell, copies, after, PAGE_CHUNKS)?;
+                let rows = if is_extra {
+                    t.extra_short(cell, factor, after, PAGE_CHUNKS)?
+                } else {
+                    t.chunks_short(cell, factor, after, PAGE_CHUNKS)?
+                };
                 rows.into_iter()
                     .map(|row| Ok((t.copies_of(row.id)?, row)))
                     .collect::<Result<Vec<_>, DbError>>()
             })
         })
         .await?;
-        let Some((_, last)) = page.last() else { break };
+        let Some((_, last)) = page.last() else {
+            if is_extra {
+                break;
+            }
+            (is_extra, after) = (true, ChunkId(0));
+            continue;
+        };
         after = last.id;
         let deficits: Vec<Deficit> = page
             .iter()
