@@ -313,6 +313,8 @@ impl Cell {
         let Some(path) = fields.str("path") else { return needs("path") };
         let path = from_wire(path);
         let local = fields.bool("local");
+        // A scan in between would find on disk what the tree has no more, and keep it anew.
+        let held = self.keeper.hold().await;
         let outcome =
             pool(
                 &self.vault,
@@ -321,6 +323,7 @@ impl Cell {
                 },
             )
             .await;
+        drop(held);
         self.after_change();
         json(outcome.map(|(files, bytes)| Obj::new().num("files", files).num("bytes", bytes).end()))
     }

@@ -234,6 +234,11 @@ impl Keeper {
         let _ = self.wake.0.try_send(());
     }
 
+    /// Waits for the running pass and holds the next one off: for changes that first the database and then the disk sees.
+    pub async fn hold(&self) -> smol::lock::MutexGuard<'_, ()> {
+        self.pass.lock().await
+    }
+
     /// Publishes what is pending, and brings the mirror up to date behind it.
     pub async fn publish(&self) -> Result<bool, VaultError> {
         let vault = Arc::clone(&self.vault);

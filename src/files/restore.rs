@@ -774,7 +774,6 @@ fn put_all(
         }
     }
     note_seen(vault, seen, device)?;
-    let mut seen = Vec::new();
     for leaving in leaving {
         if into_home && leaving.node.id == NodeId::ROOT && leaving.node.seq == 0 {
             continue;
@@ -790,14 +789,14 @@ fn put_all(
         {
             Ok(stat) => {
                 restored.folders += 1;
+                // At once: the folder above looks whether this one still awaits something.
                 if into_home {
-                    seen.push((leaving.node, stat));
+                    note_seen(vault, vec![(leaving.node, stat)], device)?;
                 }
             }
             Err(why) => restored.miss(leaving.path, why.to_string()),
         }
     }
-    note_seen(vault, seen, device)?;
     Ok(restored)
 }
 
