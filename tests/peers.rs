@@ -524,7 +524,6 @@ fn hostile_peer_is_refused_and_memory_stays_flat() {
 }
 
 #[test]
-#[ignore = "fails: a quota that is over is not said to its owner"]
 fn quota_is_said_and_a_killed_peer_goes_on_where_it_was() {
     const SIZE: usize = 100 << 20;
     let folder = Folder::new();

@@ -74,11 +74,18 @@ pub(super) struct Link {
     pub(super) is_introduced: Cell<bool>,
     pub(super) usage: Cell<Option<Usage>>,
     pub(super) is_full: Cell<bool>,
+    /// Chunks wait that would fit neither here nor with anybody else.
+    pub(super) lacks_room: Cell<bool>,
     /// Segments of ours that it holds, as far as this session knows.
     pub(super) segments: RefCell<HashSet<ChunkName>>,
 }
 
 impl Link {
+    /// The peer takes no more of what it should have.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.is_full.get() || self.lacks_room.get()
+    }
+
     /// A round is wanted; one that is wanted already serves.
     fn nudge(&self) {
         let _ = self.wake.try_send(());
@@ -112,6 +119,9 @@ pub struct PeerView {
     /// The last problem in words, or empty.
     pub error: String,
 }
+
+/// Why a peer has not all that it should have.
+const NO_ROOM: &str = "it takes no more: its disk, or this cell's quota there, is full";
 
 /// Rounds with one peer.
 #[derive(Debug, Clone, Default)]
@@ -458,6 +468,7 @@ impl Sync {
             is_introduced: Cell::new(false),
             usage: Cell::new(None),
             is_full: Cell::new(false),
+            lacks_room: Cell::new(false),
             segments: RefCell::default(),
         });
         if self.is_stopping.get() {
@@ -668,8 +679,8 @@ impl Sync {
                     report.pushed_bytes += moved.pushed_bytes;
                     report.pulled_chunks += moved.pulled_chunks;
                     report.pulled_bytes += moved.pulled_bytes;
-                    if link.is_full.get() {
-                        report.why = "it takes no more: its disk, or this cell's quota there, is full".into();
+                    if link.has_no_room() {
+                        report.why = NO_ROOM.into();
                     }
                     if moved == Moved::default() || link.is_full.get() {
                         break;
@@ -791,7 +802,7 @@ impl Sync {
                 addresses: row.addresses(),
                 online: link.is_some(),
                 address: link.as_ref().map(|link| link.address.clone()).unwrap_or_default(),
-                last_seen_s: match link {
+                last_seen_s: match &link {
                     Some(_) => Some(0),
                     None => row.last_seen.map(|at| wall.saturating_sub(at).max(0) as u64),
                 },
@@ -800,7 +811,10 @@ impl Sync {
                 held_for_them_bytes: held.bytes,
                 quota_bytes: row.quota_bytes.unwrap_or(self.vault.config.quota_bytes),
                 favorite: row.is_favorite,
-                error: self.errors.borrow().get(&row.id).cloned().unwrap_or_default(),
+                error: match link.as_ref().is_some_and(|link| link.has_no_room()) {
+                    true => NO_ROOM.into(),
+                    false => self.errors.borrow().get(&row.id).cloned().unwrap_or_default(),
+                },
                 name: row.name,
                 id: row.id,
                 role: row.role,

@@ -364,6 +364,7 @@ async fn push_chunks(
     let mut is_for_others = false;
     // First what is short of the factor, then what is freed here and wants a copy more.
     let mut is_extra = false;
+    let mut lacks_room = false;
     while !link.is_full.get() {
         let copies = factor + u64::from(is_extra);
         let planning = sync.planning.lock().await;
@@ -398,11 +399,12 @@ async fn push_chunks(
             .collect();
         let targets = plan(&deficits, &mut sync.candidates(), copies);
         let mut rows = Vec::new();
-        for ((_, row), targets) in page.into_iter().zip(targets) {
+        for (((_, row), targets), deficit) in page.into_iter().zip(targets).zip(&deficits) {
             if targets.contains(&cell) {
                 sync.in_flight.borrow_mut().entry(row.id).or_default().push(cell);
                 rows.push(row);
             }
+            lacks_room |= targets.is_empty() && !is_extra && (deficit.holders.len() as u64) < copies;
             is_for_others |= targets.iter().any(|target| *target != cell);
         }
         drop(planning);
@@ -426,7 +428,8 @@ async fn push_chunks(
     if is_for_others || (link.is_full.get() && !was_full) {
         sync.poke_others(&link.peer);
     }
-    if link.is_full.get() {
+    link.lacks_room.set(lacks_room);
+    if link.has_no_room() {
         let name = sync.name_of(&link.peer);
         vault.raise(
             "peer-full",
