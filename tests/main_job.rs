@@ -269,7 +269,7 @@ fn tree_comes_back_from_phrase_and_address_and_its_keeper_cannot_read_it() {
     let Some(python) = python() else { return };
     let mut heads: Vec<_> = kept_heads(&b)
         .into_iter()
-        .filter(|path| path.file_name().unwrap().as_bytes().starts_with(format!("{owner}-").as_bytes()))
+        .filter(|path| path.file_name().unwrap().as_bytes().starts_with(owner.as_bytes()))
         .collect();
     heads.sort_by_key(|path| path.metadata().unwrap().modified().unwrap());
     let out = temp.path().join("out");
