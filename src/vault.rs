@@ -324,6 +324,19 @@ impl Vault {
         }
     }
 
+    /// Of these chunks those that do not lie here.
+    pub fn absent(&self, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, DbError> {
+        self.db.read(|t| {
+            let mut absent = Vec::new();
+            for name in names {
+                if t.chunk(&name)?.is_none_or(|row| row.place.is_none()) {
+                    absent.push(name);
+                }
+            }
+            Ok(absent)
+        })
+    }
+
     fn give_up(
         &self,
         id: ChunkId,

@@ -173,7 +173,7 @@ pub fn list_folder(vault: &Vault, folder: &[u8], after: &[u8], limit: usize) -> 
         let more = entries.len() == limit;
         let mut items = Vec::with_capacity(entries.len());
         for node in &entries {
-            let copies = least_copies(vault, t, node)?;
+            let copies = least_copies(t, node)?;
             items.push(
                 Obj::new()
                     .str("name", &to_wire(&node.name))
@@ -194,12 +194,11 @@ pub fn list_folder(vault: &Vault, folder: &[u8], after: &[u8], limit: usize) -> 
 }
 
 /// The least number of places that any chunk of a file lies in, this cell's store among them.
-fn least_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
+fn least_copies(t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
     if node.kind != Kind::File || node.size == 0 {
         return Ok(0);
     }
     let Some(bytes) = t.record_at(node.seq)? else { return Ok(0) };
-    let _ = vault;
     let parsed = crate::manifest::Parsed::read(&bytes)?;
     let mut least = u64::MAX;
     for name in parsed.chunks() {
@@ -387,7 +386,7 @@ pub fn remove(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError> {
     publish::publish(vault)?;
     let (name, folder) = names.split_last().expect("it is not the root");
     if let Ok(folder) = root.walk(folder) {
-        delete_from_disk(vault, &folder, name)?;
+        delete_from_disk(&folder, name)?;
     }
     Ok((files, bytes))
 }
@@ -449,8 +448,7 @@ fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node) -> Result<u64, Vau
     Ok(files)
 }
 
-fn delete_from_disk(vault: &Vault, folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
-    let _ = vault;
+fn delete_from_disk(folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
     let failed =
         |why: io::Error| VaultError::Io { doing: format!("cannot remove {}", show(&[name.to_vec()])), why };
     match folder.stat_if_there(name).map_err(failed)? {
@@ -462,7 +460,7 @@ fn delete_from_disk(vault: &Vault, folder: &Folder, name: &[u8]) -> Result<(), V
                 if inner_name.starts_with(TEMP_PREFIX) {
                     continue;
                 }
-                delete_from_disk(vault, &inner, &inner_name)?;
+                delete_from_disk(&inner, &inner_name)?;
             }
             folder.remove_folder(name).map_err(failed)
         }

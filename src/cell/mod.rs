@@ -96,18 +96,7 @@ impl Cell {
 
     async fn fetch_absent(&self, names: Vec<ChunkName>) -> Result<(), VaultError> {
         let vault = Arc::clone(&self.vault);
-        let absent: Vec<ChunkName> = smol::unblock(move || {
-            vault.db.read(|t| -> Result<_, VaultError> {
-                let mut absent = Vec::new();
-                for name in names {
-                    if t.chunk(&name)?.is_none_or(|row| row.place.is_none()) {
-                        absent.push(name);
-                    }
-                }
-                Ok(absent)
-            })
-        })
-        .await?;
+        let absent: Vec<ChunkName> = smol::unblock(move || vault.absent(names)).await?;
         if !absent.is_empty() {
             self.fetch(absent).await;
         }

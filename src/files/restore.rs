@@ -449,8 +449,8 @@ impl Restorer {
 
     /// A large file, some chunks at a time.
     async fn large(&self, item: Item, into_home: bool) -> Result<Done, VaultError> {
-        let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
-        let begun = smol::unblock(move || begin(&vault, item, into_home, &links)).await?;
+        let links = Arc::clone(&self.links);
+        let begun = smol::unblock(move || begin(item, into_home, &links)).await?;
         let (temp, item, before) = match begun {
             Begun::Write(temp, item, before) => (temp, *item, before),
             Begun::Done(done) => return Ok(*done),
@@ -528,18 +528,7 @@ impl Restorer {
     /// Gets what is not here; gives what nobody reachable has.
     async fn ensure(&self, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let absent: Vec<ChunkName> = smol::unblock(move || {
-            vault.db.read(|t| -> Result<_, VaultError> {
-                let mut absent = Vec::new();
-                for name in names {
-                    if t.chunk(&name)?.is_none_or(|row| row.place.is_none()) {
-                        absent.push(name);
-                    }
-                }
-                Ok(absent)
-            })
-        })
-        .await?;
+        let absent: Vec<ChunkName> = smol::unblock(move || vault.absent(names)).await?;
         if absent.is_empty() { Ok(absent) } else { Ok(self.fetch.fetch(absent).await) }
     }
 }
@@ -564,7 +553,7 @@ fn failed(item: Item, why: &io::Error) -> Done {
 }
 
 /// Looks at what has the name now, and makes a link of what was brought back already.
-fn begin(_vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result<Begun, VaultError> {
+fn begin(item: Item, into_home: bool, links: &LinkMap) -> Result<Begun, VaultError> {
     let before = match item.at.stat_if_there(&item.name) {
         Ok(before) => before,
         Err(why) => return Ok(Begun::Done(Box::new(failed(item, &why)))),
@@ -600,7 +589,7 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
     if item.manifest.kind == Kind::Symlink {
         return Ok(write_link(item));
     }
-    let (temp, item, before) = match begin(vault, item, into_home, links)? {
+    let (temp, item, before) = match begin(item, into_home, links)? {
         Begun::Write(temp, item, before) => (temp, *item, before),
         Begun::Done(done) => return Ok(*done),
     };
