@@ -4,6 +4,7 @@
 //! Promise: the same facts always give the same order, and what is kept of a peer is bounded whatever its cards say.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 mod book;
 
@@ -66,7 +67,7 @@ impl Kind {
     }
 
     /// What is assumed of a route that was never measured: enough to try the likely ones first.
-    fn usual(self) -> Speed {
+    pub fn usual(self) -> Speed {
         let (rtt_us, bytes_per_s) = match self {
             Self::Lan => (1_000, 30_000_000),
             Self::Tailscale => (25_000, 4_000_000),
@@ -227,6 +228,49 @@ pub fn pick_quick(lines: &[LineFacts]) -> Option<usize> {
     quicker.or(Some(first))
 }
 
+/// Data that is not acknowledged for so long, while nothing comes: the path is dead, or as good as dead.
+const STALL: Duration = Duration::from_millis(1_200);
+/// Requests are under way and nothing came for so long: ask whether the peer is there.
+const SILENCE: Duration = Duration::from_millis(700);
+/// Through a relay only the peer's answer tells; it may stand behind a chunk on a slow line.
+const RELAY_STALL: Duration = Duration::from_secs(4);
+
+/// What can be seen of a connection over which requests are under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signs {
+    /// Since the last byte came.
+    pub silent: Duration,
+    /// Of a direct connection: since when sent data waits without any acknowledgement.
+    pub unacknowledged: Option<Duration>,
+    /// Since when a ping waits for its answer.
+    pub pinged: Option<Duration>,
+    /// The kernel sees only the way to the relay.
+    pub is_relay: bool,
+}
+
+/// What to do about a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Fine,
+    /// Send a ping.
+    Ask,
+    /// Look for another route now.
+    Stalled,
+}
+
+impl Signs {
+    /// Silence alone is no death: a peer may be writing to a slow card. Unanswered data is.
+    pub fn verdict(&self) -> Verdict {
+        let is_dead =
+            |wait: Option<Duration>, max| wait.is_some_and(|wait| wait >= max) && self.silent >= max;
+        if is_dead(self.unacknowledged, STALL) || (self.is_relay && is_dead(self.pinged, RELAY_STALL)) {
+            return Verdict::Stalled;
+        }
+        if self.silent >= SILENCE && self.pinged.is_none() { Verdict::Ask } else { Verdict::Fine }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,5 +377,23 @@ mod tests {
         // Not for a few milliseconds.
         let lines = [line(6_000, 50_000_000, 1), line(2_000, 1_000_000, 2)];
         assert_eq!((pick(&lines), pick_quick(&lines)), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn dead_path_is_told_from_a_busy_peer() {
+        let ms = Duration::from_millis;
+        let signs = |silent, unacknowledged: Option<u64>, pinged: Option<u64>, is_relay| {
+            let (unacknowledged, pinged) = (unacknowledged.map(ms), pinged.map(ms));
+            Signs { silent: ms(silent), unacknowledged, pinged, is_relay }.verdict()
+        };
+        assert_eq!(signs(100, None, None, false), Verdict::Fine);
+        assert_eq!(signs(800, None, None, false), Verdict::Ask);
+        // It acknowledges and says nothing: it is at work.
+        assert_eq!(signs(20_000, None, Some(19_000), false), Verdict::Fine);
+        assert_eq!(signs(1_500, Some(1_300), Some(600), false), Verdict::Stalled);
+        // Data comes, acknowledgements of ours do not yet: a slow way up.
+        assert_eq!(signs(100, Some(3_000), None, false), Verdict::Fine);
+        assert_eq!(signs(3_000, None, Some(2_000), true), Verdict::Fine);
+        assert_eq!(signs(4_500, None, Some(4_100), true), Verdict::Stalled);
     }
 }
