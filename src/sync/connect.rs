@@ -350,11 +350,12 @@ impl Sync {
         if arrived.established.kind == Right::Recovery {
             return self.serve_recovery(arrived.established, owner).await;
         }
-        if let Right::Invite(_) = arrived.established.kind {
+        let is_new = matches!(arrived.established.kind, Right::Invite(_));
+        self.attach(arrived).await;
+        if is_new {
             self.publish_soon();
             self.dial_from_now_on(owner);
         }
-        self.attach(arrived).await;
     }
 
     async fn serve_recovery(self: Rc<Self>, established: Established<BoxStream>, owner: CellId) {
