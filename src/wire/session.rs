@@ -127,7 +127,9 @@ pub struct Session {
 struct Shared {
     is_alive: Cell<bool>,
     is_closing: Cell<bool>,
+    is_aborted: Cell<bool>,
     streams_in: Cell<usize>,
+    streams_out: Cell<usize>,
     permits_out: Arc<Semaphore>,
     /// Who waits for a new stream.
     wanted: RefCell<VecDeque<Sender<yamux::Stream>>>,
@@ -162,7 +164,9 @@ pub fn start<S: ByteStream + 'static>(
     let shared = Rc::new(Shared {
         is_alive: Cell::new(true),
         is_closing: Cell::new(false),
+        is_aborted: Cell::new(false),
         streams_in: Cell::new(0),
+        streams_out: Cell::new(0),
         permits_out: Arc::new(Semaphore::new(limits.streams_out)),
         wanted: RefCell::default(),
         ended,
@@ -205,6 +209,7 @@ impl Session {
         }
         shared.wake_driver();
         let inner = self.unless_ended(take.recv()).await?.map_err(|_| SessionError::Closed)?;
+        shared.streams_out.set(shared.streams_out.get() + 1);
         Ok(Stream { inner, shared: Rc::clone(shared), permit: Some(permit) })
     }
 
@@ -219,6 +224,12 @@ impl Session {
         self.shared.wake_driver();
     }
 
+    /// Ends the session at once; what is under way ends with an error.
+    pub fn abort(&self) {
+        self.shared.is_aborted.set(true);
+        self.close();
+    }
+
     /// Waits until the session has ended, for whatever reason.
     pub async fn ended(&self) {
         // Nothing is ever sent: the channel closes with the driver.
@@ -228,6 +239,11 @@ impl Session {
     /// Whether streams can still be opened.
     pub fn is_alive(&self) -> bool {
         self.shared.is_alive.get() && !self.shared.is_closing.get()
+    }
+
+    /// Requests under way, of both sides.
+    pub fn streams_live(&self) -> usize {
+        self.shared.streams_in.get() + self.shared.streams_out.get()
     }
 
     /// When the last byte came in.
@@ -271,9 +287,8 @@ pub struct Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shared.lingering.borrow_mut().push_back(self.shared.bytes_out.get());
-        if self.permit.is_none() {
-            self.shared.streams_in.set(self.shared.streams_in.get() - 1);
-        }
+        let count = if self.permit.is_none() { &self.shared.streams_in } else { &self.shared.streams_out };
+        count.set(count.get() - 1);
     }
 }
 
@@ -463,6 +478,9 @@ impl<S: ByteStream> Driver<S> {
     }
 
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<SessionError> {
+        if self.shared.is_aborted.get() {
+            return Poll::Ready(SessionError::Closed);
+        }
         match self.yamux.poll_close(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(SessionError::Closed),
             Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
