@@ -18,6 +18,7 @@ pub mod handshake;
 pub mod memory;
 pub mod message;
 pub mod noise;
+pub mod pace;
 pub mod session;
 pub mod tcp;
 
