@@ -3,7 +3,7 @@
 //! `ARCHITECTURE.md` is the map. Imports point right or down:
 //!
 //! ```text
-//! main > cli > cell > dashboard sync                           duties
+//! main > cli > cell > dashboard relay sync                     duties
 //!                   > files store placement wire               services
 //!                   > catalog manifest seal keys id config     nouns
 //! ```
@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod placement;
 pub mod publish;
 pub mod recovery_card;
+pub mod relay;
 pub mod routes;
 pub mod seal;
 pub mod store;
