@@ -368,6 +368,11 @@ impl Client {
         self.hub
     }
 
+    /// Circuits that are open.
+    pub fn circuits_live(&self) -> usize {
+        self.session.streams_live()
+    }
+
     /// Waits until the connection has ended, for whatever reason.
     pub async fn ended(&self) {
         self.session.ended().await;

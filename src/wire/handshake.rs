@@ -92,6 +92,11 @@ impl Approach {
         }
     }
 
+    /// Whom it is to, where that is known.
+    pub fn target(&self) -> Option<CellId> {
+        self.expected().map(|(id, _)| *id)
+    }
+
     fn secret(&self) -> Option<&Secret> {
         match self {
             Self::Known { .. } => None,
