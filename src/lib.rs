@@ -5,9 +5,10 @@
 //! ```text
 //! main > cli > cell > dashboard sync                           duties
 //!                   > files store placement wire               services
-//!                   > catalog manifest seal keys id config     nouns
+//!                   > catalog manifest seal keys id config buffers     nouns
 //! ```
 
+pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;

@@ -16,6 +16,7 @@ use smol::lock::Semaphore;
 use super::unix::{Stat, stat_open};
 use super::version::{self, Content, Known, NewVersion};
 use super::walk::{Candidate, Problem};
+use crate::buffers;
 use crate::config::{
     CLOCK_TICK_MS, COMMIT_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
 };
@@ -443,19 +444,20 @@ impl LargeImporter {
             if has_holes && is_hole(&file, offset, len as u64) {
                 return Ok(SealedPart { entry: Entry::Hole { len: len as u64 }, part: None });
             }
-            let mut padded = Vec::with_capacity(padded_len(len) + TAG_BYTES);
-            padded.resize(len, 0);
-            read_exactly(&file, &mut padded, offset).map_err(VaultError::io("cannot read a file"))?;
-            padded.resize(padded_len(len), 0);
+            let mut padded = buffers::take(padded_len(len));
+            read_exactly(&file, &mut padded[..len], offset).map_err(VaultError::io("cannot read a file"))?;
+            padded[len..].fill(0);
             let key = vault.sealer.chunk_key(ENCODING_RAW, &padded);
             if let Some(entry @ Entry::Chunk { key: old_key, .. }) = &old {
                 if *old_key == key {
+                    buffers::give(padded);
                     return Ok(SealedPart { part: part_of(entry), entry: entry.clone() });
                 }
             }
             let chunk = seal_with(key.clone(), padded);
             let is_here = vault.db.read(|t| t.chunk(&chunk.name))?.is_some_and(|row| row.place.is_some());
             let staged = if is_here { None } else { Some(vault.store.stage(chunk.name, &chunk.bytes)?) };
+            buffers::give(chunk.bytes);
             let entry = Entry::Chunk { name: chunk.name, key, encoding: ENCODING_RAW, len: len as u32 };
             Ok(SealedPart { entry, part: Some(Part { name: chunk.name, own: Own::Data, staged }) })
         })

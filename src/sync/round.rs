@@ -14,6 +14,7 @@ use smol::lock::Semaphore;
 use super::driver::{Link, Sync};
 use super::room;
 use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
+use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::keys::sha256;
@@ -534,7 +535,9 @@ async fn push_batch(
         at += group.len();
         next = (at < rows.len()).then(|| read_group(vault, &rows, at));
         for bytes in group {
-            if !putting.send(&bytes).await? {
+            let is_wanted = putting.send(&bytes).await?;
+            buffers::give(bytes);
+            if !is_wanted {
                 break 'sending;
             }
         }
@@ -846,6 +849,7 @@ impl Puller<'_> {
                     Own::Segment => vault.store.stage_urgent(name, &bytes)?,
                     _ => vault.store.stage(name, &bytes)?,
                 });
+                buffers::give(bytes);
             }
             Ok(staged)
         }));

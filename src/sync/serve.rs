@@ -17,6 +17,7 @@ use smol::Task;
 use super::books::PeerRow;
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
+use crate::buffers;
 use crate::card::Card;
 use crate::catalog::Head;
 use crate::config::{PEER_CATALOG_BYTES_MAX, STRAY_SEGMENTS_S};
@@ -323,6 +324,7 @@ impl Keeper {
                 HoldClass::Chunk => self.vault.store.stage(name, &bytes),
                 HoldClass::Segment => self.vault.store.stage_urgent(name, &bytes),
             };
+            buffers::give(bytes);
             (at, staged.map_or_else(|why| Taken::Status(status_of(&why)), Taken::Staged))
         };
         group.into_iter().map(take).collect()
@@ -879,6 +881,7 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
         next = (at < names.len()).then(|| read(at));
         for (status, bytes) in group {
             message::write_got(stream, status, &bytes).await?;
+            buffers::give(bytes);
         }
     }
     Ok(message::finish(stream).await?)
