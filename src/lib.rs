@@ -27,6 +27,7 @@ pub mod placement;
 pub mod publish;
 pub mod recovery_card;
 pub mod seal;
+pub mod sha256;
 pub mod store;
 pub mod sync;
 pub mod vault;
