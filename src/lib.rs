@@ -5,9 +5,10 @@
 //! ```text
 //! main > cli > cell > dashboard relay sync                     duties
 //!                   > files store placement wire               services
-//!                   > catalog manifest seal keys id config     nouns
+//!                   > catalog manifest seal keys id config buffers     nouns
 //! ```
 
+pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;
@@ -28,6 +29,7 @@ pub mod recovery_card;
 pub mod relay;
 pub mod routes;
 pub mod seal;
+pub mod sha256;
 pub mod store;
 pub mod sync;
 pub mod vault;

@@ -304,6 +304,7 @@ async fn save_time(cell: Rc<Cell>) {
 async fn trim() {
     loop {
         smol::Timer::after(TRIM).await;
+        crate::buffers::clear();
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim only gives unused pages back.
         smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;

@@ -15,12 +15,13 @@ use super::driver::Sync;
 use super::link::{For, Link};
 use super::room;
 use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
+use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::id::{BodyHash, CellId, ChunkName};
-use crate::keys::sha256;
 use crate::placement::planner::{Candidate, Deficit, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
 use crate::publish;
+use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Alert, Marks, Vault, VaultError};
 use crate::wire::message::{
@@ -537,7 +538,9 @@ async fn push_batch(
         at += group.len();
         next = (at < rows.len()).then(|| read_group(vault, &rows, at));
         for bytes in group {
-            if !putting.send(&bytes).await? {
+            let is_wanted = putting.send(&bytes).await?;
+            buffers::give(bytes);
+            if !is_wanted {
                 break 'sending;
             }
         }
@@ -858,7 +861,10 @@ impl Puller<'_> {
                 group_bytes += buf.len();
                 group.push((name, buf));
             }
-            if group_bytes >= GROUP_BYTES {
+            if group_bytes >= GROUP_BYTES && group.len() % 2 == 1 {
+                // One waits for its partner, and no third is read before the two at work are done.
+                self.settle().await?;
+            } else if group_bytes >= GROUP_BYTES {
                 self.turn(std::mem::take(&mut group)).await?;
                 group_bytes = 0;
             }
@@ -874,8 +880,9 @@ impl Puller<'_> {
         let (vault, own) = (Arc::clone(self.vault), self.own);
         self.taking = Some(smol::unblock(move || {
             let mut staged = Vec::with_capacity(group.len());
-            for (name, bytes) in group {
-                if sha256(&bytes) != name.0 {
+            let hashes = sha256::each(&group.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+            for ((name, bytes), hash) in group.into_iter().zip(hashes) {
+                if hash != name.0 {
                     log::warn!("a peer sent wrong bytes for chunk {}", name.short());
                     continue;
                 }
@@ -883,6 +890,7 @@ impl Puller<'_> {
                     Own::Segment => vault.store.stage_urgent(name, &bytes)?,
                     _ => vault.store.stage(name, &bytes)?,
                 });
+                buffers::give(bytes);
             }
             Ok(staged)
         }));
