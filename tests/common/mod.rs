@@ -3,6 +3,8 @@
 //! Nothing sleeps for luck here: a state is waited for, with a deadline.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod proxy;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
