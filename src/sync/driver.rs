@@ -366,7 +366,7 @@ impl Sync {
     }
 
     async fn give_up_removed(&self) {
-        let now = self.vault.now();
+        let now = self.vault.expiry_now();
         for row in self.gate.rows() {
             if row.removed_at.is_some_and(|at| at + REMOVED_S < now) {
                 let (keeper, books, id) = (Arc::clone(&self.keeper), Arc::clone(&self.books), row.id);

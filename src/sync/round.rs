@@ -126,6 +126,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
         return Err(AskError::OutOfTurn.into());
     };
+    sync.vault.hear_time(&link.peer, theirs.unix_time);
     link.usage.set(Some(theirs.usage));
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     take_heads(sync, link, &theirs.tips, moved).await?;
@@ -684,7 +685,7 @@ async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
     let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
     let may = with_vault(vault, move |vault| {
-        let now = vault.now();
+        let now = vault.expiry_now();
         vault.db.read(|t| -> Result<bool, DbError> {
             if crate::files::brake::load(t)?.is_on() {
                 return Ok(false);

@@ -542,7 +542,7 @@ impl Keeper {
             Err(why) => return Ok(HeadOutcome::Refused(why.to_string())),
         };
         let _placing = self.vault.placing();
-        let now = self.vault.now();
+        let (now, expiry_now) = (self.vault.now(), self.vault.expiry_now());
         let (outcome, gone) = self.vault.db.change_durably(|t| -> Result<_, VaultError> {
             let cell = t.cell(owner)?;
             let mut missing = Vec::new();
@@ -565,7 +565,7 @@ impl Keeper {
                     body: bytes,
                 });
             }
-            Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, now)?))
+            Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, expiry_now)?))
         })?;
         if matches!(outcome, HeadOutcome::Stored) {
             mirror_heads(&self.vault, owner)?;
