@@ -125,7 +125,8 @@ impl Net {
     pub fn internet(&self) -> Internet {
         let router = self.host("internet");
         router.forwards();
-        // 203.0.113.0/24 (RFC 5737) is split into small networks, so that no two hosts are on one segment.
+        // Routers and cells rightly take addresses for documents (RFC 5737) as not public. So these look like any
+        // public ones; nothing leaves the namespaces. Small networks, so that no two hosts are on one segment.
         router.nft(
             "table ip internet {
                 chain carried {
@@ -426,7 +427,7 @@ impl Internet {
     fn addresses(&self) -> (String, Ipv4Addr, Ipv4Addr) {
         let n = self.count.replace(self.count.get() + 1);
         assert!(n < 63, "too many hosts");
-        let at = |last: u8| Ipv4Addr::new(203, 0, 113, 4 * n + last);
+        let at = |last: u8| Ipv4Addr::new(50, 60, 70, 4 * n + last);
         (format!("n{n}"), at(1), at(2))
     }
 

@@ -189,8 +189,9 @@ fn deliver(line: &mut Line, tap: &File, carried: &Mutex<[Carried; 2]>, from: usi
     let now = Instant::now();
     while line.queue.front().is_some_and(|(at, _)| *at <= now) {
         let (_, frame) = line.queue.pop_front().unwrap();
-        match (&*tap).write(&frame) {
-            Ok(_) => {
+        // The kernel takes a frame whole or not at all.
+        match (&*tap).write_all(&frame) {
+            Ok(()) => {
                 let mut carried = carried.lock().unwrap();
                 carried[from].frames += 1;
                 carried[from].bytes += frame.len() as u64;
