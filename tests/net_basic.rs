@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use common::fleet::*;
 use common::net::*;
 use common::*;
 
@@ -69,29 +69,6 @@ fn networks_do_what_they_are_told() {
     assert_eq!(c.ping(right.public, 3).received, 3);
 }
 
-/// Some folders and files, large ones too.
-fn plant(home: &std::path::Path, chance: &mut Chance) {
-    for folder in 0..3 {
-        let folder = home.join(format!("folder {folder}"));
-        fs::create_dir_all(&folder).unwrap();
-        for file in 0..10 {
-            let len = chance.below(40_000) as usize;
-            fs::write(folder.join(format!("file {file}")), chance.bytes(len)).unwrap();
-        }
-    }
-    fs::write(home.join("large"), chance.bytes(9_000_000)).unwrap();
-}
-
-/// Waits until all that a cell has is with its peer.
-fn copied(cell: &Cell, files: u64) {
-    wait_for("all files are kept", || (number(&cell.get("/status"), "files.count") >= files).then_some(()));
-    wait_for("all is copied", || {
-        let job = cell.job("/sync", r#"{"wait":true}"#);
-        let is_done = text(&job, "state") == "done" && number(&job, "result.waiting_chunks") == 0;
-        is_done.then_some(())
-    });
-}
-
 /// A cell behind NAT joins one with a public address; then each gives the other what it should hold, over the one
 /// connection that the hidden one dialled.
 #[test]
@@ -109,14 +86,16 @@ fn hidden_cell_joins_a_public_one_and_both_push() {
     a.run();
     b.run();
     b.invite(&a);
-    plant(&a.home, &mut chance);
+    plant_small(&a.home, &mut chance);
+    plant(&a.home, "large", &chance.bytes(9_000_000));
     copied(&a, 31);
     let peers = a.get("/peers");
     assert!(json_text(&peers).contains(&format!("\"address\":\"{public}:5679\"")), "{}", json_text(&peers));
 
     // B cannot dial A: what it pushes goes over A's connection.
     let (before, _) = inside.traffic("eth0");
-    plant(&b.home, &mut chance);
+    plant_small(&b.home, &mut chance);
+    plant(&b.home, "large", &chance.bytes(9_000_000));
     copied(&b, 31);
     let (after, _) = inside.traffic("eth0");
     assert!(after - before > 9_000_000, "{} bytes came in", after - before);

@@ -20,6 +20,7 @@ use grove::cli::client::{Client, ClientError};
 use grove::keys::{random, sha256};
 use miniserde::json::{self, Number, Object, Value};
 
+pub mod fleet;
 pub mod net;
 pub mod wire;
 

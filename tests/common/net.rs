@@ -332,6 +332,13 @@ impl Host {
         }
     }
 
+    /// The address of a device.
+    pub fn address(&self, device: &str) -> Ipv4Addr {
+        let text = self.ip(&format!("-4 -o addr show dev {device} scope global"));
+        let address = text.split(" inet ").nth(1).and_then(|rest| rest.split('/').next());
+        address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address: {text}"))
+    }
+
     /// Echoes asked for 10 ms apart: how many came back, and their round trips on average.
     pub fn ping(&self, to: Ipv4Addr, count: u32) -> Ping {
         let mut command = self.command("ping");
@@ -508,9 +515,17 @@ impl Home {
         ));
     }
 
-    /// Closes all of them; connections that go through them end silently.
+    /// Closes all of them to new connections.
     pub fn close(&self) {
         self.router.nft("flush chain ip home opened");
+    }
+
+    /// Carries nothing to or from this port of hosts behind it any more, and tells nobody.
+    pub fn block(&self, to_port: u16) {
+        self.router.nft(&format!(
+            "insert rule ip home carried tcp dport {to_port} drop
+             insert rule ip home carried tcp sport {to_port} drop"
+        ));
     }
 }
 
@@ -524,7 +539,7 @@ impl Beside {
     pub fn start(host: &Host, words: &[&str], log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         let mut command = host.command(words[0]);
-        command.args(&words[1..]).stdin(Stdio::null());
+        command.args(&words[1..]).stdin(Stdio::null()).env("HOME", log.parent().unwrap());
         command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), log: log.to_owned() }
     }
