@@ -22,6 +22,7 @@ use miniserde::json::{self, Number, Object, Value};
 
 pub mod fleet;
 pub mod net;
+pub mod relayed;
 pub mod wire;
 
 /// How long anything may take before a test gives up.

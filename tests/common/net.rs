@@ -561,6 +561,15 @@ impl Beside {
         });
     }
 
+    /// Waits until something takes connections on this port of its host.
+    pub fn answers(&mut self, host: &Host, port: u16) {
+        wait_for("the program listens", || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {}", self.log());
+            host.inside(move || TcpStream::connect((Ipv4Addr::LOCALHOST, port))).ok()
+        });
+    }
+
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
