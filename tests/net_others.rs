@@ -53,7 +53,8 @@ fn yggdrasil_is_classed_and_chosen_by_measurement() {
         host.nft(
             "table inet below { chain in {
                 type filter hook input priority 0; policy accept;
-                iifname \"below0\" tcp dport != 9001 tcp sport != 9001 drop
+                iifname \"below0\" tcp dport 5679 drop
+                iifname \"below0\" tcp sport 5679 drop
             }
             }",
         );
