@@ -129,6 +129,16 @@ settings! {
     "settle.open_ms" settle_open_ms: u64 = 2000;
     /// Rounds with peers, when nothing changes. s.
     "sync.every_s" sync_every_s: u64 = 300;
+    /// Upload, all peers together. Bytes a second; 0: no limit.
+    "limit.up_bytes_per_s" limit_up: u64 = 0;
+    /// Download, all peers together. Bytes a second; 0: no limit.
+    "limit.down_bytes_per_s" limit_down: u64 = 0;
+    /// Upload to each peer. Bytes a second; 0: no limit.
+    "limit.peer_up_bytes_per_s" limit_peer_up: u64 = 0;
+    /// Download from each peer. Bytes a second; 0: no limit.
+    "limit.peer_down_bytes_per_s" limit_peer_down: u64 = 0;
+    /// The limits hold for peers in the local network, too.
+    "limit.lan" limit_lan: bool = false;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -163,6 +173,16 @@ impl Setting for u64 {
     }
     fn write(&self) -> Value {
         Value::Number(Number::U64(*self))
+    }
+}
+
+impl Setting for bool {
+    const WANTED: &'static str = "true or false";
+    fn read(value: &Value) -> Option<Self> {
+        if let Value::Bool(value) = value { Some(*value) } else { None }
+    }
+    fn write(&self) -> Value {
+        Value::Bool(*self)
     }
 }
 
@@ -201,6 +221,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Peers give up a body that comes slower than 4 KiB a second, and several share a line.
+const LIMIT_BYTES_PER_S_MIN: u64 = 32 * 1024;
+const LIMIT_WANTED: &str = "0 for no limit, or at least 32768";
+
+fn is_limit(bytes_per_s: u64) -> bool {
+    bytes_per_s == 0 || bytes_per_s >= LIMIT_BYTES_PER_S_MIN
+}
+
 impl Config {
     /// Reads the text of config.json.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -226,6 +254,10 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
+            ("limit.up_bytes_per_s", is_limit(self.limit_up), LIMIT_WANTED),
+            ("limit.down_bytes_per_s", is_limit(self.limit_down), LIMIT_WANTED),
+            ("limit.peer_up_bytes_per_s", is_limit(self.limit_peer_up), LIMIT_WANTED),
+            ("limit.peer_down_bytes_per_s", is_limit(self.limit_peer_down), LIMIT_WANTED),
             (
                 "log.level",
                 self.log_level.parse::<log::LevelFilter>().is_ok(),

@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod placement;
 pub mod publish;
 pub mod recovery_card;
+pub mod routes;
 pub mod seal;
 pub mod store;
 pub mod sync;

@@ -16,7 +16,8 @@ use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
 use crate::id::{ChunkName, hex};
 use crate::placement::DbError;
-use crate::sync::{Books, PeerView, RoundReport, Sync, fetch_catalog};
+use crate::routes::Speed;
+use crate::sync::{Books, PeerView, RoundReport, RouteView, Sync, fetch_catalog};
 use crate::vault::{Vault, VaultError, write_whole};
 
 /// An invite lasts a week, where nothing else is said.
@@ -54,6 +55,36 @@ fn peer_json(peer: &PeerView) -> String {
         .raw("addresses", list(peer.addresses.iter().map(|address| text(address))))
         .str("error", &peer.error)
         .end()
+}
+
+/// Routes of every peer, best first.
+fn routes_json(sync: &Sync, wall: i64) -> String {
+    let route = |route: &RouteView| {
+        let speed = |number: fn(&Speed) -> u64| {
+            route.speed.as_ref().map_or("null".into(), |speed| number(speed).to_string())
+        };
+        let ago = route.succeeded_at.map(|at| wall.saturating_sub(at).max(0));
+        Obj::new()
+            .str("address", &route.address)
+            .str("kind", route.kind.as_str())
+            .bool("in_use", route.in_use)
+            .bool("incoming", route.is_incoming)
+            .raw("rtt_us", speed(|speed| speed.rtt_us))
+            .raw("up_bytes_per_s", speed(|speed| speed.up_bytes_per_s))
+            .raw("down_bytes_per_s", speed(|speed| speed.down_bytes_per_s))
+            .raw("last_success_s", ago.map_or("null".into(), |s| s.to_string()))
+            .str("last_error", &route.error)
+            .str("why", &route.why)
+            .end()
+    };
+    let peers = sync.routes().into_iter().map(|peer| {
+        Obj::new()
+            .str("name", &peer.name)
+            .str("id", &peer.id.to_string())
+            .raw("routes", list(peer.routes.iter().map(route)))
+            .end()
+    });
+    Obj::new().raw("peers", list(peers)).end()
 }
 
 fn report_json(report: &RoundReport) -> String {
@@ -161,7 +192,7 @@ impl Cell {
             let peers = self.peers_json().await.map(|(peers, _)| Obj::new().raw("peers", peers).end());
             return ok(peers);
         }
-        let is_known = matches!(rest, ["peers" | "invites", ..] | ["join"] | ["sync"]);
+        let is_known = matches!(rest, ["peers" | "invites" | "routes", ..] | ["join"] | ["sync"]);
         let Some(sync) = self.synced().filter(|_| is_known) else {
             return if is_known {
                 ApiResponse::error(
@@ -188,6 +219,16 @@ impl Cell {
                 };
                 self.publish_soon();
                 ok(done.map(|(name, id)| Obj::new().str("name", &name).str("id", &id.to_string()).end()))
+            }
+            (Method::Get, ["routes"]) => {
+                ApiResponse::json_text(200, routes_json(&sync, self.vault.clock.wall()))
+            }
+            (Method::Post, ["routes", "bench"]) => {
+                let vault = Arc::clone(&self.vault);
+                self.jobs.start(&self.executor, "bench", |job| async move {
+                    sync.bench(|name| job.say(format!("measuring the routes to {name}"))).await;
+                    Ok(routes_json(&sync, vault.clock.wall()))
+                })
             }
             (Method::Get, ["invites"]) => {
                 let invites = sync.invites().into_iter().map(|row| {

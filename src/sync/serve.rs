@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -719,6 +720,8 @@ pub(super) struct Caller {
     pub(super) owner: CellId,
     /// Reads what is kept for `owner`, and nothing else.
     pub(super) is_recovering: bool,
+    /// Where it is seen, unless it comes through a relay or recovers.
+    pub(super) ip: Option<IpAddr>,
 }
 
 /// Answers all requests of a session until it ends.
@@ -801,6 +804,14 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             smol::unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
         Request::Ping => Ok(Reply::Pong),
+        Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
+        Request::Measure { up, down } => {
+            if !sync.may_measure(&owner, u64::from(up) + u64::from(down)) {
+                let refusal = Refusal::new(ErrorCode::Busy, "enough was measured for this hour", "");
+                return reply(stream, &Reply::Error(refusal)).await;
+            }
+            return message::answer_measure(stream, up, down).await;
+        }
         Request::Card { bytes } => match take_card(sync, &owner, &bytes).await {
             Ok(()) => Ok(Reply::Done),
             Err(why) => {
@@ -836,7 +847,10 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
     let is_newer = Card::from_bytes(&peer.card).map_or(true, |known| card.sequence > known.sequence);
     if is_newer {
         let name = card.name.clone();
-        sync.gate.save(PeerRow { name, card: card.to_bytes(), ..peer }).await?;
+        let peer = PeerRow { name, card: card.to_bytes(), ..peer };
+        sync.name_routes(&peer);
+        sync.gate.save(peer).await?;
+        sync.wake_dialer(owner);
     }
     Ok(())
 }
