@@ -237,8 +237,17 @@ impl Cell {
 
     pub fn with(dir: PathBuf, home: PathBuf, log: PathBuf) -> Self {
         let program = PathBuf::from(GROVE);
-        Self { dir, home, peer_port: free_port(), program, uid: None, env: Vec::new(), run: None, log }
-        Self { dir, home, peer_port: free_port(), program, uid: None, host: None, run: None, log }
+        Self {
+            dir,
+            home,
+            peer_port: free_port(),
+            program,
+            uid: None,
+            env: Vec::new(),
+            host: None,
+            run: None,
+            log,
+        }
     }
 
     /// Makes the cell, with these settings besides the defaults of tests.
