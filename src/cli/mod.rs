@@ -10,6 +10,7 @@ mod job;
 mod making;
 mod peers;
 mod phrase;
+mod relay;
 mod restore;
 pub mod show;
 mod state;
@@ -235,6 +236,7 @@ enum Command {
     Peer(peers::Peer),
     Sync(peers::Sync),
     Recover(making::Recover),
+    Relay(relay::Relay),
 }
 
 impl Command {
@@ -261,6 +263,7 @@ impl Command {
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Relay(command) => command.run(context),
         }
     }
 }
@@ -523,7 +526,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync recover bin"
+                        invite join peer sync recover bin relay"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");
