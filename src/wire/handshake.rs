@@ -477,10 +477,11 @@ const IPS_MAX: usize = 4096;
 /// The memory is searched for old addresses at most this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// So many at once, then so many a second.
 #[derive(Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
+pub(crate) struct Rate {
+    pub(crate) burst: f64,
+    pub(crate) per_second: f64,
 }
 
 struct Bucket {
@@ -498,6 +499,8 @@ impl Bucket {
 
 /// Says who may begin a handshake, before any key is touched. An IPv6 network of 64 bits counts as one address.
 pub struct HandshakeLimiter {
+    per_ip_rate: Rate,
+    overall_rate: Rate,
     overall: Bucket,
     per_ip: HashMap<IpAddr, Bucket>,
     swept: Instant,
@@ -506,13 +509,18 @@ pub struct HandshakeLimiter {
 impl HandshakeLimiter {
     /// Full buckets.
     pub fn new(now: Instant) -> Self {
-        let overall = Bucket { tokens: OVERALL.burst, at: now };
-        Self { overall, per_ip: HashMap::new(), swept: now }
+        Self::with_rates(PER_IP, OVERALL, now)
+    }
+
+    /// For what comes at other rates than handshakes.
+    pub(crate) fn with_rates(per_ip_rate: Rate, overall_rate: Rate, now: Instant) -> Self {
+        let overall = Bucket { tokens: overall_rate.burst, at: now };
+        Self { per_ip_rate, overall_rate, overall, per_ip: HashMap::new(), swept: now }
     }
 
     /// Whether a handshake from `ip` may begin; it counts if so.
     pub fn allow(&mut self, ip: IpAddr, now: Instant) -> bool {
-        self.overall.fill(OVERALL, now);
+        self.overall.fill(self.overall_rate, now);
         if self.overall.tokens < 1.0 {
             return false;
         }
@@ -520,8 +528,8 @@ impl HandshakeLimiter {
         let ip = network(ip);
         // With the memory full of busy addresses a new one is bounded by all together only.
         if self.per_ip.len() < IPS_MAX || self.per_ip.contains_key(&ip) {
-            let bucket = self.per_ip.entry(ip).or_insert(Bucket { tokens: PER_IP.burst, at: now });
-            bucket.fill(PER_IP, now);
+            let bucket = self.per_ip.entry(ip).or_insert(Bucket { tokens: self.per_ip_rate.burst, at: now });
+            bucket.fill(self.per_ip_rate, now);
             if bucket.tokens < 1.0 {
                 return false;
             }
@@ -536,9 +544,10 @@ impl HandshakeLimiter {
             return;
         }
         self.swept = now;
+        let rate = self.per_ip_rate;
         self.per_ip.retain(|_, bucket| {
-            bucket.fill(PER_IP, now);
-            bucket.tokens < PER_IP.burst
+            bucket.fill(rate, now);
+            bucket.tokens < rate.burst
         });
     }
 }
