@@ -164,7 +164,7 @@ pub struct Watch {
 impl Watch {
     /// Hears of changes from now on.
     pub fn open() -> Self {
-        let socket = open_netlink().and_then(|fd| Ok(Async::new(fd)?));
+        let socket = open_netlink().and_then(Async::new);
         if let Err(why) = &socket {
             log::info!("the kernel does not tell of changed addresses ({why}); they are looked for");
         }
