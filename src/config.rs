@@ -132,6 +132,8 @@ settings! {
     "settle.open_ms" settle_open_ms: u64 = 2000;
     /// Rounds with peers, when nothing changes. s.
     "sync.every_s" sync_every_s: u64 = 300;
+    /// Peers in the same network are found by beacons (UDP, port 5680).
+    "lan.discovery" lan_discovery: bool = true;
     /// Upload, all peers together. Bytes a second; 0: no limit.
     "limit.up_bytes_per_s" limit_up: u64 = 0;
     /// Download, all peers together. Bytes a second; 0: no limit.
