@@ -139,6 +139,10 @@ settings! {
     "limit.peer_down_bytes_per_s" limit_peer_down: u64 = 0;
     /// The limits hold for peers in the local network, too.
     "limit.lan" limit_lan: bool = false;
+    /// Relays this cell waits at, as URLs: ws://host:port or wss://host, with #<relay's id> to pin its key.
+    "relay.urls" relay_urls: Vec<String> = Vec::new();
+    /// SHA-256 of TLS certificates of relays that are accepted beside those that the roots vouch for; hexadecimal.
+    "relay.pins" relay_pins: Vec<String> = Vec::new();
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.

@@ -45,8 +45,10 @@ pub struct Collected {
 /// Collects what nothing needs. One at a time.
 pub fn collect(vault: &Vault) -> Result<Collected, VaultError> {
     // Chunks of an unfinished database rebuild belong to somebody who has not been heard yet.
-    let keeps_unknown =
-        vault.db.read(|t| t.meta_u64("rebuilt_at"))?.is_some_and(|at| vault.now() < at + UNKNOWN_CHUNKS_S);
+    let keeps_unknown = vault
+        .db
+        .read(|t| t.meta_u64("rebuilt_at"))?
+        .is_some_and(|at| vault.expiry_now() < at + UNKNOWN_CHUNKS_S);
     let until = {
         let _placing = vault.placing();
         *vault.marks() = Some(Marks::default());
@@ -274,7 +276,7 @@ pub struct Thinned {
 /// Drops versions that are old enough, and deleted files after their time in the bin. Nothing while the brake is on.
 pub fn thin_all(vault: &Vault) -> Result<Thinned, VaultError> {
     let mut thinned = Thinned::default();
-    if vault.is_retired() || vault.db.read(brake::load)?.is_on() {
+    if vault.is_retired() || vault.is_expiry_frozen() || vault.db.read(brake::load)?.is_on() {
         return Ok(thinned);
     }
     let now = vault.now();

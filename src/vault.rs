@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::{Clock, ObservedTime};
+use crate::clock::{Clock, Doubt, Evidence, ObservedTime, PeerTimes};
 use crate::config::Config;
 use crate::id::{CellId, ChunkName};
 use crate::keys::{Identity, MasterKey};
@@ -81,6 +81,7 @@ pub struct Vault {
     /// Random for each start.
     pub run: [u8; 16],
     time: Mutex<ObservedTime>,
+    peer_times: Mutex<PeerTimes>,
     life: AtomicU32,
     retired: AtomicBool,
     placing: Mutex<()>,
@@ -144,8 +145,7 @@ impl Vault {
             };
             Ok((t.meta_u64("life")?.unwrap_or(1) as u32, t.meta_u64("retired")?.is_some(), saved))
         })?;
-        let mut time = ObservedTime::resume(saved, &*clock);
-        let jump = time.credit(&*clock, clock.is_synchronized());
+        let time = ObservedTime::resume(saved, &*clock);
         let vault = Self {
             identity: master.identity(0, 0),
             sealer: Sealer::new(&master, 0),
@@ -158,6 +158,7 @@ impl Vault {
             clock,
             config,
             time: Mutex::new(time),
+            peer_times: Mutex::default(),
             life: AtomicU32::new(life),
             retired: AtomicBool::new(retired),
             placing: Mutex::new(()),
@@ -167,18 +168,7 @@ impl Vault {
             tree_size: Mutex::default(),
             alerts: Mutex::new(BTreeMap::new()),
         };
-        if let Err(off_s) = jump {
-            vault.raise(
-                "clock",
-                Alert {
-                    text: format!(
-                        "the clock jumped by {} days while the cell was off; nothing expires by it",
-                        off_s / 86_400
-                    ),
-                    remedy: "set the clock of this machine".into(),
-                },
-            );
-        }
+        vault.look_at_clock();
         if retired {
             vault.raise_retired();
         }
@@ -225,17 +215,51 @@ impl Vault {
         lock(&self.time).now(&*self.clock)
     }
 
-    /// Credits time switched off when sure of the clock, and saves how far observed time is.
-    pub fn save_time(&self, is_sure: bool) -> Result<(), DbError> {
-        let (observed, wall) = {
-            let mut time = lock(&self.time);
-            let _ = time.credit(&*self.clock, is_sure || self.clock.is_synchronized());
-            time.save(&*self.clock)
-        };
+    /// Observed seconds for what expires: they stand still while the clock is doubted.
+    pub fn expiry_now(&self) -> u64 {
+        lock(&self.time).expiry_now(&*self.clock)
+    }
+
+    /// The clock is doubted, so nothing expires.
+    pub fn is_expiry_frozen(&self) -> bool {
+        lock(&self.time).is_doubted()
+    }
+
+    /// What a peer says of the time.
+    pub fn hear_time(&self, peer: &CellId, unix_s: u64) {
+        lock(&self.peer_times).hear(peer.0, unix_s, self.clock.steady());
+        self.look_at_clock();
+    }
+
+    /// Credits time switched off when sure of the clock, says so when it is doubted, and saves how far observed time is.
+    pub fn save_time(&self) -> Result<(), DbError> {
+        self.look_at_clock();
+        let (observed, wall) = lock(&self.time).save(&*self.clock);
         self.db.change(|t| {
             t.set_meta_u64("observed", observed)?;
             t.set_meta_u64("wall", wall as u64)
         })
+    }
+
+    /// A person says that the clock is right.
+    pub fn accept_clock(&self) -> Result<(), DbError> {
+        if self.is_expiry_frozen() {
+            lock(&self.time).accept(&*self.clock);
+        }
+        self.save_time()
+    }
+
+    fn look_at_clock(&self) {
+        let evidence = if self.clock.is_synchronized() {
+            Evidence::Ntp
+        } else {
+            lock(&self.peer_times).agreed(self.clock.steady()).map_or(Evidence::Nothing, Evidence::Peers)
+        };
+        let doubt = lock(&self.time).look(&*self.clock, evidence);
+        match doubt {
+            Some(doubt) => self.raise("clock", clock_alert(doubt)),
+            None => self.clear("clock"),
+        }
     }
 
     /// The lock over chunk places; see the module text.
@@ -359,6 +383,28 @@ impl Vault {
         );
         Ok(())
     }
+}
+
+fn clock_alert(doubt: Doubt) -> Alert {
+    let days = |s: i64| match s / 86_400 {
+        1 => "a day".to_owned(),
+        days => format!("{days} days"),
+    };
+    let (text, remedy) = match doubt {
+        Doubt::Ahead(s) => (
+            format!("the clock of this machine seems to be ahead by {}; nothing expires by it", days(s)),
+            "set the clock; if it is right, say `grove confirm`",
+        ),
+        Doubt::Behind(s) => (
+            format!("the clock of this machine seems to be behind by {}; nothing expires by it", days(s)),
+            "set the clock; if it is right, say `grove confirm`",
+        ),
+        Doubt::TooLong(s) => (
+            format!("{} have passed since this cell last ran; nothing expires by it", days(s)),
+            "if that is so, say `grove confirm`; else set the clock",
+        ),
+    };
+    Alert { text, remedy: remedy.into() }
 }
 
 /// What stops a job on the vault.

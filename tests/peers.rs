@@ -1,5 +1,7 @@
 //! Two cells as processes, and strangers and rogues at their doors.
 
+mod common;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,6 +11,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::proxy::Proxy;
 use grove::card::{Card, CardBody, Invite};
 use grove::cli::client::Client;
 use grove::id::{ChunkName, hex};
@@ -260,16 +263,6 @@ fn noise(seed: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Bytes of all files below a folder.
-fn bytes_below(path: &Path) -> u64 {
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
-        Ok(meta) => meta.len(),
-        Err(_) => 0,
-    };
-    fs::read_dir(path).into_iter().flatten().flatten().map(size).sum()
-}
-
 /// Names of all chunks below `chunks/` that lie loose.
 fn chunk_names(cell: &Cell) -> Vec<String> {
     fn walk(path: &Path, names: &mut Vec<String>) {
@@ -287,52 +280,107 @@ fn chunk_names(cell: &Cell) -> Vec<String> {
     names
 }
 
+/// A sealed chunk of full length: 4 MiB, the encoding byte, the tag.
+const SEALED_MAX: u64 = (4 << 20) + 1 + 16;
+/// What one record of a file of 256 chunks may cost on the wire, both ways, all protocols below it included: it names
+/// its chunks, in 40 bytes each.
+const CATALOG_WIRE_MAX: u64 = 32 << 10;
+
+/// Writes a file of random bytes, 1 MiB at a time, each repeated with a counter: fast, and no two chunks are the same.
+fn write_large(path: &Path, len: u64) {
+    let block = noise("large", 1 << 20);
+    let mut file = fs::File::create(path).unwrap();
+    for n in 0..len >> 20 {
+        file.write_all(&[&n.to_le_bytes(), &block[8..]].concat()).unwrap();
+    }
+}
+
+fn id_of(cell: &Cell) -> String {
+    words(&cell.get("/status"), "id")
+}
+
+/// Makes the two peers of each other such that all between them goes through the proxy.
+fn pair_through_proxy(a: &Cell, b: &Cell) -> Proxy {
+    // If both dial at once, the connection that the smaller id dialled stays: so that one joins.
+    let (joins, invites) = if id_of(a) < id_of(b) { (a, b) } else { (b, a) };
+    let proxy = Proxy::before(invites.peer_port);
+    let text = invites.ok(&["invite", "--expires", "1h", "--json"]);
+    let mut invite: Invite = words(&text, "token").parse().unwrap();
+    invite.addresses = vec![proxy.address()];
+    joins.ok(&["join", &invite.to_string()]);
+    wait_for("both are online", || {
+        let online = |cell: &Cell| matches!(at(&cell.get("/peers"), "peers.0.online"), Value::Bool(true));
+        (online(a) && online(b)).then_some(())
+    });
+    proxy
+}
+
 #[test]
-fn changed_byte_sends_one_chunk_and_rename_sends_the_catalog_only() {
-    const SIZE: usize = 64 << 20;
+fn one_byte_of_a_gibibyte_sends_one_chunk_and_a_rename_the_catalog_only() {
+    const SIZE: u64 = 1 << 30;
     let folder = Folder::new();
     let (a, b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
-    a.pair(&b);
-    let on_b = || bytes_below(&b.root.join("state/chunks"));
-    let mut bytes = noise("big", SIZE);
-    fs::write(folder.0.join("big"), &bytes).unwrap();
+    let proxy = pair_through_proxy(&a, &b);
+    write_large(&folder.0.join("big"), SIZE);
     fs::rename(folder.0.join("big"), a.home().join("big")).unwrap();
     a.wait_version("big", 1);
     a.sync();
-    let (chunks, total) = a.copies();
-    let sent = on_b();
-    assert!(sent > SIZE as u64, "{sent}");
+    let (chunks, _) = a.copies();
+    assert!((256..=258).contains(&chunks), "256 chunks, and their list: {chunks}");
+    let before = proxy.settled();
+    assert!(before > SIZE, "{before} bytes passed the proxy: something goes around it");
 
-    bytes[SIZE / 2] ^= 1;
-    fs::write(a.home().join("big"), &bytes).unwrap();
+    let file = fs::File::options().write(true).open(a.home().join("big")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"!", SIZE / 2 + 12_345).unwrap();
+    drop(file);
     a.wait_version("big", 2);
     a.sync();
-    let (more, more_bytes) = (a.copies().0 - chunks, a.copies().1 - total);
-    let change = on_b() - sent;
+    let change = proxy.settled() - before;
     println!(
-        "{chunks} chunks, {sent} bytes; 1 byte changed: {more} chunk ({more_bytes} bytes), {change} more on the peer"
+        "1 byte of {SIZE}: {change} bytes on the wire, {} of them beside the chunk",
+        change - SEALED_MAX
     );
-    assert_eq!(more, 1);
-    assert!(change < more_bytes + 65_536, "{change} for a chunk of {more_bytes}");
+    assert!(change > SEALED_MAX, "{change}");
+    assert!(change < SEALED_MAX + SEALED_MAX / 400 + CATALOG_WIRE_MAX, "{change}");
+    assert_eq!(a.copies().0, chunks + 1);
 
-    let before = on_b();
+    let before = proxy.settled();
     fs::rename(a.home().join("big"), a.home().join("other")).unwrap();
     a.wait_version("other", 1);
     a.sync();
-    let rename = on_b() - before;
-    println!("rename: {rename} bytes more on the peer");
+    let rename = proxy.settled() - before;
+    println!("rename: {rename} bytes on the wire");
+    assert!(rename > 500, "{rename} bytes passed the proxy: something goes around it");
+    assert!(rename < CATALOG_WIRE_MAX, "{rename}");
     assert_eq!(a.copies().0, chunks + 1);
-    assert!(rename < 65_536, "{rename}");
 
+    // Nothing to say costs next to nothing.
+    let before = proxy.settled();
+    a.sync();
+    let quiet = proxy.settled() - before;
+    println!("a quiet round: {quiet} bytes on the wire");
+    assert!(quiet < 2048, "{quiet}");
+}
+
+#[test]
+fn new_small_file_is_on_the_peer_and_another_phrase_shares_no_chunk_name() {
+    let folder = Folder::new();
+    let (a, b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
+    a.pair(&b);
+    let bytes = noise("same", 48 << 20);
+    fs::write(a.home().join("same"), &bytes).unwrap();
+    a.wait_version("same", 1);
+    a.sync();
+    let (chunks, _) = a.copies();
     let began = Instant::now();
     fs::write(a.home().join("small"), "a few words").unwrap();
-    wait_for("a new small file is on the peer", || (a.copies().0 == chunks + 2).then_some(()));
+    wait_for("a new small file is on the peer", || (a.copies().0 == chunks + 1).then_some(()));
     println!("new small file on the peer after {} ms", began.elapsed().as_millis());
 
     // The same bytes in a cell of another phrase.
     let c = Cell::started(&folder, "c");
-    fs::write(c.home().join("other"), &bytes).unwrap();
-    c.wait_version("other", 1);
+    fs::write(c.home().join("same"), &bytes).unwrap();
+    c.wait_version("same", 1);
     let (of_a, of_c) = (chunk_names(&a), chunk_names(&c));
     assert!(of_a.len() > 10 && of_c.len() > 10, "{} {}", of_a.len(), of_c.len());
     assert!(of_a.iter().all(|name| !of_c.contains(name)));

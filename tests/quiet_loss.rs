@@ -400,7 +400,7 @@ fn clock_in_2038_and_1970_thins_nothing_out() {
         let clock = Arc::new(ManualClock::at(wall));
         clock.set_wall(wall, is_sure);
         let vault = vault(&cell, &clock);
-        vault.save_time(is_sure).unwrap();
+        vault.save_time().unwrap();
         for _ in 0..2 {
             let thinned = grove::gc::thin_all(&vault).unwrap();
             assert_eq!((thinned.versions, thinned.deleted), (0, 0), "at {wall}, sure {is_sure}");
@@ -409,7 +409,7 @@ fn clock_in_2038_and_1970_thins_nothing_out() {
             clock.pass(Duration::from_secs(3600));
             clock.set_wall(if wall == 0 { Y2038 } else { 0 }, false);
         }
-        vault.save_time(false).unwrap();
+        vault.save_time().unwrap();
     }
     cell.start();
     // The watch may have kept one more, empty, from between truncating and writing.

@@ -473,6 +473,7 @@ impl Cell {
         })
         .await?;
         self.vault.clear("brake");
+        pool(&self.vault, |v| Ok(v.accept_clock()?)).await?;
         Ok(Obj::new().bool("was_on", was_on).end())
     }
 

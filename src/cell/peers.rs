@@ -84,7 +84,14 @@ fn routes_json(sync: &Sync, wall: i64) -> String {
             .raw("routes", list(peer.routes.iter().map(route)))
             .end()
     });
-    Obj::new().raw("peers", list(peers)).end()
+    let relays = sync.relays().into_iter().map(|relay| {
+        Obj::new().str("url", &relay.url).bool("connected", relay.is_connected).str("why", &relay.why).end()
+    });
+    Obj::new()
+        .raw("own_addresses", list(sync.own_addresses().iter().map(|address| text(address))))
+        .raw("relays", list(relays))
+        .raw("peers", list(peers))
+        .end()
 }
 
 fn report_json(report: &RoundReport) -> String {

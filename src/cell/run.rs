@@ -202,7 +202,7 @@ async fn serve(
         smol::Timer::after(Duration::from_millis(STOP_MS)).await;
     })
     .await;
-    let _ = vault.save_time(false);
+    let _ = vault.save_time();
     let _ = vault.db.checkpoint();
     Ok(())
 }
@@ -293,7 +293,7 @@ async fn remind_of_phrase(cell: &Rc<Cell>) {
 async fn save_time(cell: Rc<Cell>) {
     loop {
         let vault = Arc::clone(&cell.vault);
-        if let Err(why) = smol::unblock(move || vault.save_time(false)).await {
+        if let Err(why) = smol::unblock(move || vault.save_time()).await {
             log::warn!("{why}");
         }
         smol::Timer::after(SAVE_TIME).await;
@@ -304,6 +304,7 @@ async fn save_time(cell: Rc<Cell>) {
 async fn trim() {
     loop {
         smol::Timer::after(TRIM).await;
+        crate::buffers::clear();
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim only gives unused pages back.
         smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;
@@ -396,7 +397,7 @@ impl Drop for Local {
             let cell = Rc::clone(&self.cell);
             smol::block_on(self.executor.run(async move { cell.keeper.mirror().await }));
         }
-        let _ = self.cell.vault.save_time(false);
+        let _ = self.cell.vault.save_time();
         let _ = self.cell.vault.db.checkpoint();
     }
 }

@@ -38,13 +38,20 @@ impl Routes {
             writeln!(context.out, "{text}")?;
             return Ok(());
         }
+        let tidy = |text: &str| show::text(text).replace('\n', " ");
+        let addresses = fields.texts("own_addresses");
+        writeln!(context.out, "this cell is reached at: {}", tidy(&addresses.join(", ")))?;
+        for relay in fields.list("relays") {
+            let state = if relay.is("connected") { "connected" } else { relay.text("why") };
+            writeln!(context.out, "relay {}: {}", tidy(relay.text("url")), tidy(state))?;
+        }
         let peers = fields.list("peers");
         if peers.is_empty() {
             writeln!(context.out, "No peers yet. `grove invite` brings one in.")?;
         }
         for mut peer in peers {
-            let name = show::text(peer.text("name")).replace('\n', " ");
-            writeln!(context.out, "{name} ({})", show::text(peer.text("id").get(..16).unwrap_or_default()))?;
+            let id = peer.text("id");
+            writeln!(context.out, "{} ({})", tidy(peer.text("name")), tidy(id.get(..16).unwrap_or(id)))?;
             context.out.write_all(table(&peer.list("routes")).as_bytes())?;
         }
         Ok(())
@@ -91,14 +98,17 @@ mod tests {
         let setup = Setup::new();
         setup.fake.answer(
             "GET /routes",
-            r#"{"peers":[{"name":"bob","id":"abababababababababab","routes":[
+            r#"{"own_addresses":["10.0.0.7:5679"],"relays":[{"url":"ws://r:1/relay","connected":false,"why":"it is tried"}],
+            "peers":[{"name":"bob","id":"abababababababababab","routes":[
             {"address":"10.0.0.1:5679","kind":"lan","in_use":true,"incoming":false,"rtt_us":1250,"up_bytes_per_s":1048576,"down_bytes_per_s":2097152,"last_success_s":0,"last_error":"","why":"in use: the fastest that answers"},
             {"address":"wss://r\u001b[2J.example","kind":"relay","in_use":false,"incoming":false,"rtt_us":null,"up_bytes_per_s":null,"down_bytes_per_s":null,"last_success_s":null,"last_error":"refused","why":"it did not answer"}]}]}"#,
         );
         let told = setup.with(|context, cell| Routes { bench: false, json: false }.with(context, cell));
         let lines: Vec<&str> = told.out.lines().collect();
-        assert_eq!(lines[0], "bob (abababababababab)");
-        assert!(lines[2].contains(" *  10.0.0.1:5679") && lines[2].contains("1.2 ms"), "{told:?}");
-        assert!(lines[3].ends_with("it did not answer: refused") && !told.out.contains('\u{1b}'), "{told:?}");
+        assert_eq!(lines[0], "this cell is reached at: 10.0.0.7:5679");
+        assert_eq!(lines[1], "relay ws://r:1/relay: it is tried");
+        assert_eq!(lines[2], "bob (abababababababab)");
+        assert!(lines[4].contains(" *  10.0.0.1:5679") && lines[4].contains("1.2 ms"), "{told:?}");
+        assert!(lines[5].ends_with("it did not answer: refused") && !told.out.contains('\u{1b}'), "{told:?}");
     }
 }

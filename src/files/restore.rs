@@ -20,6 +20,7 @@ use super::marker;
 use super::unix::{Folder, Stat, Temp, show};
 use super::version;
 use super::walk::Problem;
+use crate::buffers;
 use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES};
 use crate::id::ChunkName;
 use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
@@ -518,7 +519,11 @@ impl Restorer {
         smol::unblock(move || {
             let _permit = permit;
             match open_chunk(&vault, &entry)? {
-                Some(bytes) => file.write_all_at(&bytes, offset).map_err(VaultError::io("cannot write")),
+                Some(bytes) => {
+                    file.write_all_at(&bytes, offset).map_err(VaultError::io("cannot write"))?;
+                    buffers::give(bytes);
+                    Ok(())
+                }
                 None => Err(VaultError::io("a chunk")(io::Error::other(NOT_REACHED))),
             }
         })

@@ -60,15 +60,15 @@ const NEAR_MAX: usize = 4;
 const OBSERVED_MAX: usize = 2;
 
 /// A connection whose ends have proved themselves, and how it came about.
-struct Arrived {
-    established: Established<BoxStream>,
-    socket: Option<TcpStream>,
-    ip: Option<IpAddr>,
+pub(super) struct Arrived {
+    pub(super) established: Established<BoxStream>,
+    pub(super) socket: Option<TcpStream>,
+    pub(super) ip: Option<IpAddr>,
     /// As it was dialled; where the peer dialled, whence.
-    address: String,
-    kind: Kind,
-    is_ours: bool,
-    is_trial: bool,
+    pub(super) address: String,
+    pub(super) kind: Kind,
+    pub(super) is_ours: bool,
+    pub(super) is_trial: bool,
 }
 
 /// Who dials a peer.
@@ -136,7 +136,7 @@ impl Sync {
             x25519: *vault.identity.x_public(),
             name,
             addresses: self.own_addresses(),
-            relays: Vec::new(),
+            relays: self.own_relays(),
             sequence: 0,
             successor: None,
             extensions: Vec::new(),
@@ -177,6 +177,7 @@ impl Sync {
         loop {
             Timer::after(ADDRESSES_EVERY).await;
             self.refresh_card().await;
+            self.tidy_relays();
         }
     }
 
@@ -230,6 +231,7 @@ impl Sync {
     pub(super) fn name_routes(&self, peer: &PeerRow) {
         let mut addresses = self.near.borrow().get(&peer.id).cloned().unwrap_or_default();
         addresses.extend(peer.addresses());
+        addresses.extend(Card::from_bytes(&peer.card).map(|card| card.relays.clone()).unwrap_or_default());
         self.routes.borrow_mut().name(&peer.id, &addresses, &own_networks());
     }
 
@@ -326,7 +328,7 @@ impl Sync {
     }
 
     /// The responder's side of a handshake; `None` after a refusal, which is noted.
-    async fn answer(
+    pub(super) async fn answer(
         &self,
         stream: BoxStream,
         transport: Transport,
@@ -345,7 +347,7 @@ impl Sync {
     }
 
     /// Somebody has proved himself.
-    async fn welcome(self: Rc<Self>, arrived: Arrived) {
+    pub(super) async fn welcome(self: Rc<Self>, arrived: Arrived) {
         let Some(owner) = arrived.established.owner else { return };
         if arrived.established.kind == Right::Recovery {
             return self.serve_recovery(arrived.established, owner).await;
@@ -400,8 +402,10 @@ impl Sync {
         }
         let link = self.link_of(peer, cell);
         let was_alive = link.is_alive();
-        let (session, driver) =
-            session::start(arrived.established.stream, arrived.is_ours, &Limits::default());
+        let mut limits = Limits::default();
+        let is_lan = arrived.kind == Kind::Lan;
+        let stream = self.pace.apply(arrived.established.stream, &mut limits, &peer, is_lan);
+        let (session, driver) = session::start(stream, arrived.is_ours, &limits);
         let measured = match (arrived.is_ours, arrived.ip) {
             (false, Some(ip)) => self.routes.borrow().speed_to_host(&peer, ip),
             _ => self.routes.borrow().route(&peer, &arrived.address).and_then(|route| route.speed),
@@ -683,16 +687,20 @@ impl Sync {
     }
 
     /// Connects over one of the routes, best first, the next one 250 ms after the one before.
-    async fn dial(&self, routes: &[Route], approach: &Approach) -> Result<Arrived, DialError> {
+    async fn dial(self: &Rc<Self>, routes: &[Route], approach: &Approach) -> Result<Arrived, DialError> {
         let attempts = routes.iter().map(|route| self.dial_route(route, approach));
         race(attempts, STAGGER).await.map_err(|failed| DialError { attempts: failed })
     }
 
     async fn dial_route(
-        &self,
+        self: &Rc<Self>,
         route: &Route,
         approach: &Approach,
     ) -> Result<Arrived, (String, HandshakeError)> {
+        if route.kind == Kind::Relay {
+            let dialled = self.dial_relay(&route.address, approach).await;
+            return dialled.map_err(|why| (route.address.clone(), why));
+        }
         let (identity, card) = (&self.vault.identity, self.gate.card());
         let greet = |stream: TcpStream| async {
             let socket = stream.clone();
@@ -718,7 +726,7 @@ impl Sync {
 
     /// Dials addresses of a cell that is no peer yet, by an invite.
     pub(super) async fn dial_stranger(
-        &self,
+        self: &Rc<Self>,
         addresses: &[String],
         approach: &Approach,
     ) -> Result<Newcomer, DialError> {

@@ -18,6 +18,7 @@ use super::books::{Books, InviteRow, InviteState, PeerRow};
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
 use super::link::{For, Line, Link};
+use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
@@ -31,6 +32,7 @@ use crate::routes::RouteBook;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
 use crate::wire::message::{Farewell, Request};
+use crate::wire::pace::{Caps, Pace};
 use crate::wire::tcp::{DialError, Door};
 use crate::wire::within;
 
@@ -172,6 +174,9 @@ pub struct Sync {
     pub(super) routes: RefCell<RouteBook>,
     /// Addresses of peers that beacons told.
     pub(super) near: RefCell<HashMap<CellId, Vec<String>>>,
+    pub(super) relays: Relays,
+    /// Caps on the lines.
+    pub(super) pace: Pace,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -204,6 +209,8 @@ impl Sync {
             dialers: RefCell::default(),
             routes: RefCell::default(),
             near: RefCell::default(),
+            relays: Relays::new(&vault.config),
+            pace: Pace::new(Caps::from(&vault.config)),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -226,6 +233,7 @@ impl Sync {
             sync.executor.spawn(Rc::clone(&sync).watch_lines()),
         ];
         sync.tasks.borrow_mut().extend(tasks);
+        sync.start_relays();
         for peer in sync.gate.peers() {
             sync.dial_from_now_on(peer.id);
         }
@@ -242,6 +250,7 @@ impl Sync {
         self.is_stopping.set(true);
         self.tasks.borrow_mut().clear();
         self.dialers.borrow_mut().clear();
+        self.relays.stop();
         let links = self.links();
         let ends = links.iter().map(|link| async {
             link.close();
@@ -357,7 +366,7 @@ impl Sync {
     }
 
     async fn give_up_removed(&self) {
-        let now = self.vault.now();
+        let now = self.vault.expiry_now();
         for row in self.gate.rows() {
             if row.removed_at.is_some_and(|at| at + REMOVED_S < now) {
                 let (keeper, books, id) = (Arc::clone(&self.keeper), Arc::clone(&self.books), row.id);
@@ -599,7 +608,7 @@ impl Sync {
             role,
             expires,
             addresses: self.own_addresses(),
-            relay: None,
+            relay: self.own_relays().into_iter().next(),
         };
         Ok((id, invite))
     }
@@ -630,7 +639,8 @@ impl Sync {
         if invite.is_expired(self.vault.clock.wall().max(0) as u64) {
             return Err(JoinError::Expired);
         }
-        let newcomer = match self.dial_stranger(&invite.addresses, &Approach::from(&invite)).await {
+        let addresses: Vec<String> = invite.addresses.iter().chain(&invite.relay).cloned().collect();
+        let newcomer = match self.dial_stranger(&addresses, &Approach::from(&invite)).await {
             Ok(newcomer) => newcomer,
             Err(why) => {
                 let is_refused =

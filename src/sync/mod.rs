@@ -12,6 +12,7 @@ mod driver;
 mod gate;
 mod link;
 mod recover;
+mod relays;
 mod round;
 mod serve;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use connect::{PeerRoutes, RouteView};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
+pub use relays::RelayView;
 pub use serve::adopt_heads;
 
 /// The first wait after a failed dial.

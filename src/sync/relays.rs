@@ -12,9 +12,11 @@ use smol::lock::Mutex;
 
 use super::connect::Arrived;
 use super::driver::Sync;
-use crate::id::CellId;
+use crate::config::Config;
+use crate::id::{CellId, unhex};
+use crate::relay::Url;
 use crate::relay::client::{Circuit, CircuitError, Client, Keeper, Options, State, connect, keep};
-use crate::relay::{BadUrl, Url};
+use crate::relay::url::BadUrl;
 use crate::routes::Kind;
 use crate::wire::handshake::{Approach, HandshakeError, HandshakeLimiter, initiate};
 use crate::wire::{BoxStream, Transport};
@@ -58,9 +60,16 @@ pub struct RelayView {
 }
 
 impl Relays {
-    pub(super) fn new(options: Options) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
+        let pin = |text: &String| {
+            let pin = unhex(text).and_then(|bytes| bytes.try_into().ok());
+            if pin.is_none() {
+                log::warn!("relay.pins in config.json: {text} is no SHA-256 in hexadecimal form");
+            }
+            pin
+        };
         Self {
-            options,
+            options: Options { pins: config.relay_pins.iter().filter_map(pin).collect() },
             own: RefCell::default(),
             visits: RefCell::default(),
             visiting: Mutex::new(()),
@@ -203,12 +212,12 @@ impl Sync {
     ) -> Result<Arrived, HandshakeError> {
         let unreachable = |text: String| HandshakeError::Unreachable(std::io::Error::other(text));
         let url: Url = address.parse().map_err(|why: BadUrl| unreachable(why.to_string()))?;
-        let target = approach.target().ok_or_else(|| unreachable("a relay must be told whom to call".into()))?;
+        let target =
+            approach.target().ok_or_else(|| unreachable("a relay must be told whom to call".into()))?;
         let circuit = self.circuit(&url, &target).await?;
         let stream: BoxStream = Box::new(circuit);
         let card = self.gate.card();
-        let established =
-            initiate(stream, Transport::Relay, &self.vault.identity, &card, approach).await?;
+        let established = initiate(stream, Transport::Relay, &self.vault.identity, &card, approach).await?;
         Ok(Arrived {
             established,
             socket: None,

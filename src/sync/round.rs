@@ -15,12 +15,13 @@ use super::driver::Sync;
 use super::link::{For, Link};
 use super::room;
 use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
+use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::id::{BodyHash, CellId, ChunkName};
-use crate::keys::sha256;
 use crate::placement::planner::{Candidate, Deficit, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
 use crate::publish;
+use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Alert, Marks, Vault, VaultError};
 use crate::wire::message::{
@@ -125,6 +126,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
         return Err(AskError::OutOfTurn.into());
     };
+    sync.vault.hear_time(&link.peer, theirs.unix_time);
     link.usage.set(Some(theirs.usage));
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     take_heads(sync, link, &theirs.tips, moved).await?;
@@ -537,7 +539,9 @@ async fn push_batch(
         at += group.len();
         next = (at < rows.len()).then(|| read_group(vault, &rows, at));
         for bytes in group {
-            if !putting.send(&bytes).await? {
+            let is_wanted = putting.send(&bytes).await?;
+            buffers::give(bytes);
+            if !is_wanted {
                 break 'sending;
             }
         }
@@ -681,7 +685,7 @@ async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
     let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
     let may = with_vault(vault, move |vault| {
-        let now = vault.now();
+        let now = vault.expiry_now();
         vault.db.read(|t| -> Result<bool, DbError> {
             if crate::files::brake::load(t)?.is_on() {
                 return Ok(false);
@@ -858,7 +862,10 @@ impl Puller<'_> {
                 group_bytes += buf.len();
                 group.push((name, buf));
             }
-            if group_bytes >= GROUP_BYTES {
+            if group_bytes >= GROUP_BYTES && group.len() % 2 == 1 {
+                // One waits for its partner, and no third is read before the two at work are done.
+                self.settle().await?;
+            } else if group_bytes >= GROUP_BYTES {
                 self.turn(std::mem::take(&mut group)).await?;
                 group_bytes = 0;
             }
@@ -874,8 +881,9 @@ impl Puller<'_> {
         let (vault, own) = (Arc::clone(self.vault), self.own);
         self.taking = Some(smol::unblock(move || {
             let mut staged = Vec::with_capacity(group.len());
-            for (name, bytes) in group {
-                if sha256(&bytes) != name.0 {
+            let hashes = sha256::each(&group.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+            for ((name, bytes), hash) in group.into_iter().zip(hashes) {
+                if hash != name.0 {
                     log::warn!("a peer sent wrong bytes for chunk {}", name.short());
                     continue;
                 }
@@ -883,6 +891,7 @@ impl Puller<'_> {
                     Own::Segment => vault.store.stage_urgent(name, &bytes)?,
                     _ => vault.store.stage(name, &bytes)?,
                 });
+                buffers::give(bytes);
             }
             Ok(staged)
         }));

@@ -18,14 +18,16 @@ use smol::Task;
 use super::books::PeerRow;
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
+use crate::buffers;
 use crate::card::Card;
 use crate::catalog::Head;
 use crate::config::{PEER_CATALOG_BYTES_MAX, STRAY_SEGMENTS_S};
 use crate::id::{CellId, ChunkName};
-use crate::keys::{random, sha256};
+use crate::keys::random;
 use crate::placement::{
     CellNumber, ChunkId, DbError, HeldTotals, HoldClass, HoldState, Own, StoredHead, Tables,
 };
+use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Vault, VaultError, lock};
 use crate::wire::message::{
@@ -34,7 +36,7 @@ use crate::wire::message::{
 };
 use crate::wire::session::{Session, Stream};
 
-/// Chunks that one pool job reads or takes in, in bytes; one that is longer goes alone.
+/// Chunks that one pool job reads or takes in, in bytes; one that is longer is read alone, and taken in as one of two.
 pub(super) const GROUP_BYTES: usize = 1 << 20;
 /// And their number.
 pub(super) const GROUP_CHUNKS: usize = 64;
@@ -316,17 +318,19 @@ impl Keeper {
 
     /// Looks at chunks that came in.
     fn take(&self, class: HoldClass, group: Vec<(usize, ChunkName, Vec<u8>)>) -> Vec<(usize, Taken)> {
-        let take = |(at, name, bytes): (usize, ChunkName, Vec<u8>)| {
-            if sha256(&bytes) != name.0 {
+        let hashes = sha256::each(&group.iter().map(|(_, _, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+        let take = |((at, name, bytes), hash): ((usize, ChunkName, Vec<u8>), [u8; 32])| {
+            if hash != name.0 {
                 return (at, Taken::Status(PutStatus::WrongBytes));
             }
             let staged = match class {
                 HoldClass::Chunk => self.vault.store.stage(name, &bytes),
                 HoldClass::Segment => self.vault.store.stage_urgent(name, &bytes),
             };
+            buffers::give(bytes);
             (at, staged.map_or_else(|why| Taken::Status(status_of(&why)), Taken::Staged))
         };
-        group.into_iter().map(take).collect()
+        group.into_iter().zip(hashes).map(take).collect()
     }
 
     /// Makes what was taken in durable, and says what became of each.
@@ -538,7 +542,7 @@ impl Keeper {
             Err(why) => return Ok(HeadOutcome::Refused(why.to_string())),
         };
         let _placing = self.vault.placing();
-        let now = self.vault.now();
+        let (now, expiry_now) = (self.vault.now(), self.vault.expiry_now());
         let (outcome, gone) = self.vault.db.change_durably(|t| -> Result<_, VaultError> {
             let cell = t.cell(owner)?;
             let mut missing = Vec::new();
@@ -561,7 +565,7 @@ impl Keeper {
                     body: bytes,
                 });
             }
-            Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, now)?))
+            Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, expiry_now)?))
         })?;
         if matches!(outcome, HeadOutcome::Stored) {
             mirror_heads(&self.vault, owner)?;
@@ -893,6 +897,7 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
         next = (at < names.len()).then(|| read(at));
         for (status, bytes) in group {
             message::write_got(stream, status, &bytes).await?;
+            buffers::give(bytes);
         }
     }
     Ok(message::finish(stream).await?)
@@ -1021,8 +1026,9 @@ async fn answer_put(
                 break;
             }
         }
-        if intake.group_bytes > 0 && intake.group_bytes + len as usize > GROUP_BYTES {
-            intake.turn().await;
+        if intake.group_bytes >= GROUP_BYTES {
+            // One waits for its partner, and no third is read before the two at work are done.
+            intake.settle().await;
         }
         let mut bytes = Vec::new();
         if let Err(why) = message::read_body(stream, len as usize, &mut bytes).await {
@@ -1032,7 +1038,8 @@ async fn answer_put(
         intake.group.push((at, name, bytes));
         intake.group_bytes += len as usize;
         at += 1;
-        if intake.group_bytes >= GROUP_BYTES || intake.group.len() >= GROUP_CHUNKS {
+        let is_paired = intake.group.len() % 2 == 0;
+        if (is_paired && intake.group_bytes >= GROUP_BYTES) || intake.group.len() >= GROUP_CHUNKS {
             intake.turn().await;
         }
     }

@@ -16,6 +16,7 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
+use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
@@ -769,6 +770,9 @@ pub async fn read_body<S: AsyncRead + Unpin>(
     len: usize,
     buf: &mut Vec<u8>,
 ) -> io::Result<()> {
+    if buf.capacity() < len {
+        *buf = buffers::take(len);
+    }
     // What a reused buffer holds need not be wiped first.
     buf.truncate(len);
     buf.resize(len, 0);

@@ -1,4 +1,4 @@
-//! Many streams on one encrypted connection (yamux), opened by either side: one stream is one request.
+//! Many streams on one connection (yamux), opened by either side: one stream is one request.
 //!
 //! Promise: a peer that opens too many streams, reads none or says nothing costs bounded memory, and a connection
 //! that ends takes all its streams with it, each with an error.
@@ -20,7 +20,6 @@ use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::ByteStream;
-use super::noise::NoiseStream;
 
 /// What yamux grants each stream at least (its specification).
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
@@ -152,10 +151,10 @@ impl Shared {
     }
 }
 
-/// A session over `stream`, and the driver that makes it move: spawn it, for it ends with the session and says why.
-/// Of the two sides one is the initiator.
+/// A session over `stream`, which need not flush by itself, and the driver that makes it move: spawn it, for it ends
+/// with the session and says why. Of the two sides one is the initiator.
 pub fn start<S: ByteStream + 'static>(
-    stream: NoiseStream<S>,
+    stream: S,
     is_initiator: bool,
     limits: &Limits,
 ) -> (Session, impl Future<Output = SessionError> + use<S>) {
@@ -177,7 +176,7 @@ pub fn start<S: ByteStream + 'static>(
         lingering: RefCell::default(),
     });
     let pipe = Rc::new(RefCell::new(Pipe {
-        noise: stream,
+        stream,
         turn: READ_TURN_BYTES,
         is_write_blocked: false,
         shared: Rc::clone(&shared),
@@ -320,9 +319,9 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The encrypted stream as yamux and the driver share it.
+/// The stream below as yamux and the driver share it.
 struct Pipe<S> {
-    noise: NoiseStream<S>,
+    stream: S,
     /// Bytes that may still be read in this turn of the driver.
     turn: usize,
     is_write_blocked: bool,
@@ -340,7 +339,7 @@ impl<S: ByteStream> AsyncRead for Plain<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let read = Pin::new(&mut pipe.noise).poll_read(cx, buf);
+        let read = Pin::new(&mut pipe.stream).poll_read(cx, buf);
         if let Poll::Ready(Ok(n)) = read {
             pipe.turn = pipe.turn.saturating_sub(n);
             pipe.shared.bytes_in.set(pipe.shared.bytes_in.get() + n as u64);
@@ -352,7 +351,7 @@ impl<S: ByteStream> AsyncRead for Plain<S> {
 impl<S: ByteStream> AsyncWrite for Plain<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
-        let written = Pin::new(&mut pipe.noise).poll_write(cx, buf);
+        let written = Pin::new(&mut pipe.stream).poll_write(cx, buf);
         pipe.is_write_blocked = written.is_pending();
         if let Poll::Ready(Ok(n)) = written {
             pipe.shared.bytes_out.set(pipe.shared.bytes_out.get() + n as u64);
@@ -365,7 +364,7 @@ impl<S: ByteStream> AsyncWrite for Plain<S> {
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().noise).poll_close(cx)
+        Pin::new(&mut self.0.borrow_mut().stream).poll_close(cx)
     }
 }
 
@@ -419,7 +418,7 @@ impl<S: ByteStream> Driver<S> {
         if self.shared.bytes_in.get() != bytes_before {
             self.shared.active_at.set(Instant::now());
         }
-        match Pin::new(&mut self.pipe.borrow_mut().noise).poll_flush(cx) {
+        match Pin::new(&mut self.pipe.borrow_mut().stream).poll_flush(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(SessionError::Broken(error)),
             _ => Poll::Pending,
         }
@@ -502,6 +501,7 @@ impl<S> Drop for Driver<S> {
 pub(crate) mod tests {
     use super::*;
     use crate::wire::memory::{self, Link};
+    use crate::wire::noise::NoiseStream;
     use crate::wire::noise::tests::Dice;
     use crate::wire::within;
     use smol::LocalExecutor;

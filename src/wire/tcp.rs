@@ -199,7 +199,8 @@ where
     (address, work.await)
 }
 
-async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+/// Up to 4 addresses of `host:port`, within 5 s.
+pub(crate) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     let found = within(RESOLVE_TIME_MAX, smol::net::resolve(address)).await;
     let mut found = found.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
     found.truncate(ADDRESSES_PER_NAME_MAX);

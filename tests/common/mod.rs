@@ -3,6 +3,8 @@
 //! Nothing sleeps for luck here: a state is waited for, with a deadline.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod proxy;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -218,6 +220,8 @@ pub struct Cell {
     /// The program, and the user it runs as.
     pub program: PathBuf,
     pub uid: Option<u32>,
+    /// What the running cell has in its environment besides.
+    pub env: Vec<(String, String)>,
     /// The network namespace it lives in, if not the test's own.
     pub host: Option<net::Host>,
     run: Option<(Child, u16)>,
@@ -233,7 +237,17 @@ impl Cell {
 
     pub fn with(dir: PathBuf, home: PathBuf, log: PathBuf) -> Self {
         let program = PathBuf::from(GROVE);
-        Self { dir, home, peer_port: free_port(), program, uid: None, host: None, run: None, log }
+        Self {
+            dir,
+            home,
+            peer_port: free_port(),
+            program,
+            uid: None,
+            env: Vec::new(),
+            host: None,
+            run: None,
+            log,
+        }
     }
 
     /// Makes the cell, with these settings besides the defaults of tests.
@@ -286,6 +300,7 @@ impl Cell {
         assert!(self.run.is_none(), "the cell runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let mut command = self.command(["run"]);
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let pid = u64::from(child.id());
         self.run = Some((child, 0));
@@ -381,6 +396,16 @@ impl Cell {
         let job = self.job(path, body);
         assert_eq!(text(&job, "state"), "done", "{path}: {}\n{}", json::to_string(&job), self.log_text());
         job
+    }
+
+    /// The text of the alert with this code, if it is raised.
+    pub fn alert(&self, code: &str) -> Option<String> {
+        let status = self.get("/status");
+        let alerts = items(&status, "alerts").iter().filter_map(|alert| match alert {
+            Value::Object(alert) => Some(alert),
+            _ => None,
+        });
+        alerts.into_iter().find(|alert| text(alert, "code") == code).map(|alert| text(alert, "text"))
     }
 
     /// The bytes of the newest version of a file, from the chunks, not from GroveHome.
