@@ -72,7 +72,7 @@ fn dead_route_is_left_within_seconds_and_taken_again_when_it_is_back() {
     let longest = asker.finish();
     assert!(longest < Duration::from_secs(3), "{longest:?}");
     for cell in [&a, &b] {
-        cell.verify_deep();
+        sound_after_repair(cell);
     }
 }
 

@@ -190,12 +190,21 @@ impl Remote {
                 loose.entry(meta.len()).or_default().push(path.to_owned());
             }
         });
-        let lost = loose.into_values().find(|paths| paths.len() == count).unwrap_or_else(|| panic!("no {count} chunks of one length"));
+        let lost = loose
+            .into_values()
+            .find(|paths| paths.len() == count)
+            .unwrap_or_else(|| panic!("no {count} chunks of one length"));
         for path in lost {
             fs::remove_file(path).unwrap();
         }
         Self { names, contents }
     }
+}
+
+/// Everything a cell keeps is sound once what was removed by `Remote` is fetched again.
+pub fn sound_after_repair(cell: &Cell) {
+    cell.cli(["verify", "--deep"]).ok();
+    cell.verify_deep();
 }
 
 /// One request: when it began, after how long it was answered, and what was wrong.
