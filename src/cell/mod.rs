@@ -28,6 +28,7 @@ use jobs::Jobs;
 use keeper::Keeper;
 pub use open::{CellError, CellSummary, Options, Paths, create};
 pub use run::{Local, RecoverProgress, RecoverSummary, recover, run};
+pub(crate) use run::{raise_file_limit, stop_signal};
 
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

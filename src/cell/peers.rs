@@ -14,7 +14,7 @@ use crate::card::Role;
 use crate::catalog::RecordKind;
 use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
-use crate::id::{ChunkName, hex};
+use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
 use crate::routes::Speed;
 use crate::sync::{Books, PeerView, RoundReport, RouteView, Sync, fetch_catalog};
@@ -146,6 +146,18 @@ impl Cell {
         if let Some(sync) = self.synced() {
             sync.stop().await;
         }
+    }
+
+    /// Whether this cell, as a relay, serves the cell of this id.
+    pub(super) fn serves_as_relay(&self, id: &CellId) -> bool {
+        let text = id.to_string();
+        let is_peer =
+            || self.synced().is_some_and(|sync| sync.find_peer(&text).is_ok_and(|peer| peer == *id));
+        self.vault.config.relay_allow.iter().any(|allowed| match allowed.as_str() {
+            "all" => true,
+            "peers" => *id == self.vault.identity.id() || is_peer(),
+            allowed => allowed.eq_ignore_ascii_case(&text),
+        })
     }
 
     pub(super) fn peer_port(&self) -> u16 {

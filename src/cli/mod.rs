@@ -10,6 +10,7 @@ mod job;
 mod making;
 mod peers;
 mod phrase;
+mod relay;
 mod restore;
 mod routes;
 pub mod show;
@@ -237,6 +238,7 @@ enum Command {
     Sync(peers::Sync),
     Routes(routes::Routes),
     Recover(making::Recover),
+    Relay(relay::Relay),
 }
 
 impl Command {
@@ -264,6 +266,7 @@ impl Command {
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Relay(command) => command.run(context),
         }
     }
 }
@@ -526,7 +529,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync routes recover bin"
+                        invite join peer sync routes recover bin relay"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");

@@ -28,7 +28,13 @@ pub use client::{Circuit, CircuitError, Client, ConnectError, End, Keeper};
 pub use hub::Hub;
 pub use url::Url;
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
+
+use crate::id::{hex, unhex};
+use crate::keys::{Identity, MasterKey, random};
+use crate::vault::write_whole;
 
 /// Where a relay is asked for, unless its URL says otherwise.
 pub const PATH: &str = "/relay";
@@ -40,3 +46,23 @@ pub const LOGIN_TIME_MAX: Duration = Duration::from_secs(8);
 pub const PING_AFTER: Duration = Duration::from_secs(25);
 /// A side that has heard nothing for so long gives the connection up.
 pub const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// The key by which a relay proves itself, made if there is none: 32 random bytes in hexadecimal, from which its
+/// Ed25519 key follows as a cell's does from its master key.
+pub fn own_identity(path: &Path) -> io::Result<Identity> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = hex(&random::<32>());
+            write_whole(path, text.as_bytes())?;
+            text
+        }
+        Err(error) => return Err(error),
+    };
+    let bytes = unhex(text.trim()).and_then(|bytes| bytes.try_into().ok());
+    let bytes = bytes.ok_or_else(|| {
+        let what = "it does not hold a key; with another one clients that pin this relay refuse it";
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })?;
+    Ok(MasterKey::from_bytes(bytes).identity(0, 0))
+}
