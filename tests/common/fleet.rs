@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,11 @@ pub fn bench(cell: &Cell) -> Vec<Route> {
 
 fn routes_after(cell: &Cell, words: &[&str]) -> Vec<Route> {
     let said = cell.cli(words).ok();
-    let answer = object(&said.out);
+    let mut answer = object(&said.out);
+    // After measuring it is the result of a job.
+    if let Some(Value::Object(result)) = answer.remove("result") {
+        answer = result;
+    }
     let Some(Value::Array(peers)) = answer.get("peers") else { panic!("no peers: {}", said.out) };
     assert_eq!(peers.len(), 1, "one peer: {}", said.out);
     let peer = object(&json::to_string(&peers[0]));
@@ -154,17 +158,21 @@ pub struct Remote {
     contents: Vec<Vec<u8>>,
 }
 
-/// Bytes of each such file: like a message of a chat, and in a chunk of a length that no other has.
+/// Bytes of the first such files: like a message of a chat. Those of each later call are longer, so that their chunks
+/// have a length that no other has.
 const REMOTE_BYTES: usize = 3001;
+const REMOTE_MORE_BYTES: usize = 1000;
 /// Fewer than the store puts in a pack, so that each chunk is a file of its own.
 const REMOTE_BATCH: usize = 16;
 
 impl Remote {
     /// Writes `count` small files, waits until the peer has them, and removes their chunks here.
     pub fn plant(cell: &Cell, count: usize, chance: &mut Chance) -> Self {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let len = REMOTE_BYTES + REMOTE_MORE_BYTES * CALLS.fetch_add(1, Ordering::Relaxed);
         let before = number(&cell.get("/status"), "files.count");
         let names: Vec<String> = (0..count).map(|n| format!("asked/{n}")).collect();
-        let contents: Vec<Vec<u8>> = names.iter().map(|_| chance.bytes(REMOTE_BYTES)).collect();
+        let contents: Vec<Vec<u8>> = names.iter().map(|_| chance.bytes(len)).collect();
         fs::create_dir_all(cell.home.join("asked")).unwrap();
         let mut planted = before;
         for batch in names.iter().zip(&contents).collect::<Vec<_>>().chunks(REMOTE_BATCH) {
@@ -182,12 +190,21 @@ impl Remote {
                 loose.entry(meta.len()).or_default().push(path.to_owned());
             }
         });
-        let lost = loose.into_values().find(|paths| paths.len() == count).expect("chunks of one length");
+        let lost = loose
+            .into_values()
+            .find(|paths| paths.len() == count)
+            .unwrap_or_else(|| panic!("no {count} chunks of one length"));
         for path in lost {
             fs::remove_file(path).unwrap();
         }
         Self { names, contents }
     }
+}
+
+/// Everything a cell keeps is sound once what was removed by `Remote` is fetched again.
+pub fn sound_after_repair(cell: &Cell) {
+    cell.cli(["verify", "--deep"]).ok();
+    cell.verify_deep();
 }
 
 /// One request: when it began, after how long it was answered, and what was wrong.
