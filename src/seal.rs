@@ -68,13 +68,19 @@ pub struct SealedChunk {
 #[derive(Clone)]
 pub struct Sealer {
     mac: Hmac<Sha256>,
+    epoch: u32,
 }
 
 impl Sealer {
     /// A sealer for chunks of `epoch`.
     pub fn new(master: &MasterKey, epoch: u32) -> Self {
         let root = master.chunk_root(epoch);
-        Self { mac: Hmac::new_from_slice(&root.0).expect("HMAC takes keys of any length") }
+        Self { mac: Hmac::new_from_slice(&root.0).expect("HMAC takes keys of any length"), epoch }
+    }
+
+    /// Under which its chunks are sealed.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// The key of the chunk with these padded bytes.

@@ -28,7 +28,7 @@ const PAGE_MAX: usize = 1000;
 
 fn failure(why: &VaultError) -> ApiResponse {
     match why {
-        VaultError::Refused(text) => ApiResponse::error(409, "refused", text, ""),
+        VaultError::Refused(text) | VaultError::Home(text) => ApiResponse::error(409, "refused", text, ""),
         _ if why.is_full() => ApiResponse::error(
             507,
             "disk_full",
@@ -282,7 +282,7 @@ impl Cell {
                     }
                     Entry::Chunk { name, key, len, .. } => {
                         self.fetch_absent(vec![name]).await?;
-                        let vault = Arc::clone(&self.vault);
+                        let (vault, epoch) = (Arc::clone(&self.vault), manifest.epoch);
                         let permit = self.permits.acquire_arc().await;
                         let bytes = smol::unblock(move || -> Result<Vec<u8>, VaultError> {
                             let _permit = permit;
@@ -292,7 +292,7 @@ impl Cell {
                                 )
                             })?;
                             let mut bytes = vault
-                                .sealer
+                                .sealer_of(epoch)
                                 .open(&key, ENCODING_RAW, sealed)
                                 .map_err(|why| VaultError::Record(why.to_string()))?;
                             bytes.truncate(len as usize);
