@@ -911,7 +911,13 @@ impl Sync {
         self.dial_from_now_on(joined.id);
         if let Some(link) = link {
             // Before anything else can go wrong: the peer must be able to give everything back.
-            if let Err(why) = round::introduce(self, &link).await {
+            let introducing = async { Some(round::introduce(self, &link).await) };
+            // Both may have dialled, and the other connection stayed: its rounds introduce, too.
+            let ended = async {
+                link.session.ended().await;
+                None
+            };
+            if let Some(Err(why)) = smol::future::or(introducing, ended).await {
                 log::warn!("{}: {why}", joined.name);
             }
         }
