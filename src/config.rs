@@ -45,6 +45,8 @@ pub const VERSION_SPACING_S: u64 = 300;
 pub const VERSION_FREE_S: u64 = 3600;
 /// Trash of released chunks. s.
 pub const TRASH_S: u64 = 14 * 86_400;
+/// A chunk that came longer ago than this has grown cold. s.
+pub const COLD_S: u64 = 7 * 86_400;
 /// Daily heads of peers are kept this long. s.
 pub const HEADS_S: u64 = 30 * 86_400;
 /// Segments that no head of their owner names yet are kept this long. s.
