@@ -77,6 +77,8 @@ pub struct PeerView {
     pub quota_bytes: u64,
     pub favorite: bool,
     pub addresses: Vec<String>,
+    /// Those, and `ID@URL` for each relay it waits at.
+    pub places: Vec<String>,
     /// The last problem in words, or empty.
     pub error: String,
 }
@@ -553,6 +555,7 @@ impl Sync {
             let link = self.link(&row.id);
             PeerView {
                 addresses: row.addresses(),
+                places: row.places(),
                 online: link.is_some(),
                 address: link
                     .as_ref()
