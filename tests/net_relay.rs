@@ -51,10 +51,11 @@ fn hidden_cells_meet_at_a_relay_and_move_to_a_port_that_opens() {
     // And back, when the port is closed and what went through it is dropped without a word.
     left.close();
     left.block(5679);
-    let (_, took) = wait_route(&a, "the relay again", Duration::from_secs(20), |route| route.kind == "relay");
-    eprintln!("back at the relay after {took:?}");
     plant(&a.home, "one more", &chance.bytes(100_000));
     kept(&a, 381);
+    let (_, took) = wait_route(&a, "the relay again", Duration::from_secs(20), |route| route.kind == "relay");
+    eprintln!("back at the relay {took:?} after something was to be sent");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     copied_within(&a, DEADLINE);
     b.verify_deep();
 }
