@@ -45,6 +45,8 @@ pub const VERSION_SPACING_S: u64 = 300;
 pub const VERSION_FREE_S: u64 = 3600;
 /// Trash of released chunks. s.
 pub const TRASH_S: u64 = 14 * 86_400;
+/// A chunk that came longer ago than this has grown cold. s.
+pub const COLD_S: u64 = 7 * 86_400;
 /// Daily heads of peers are kept this long. s.
 pub const HEADS_S: u64 = 30 * 86_400;
 /// Segments that no head of their owner names yet are kept this long. s.
@@ -132,6 +134,8 @@ settings! {
     "settle.open_ms" settle_open_ms: u64 = 2000;
     /// Rounds with peers, when nothing changes. s.
     "sync.every_s" sync_every_s: u64 = 300;
+    /// Peers in the same network are found by beacons (UDP, port 5680).
+    "lan.discovery" lan_discovery: bool = true;
     /// Upload, all peers together. Bytes a second; 0: no limit.
     "limit.up_bytes_per_s" limit_up: u64 = 0;
     /// Download, all peers together. Bytes a second; 0: no limit.

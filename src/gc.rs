@@ -19,13 +19,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::catalog::{RecordKind, version_key_prefix};
-use crate::config::{RECORDS_PER_CHANGE, UNKNOWN_CHUNKS_S};
+use crate::config::{COLD_S, RECORDS_PER_CHANGE, TRASH_S, UNKNOWN_CHUNKS_S};
 use crate::files::import::EntryCursor;
 use crate::files::{brake, version};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest, Parsed};
-use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, NodeId, Own};
-use crate::store::{Held, Place, StoreError};
+use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, NodeId, Own};
+use crate::store::{Held, PACK_BATCH_MIN, Place, REWRITE_CHUNKS, Rewritten, SMALL_BYTES, StoreError};
 use crate::vault::{Marks, Vault, VaultError};
 
 /// Chunks taken away under one hold of the lock.
@@ -130,7 +130,9 @@ fn sweep(vault: &Vault, until: ChunkId, keeps_unknown: bool) -> Result<Collected
             log::debug!("a large file is being read; the collection goes on later");
             return Ok(collected);
         }
-        let gone = vault.db.change(|t| -> Result<Vec<(ChunkName, Place)>, VaultError> {
+        // Durable before the files go: a power cut that kept the removal and not the row would leave a chunk that is said
+        // to be here, and the next import or peer would not store it again.
+        let gone = vault.db.change_durably(|t| -> Result<Vec<(ChunkName, Place)>, VaultError> {
             let mut gone = Vec::new();
             for row in page {
                 let is_marked = vault.marks().as_ref().is_none_or(|marks| marks.has(row.id));
@@ -190,35 +192,10 @@ pub fn compact(vault: &Vault) -> Result<u64, VaultError> {
 fn rewrite(vault: &Vault, pack: crate::store::PackId) -> Result<Option<()>, VaultError> {
     vault.store.retire_pack(pack)?;
     let rows = vault.db.read(|t| t.chunks_in_pack(pack))?;
-    let mut live =
-        rows.iter().filter_map(|row| Some(Held { name: row.name, place: row.place?, len: row.len }));
+    let mut live = rows.iter().filter_map(held_at);
     loop {
         let _placing = vault.placing();
-        let done = match vault.store.rewrite(&mut live) {
-            Ok(done) => done,
-            Err(why @ StoreError::Full { .. }) => {
-                log::info!("a pack waits to be rewritten: {why}");
-                return Ok(None);
-            }
-            Err(why) => return Err(why.into()),
-        };
-        for held in &done.damaged {
-            log::warn!("chunk {} in a pack is damaged", held.name.short());
-            vault.store.quarantine(held.name, held.place, held.len)?;
-        }
-        vault.db.change_durably(|t| -> Result<(), DbError> {
-            for moved in &done.moved {
-                if let Some(row) = t.chunk(&moved.name)?.filter(|row| row.place == Some(moved.from)) {
-                    t.move_chunk(row.id, Some(&moved.to))?;
-                }
-            }
-            for held in &done.damaged {
-                if let Some(row) = t.chunk(&held.name)?.filter(|row| row.place == Some(held.place)) {
-                    t.move_chunk(row.id, None)?;
-                }
-            }
-            Ok(())
-        })?;
+        let Some(done) = copy_live(vault, &mut live)? else { return Ok(None) };
         if done.is_done {
             break;
         }
@@ -228,6 +205,129 @@ fn rewrite(vault: &Vault, pack: crate::store::PackId) -> Result<Option<()>, Vaul
         vault.store.remove_pack(pack)?;
     }
     Ok(Some(()))
+}
+
+fn held_at(row: &ChunkRow) -> Option<Held> {
+    Some(Held { name: row.name, place: row.place?, len: row.len })
+}
+
+/// Copies the next live chunks into the open pack, and durably says that they are there; `None` where the disk is too full
+/// for it. The caller holds `placing`.
+fn copy_live(vault: &Vault, live: &mut dyn Iterator<Item = Held>) -> Result<Option<Rewritten>, VaultError> {
+    let done = match vault.store.rewrite(live) {
+        Ok(done) => done,
+        Err(why @ StoreError::Full { .. }) => {
+            log::info!("a pack waits to be rewritten: {why}");
+            return Ok(None);
+        }
+        Err(why) => return Err(why.into()),
+    };
+    for held in &done.damaged {
+        log::warn!("chunk {} is damaged", held.name.short());
+        vault.store.quarantine(held.name, held.place, held.len)?;
+    }
+    vault.db.change_durably(|t| -> Result<(), DbError> {
+        for moved in &done.moved {
+            if let Some(row) = t.chunk(&moved.name)?.filter(|row| row.place == Some(moved.from)) {
+                t.move_chunk(row.id, Some(&moved.to))?;
+            }
+        }
+        for held in &done.damaged {
+            if let Some(row) = t.chunk(&held.name)?.filter(|row| row.place == Some(held.place)) {
+                t.move_chunk(row.id, None)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Some(done))
+}
+
+/// Up to which row chunks have grown cold: those that were there when a mark was set at least `COLD_S` ago.
+///
+/// Two marks are kept, so a chunk is cold after 7 days at the earliest and after 14 at the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Cooling {
+    /// Cold up to this row.
+    cold: i64,
+    /// Rows up to here were there at `marked_at`.
+    marked: i64,
+    marked_at: u64,
+}
+
+impl Cooling {
+    /// Moves on at `now`, when the newest row is `newest`.
+    fn pass(self, newest: i64, now: u64) -> Self {
+        if self.marked_at > 0 && now < self.marked_at + COLD_S {
+            return self;
+        }
+        let cold = if self.marked_at == 0 { 0 } else { self.marked };
+        Self { cold, marked: newest, marked_at: now.max(1) }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        Some(Self { cold: number(0)? as i64, marked: number(8)? as i64, marked_at: number(16)? })
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        [self.cold as u64, self.marked as u64, self.marked_at].map(u64::to_le_bytes).concat()
+    }
+}
+
+/// Gathers some small chunks that lie loose and have grown cold into packs, whosever they are. Gives how many; 0 when there
+/// are too few, or the disk is too full. At most one `rewrite` of the store: 4 MiB or 4,096 chunks.
+pub fn gather_cold(vault: &Vault) -> Result<u64, VaultError> {
+    let now = vault.now();
+    let (cooling, done_to) = vault.db.change(|t| -> Result<_, DbError> {
+        let before = t.meta("cooling")?.and_then(|bytes| Cooling::from_bytes(&bytes)).unwrap_or_default();
+        let cooling = before.pass(t.chunk_id_max()?.0, now);
+        if cooling != before {
+            t.set_meta("cooling", &cooling.to_bytes())?;
+            // What was too little for a pack before may be enough now.
+            t.set_meta_u64("gathered", 0)?;
+        }
+        Ok((cooling, ChunkId(t.meta_u64("gathered")?.unwrap_or(0) as i64)))
+    })?;
+    let until = ChunkId(cooling.cold);
+    let _placing = vault.placing();
+    let rows = vault.db.read(|t| t.loose_after(done_to, until, SMALL_BYTES, REWRITE_CHUNKS))?;
+    if rows.len() < PACK_BATCH_MIN {
+        return Ok(0);
+    }
+    let mut live = rows.iter().filter_map(held_at);
+    let Some(done) = copy_live(vault, &mut live)? else { return Ok(0) };
+    for moved in &done.moved {
+        vault.store.remove(moved.name, moved.from)?;
+    }
+    // What comes after those that were looked at.
+    let looked_at = done.moved.len() + done.damaged.len();
+    if let Some(last) = looked_at.checked_sub(1).and_then(|at| rows.get(at)) {
+        vault.db.change(|t| t.set_meta_u64("gathered", last.id.0 as u64))?;
+    }
+    Ok(done.moved.len() as u64)
+}
+
+/// Deletes what owners released 14 days ago; at the reserve, all that they released. Gives the claims that ended.
+pub fn empty_trash(vault: &Vault) -> Result<u64, VaultError> {
+    let space = vault.store.free()?;
+    let now = vault.expiry_now();
+    let until = if space.free <= space.reserve { Some(u64::MAX >> 1) } else { now.checked_sub(TRASH_S) };
+    let Some(until) = until else { return Ok(0) };
+    let mut ended = 0;
+    loop {
+        let _placing = vault.placing();
+        let count = vault.db.change(|t| -> Result<usize, DbError> {
+            let page = t.trash(until, RECORDS_PER_CHANGE)?;
+            for (chunk, owner, class) in &page {
+                t.put_hold(*chunk, *owner, *class, HoldState::Gone, now)?;
+            }
+            Ok(page.len())
+        })?;
+        ended += count as u64;
+        if count == 0 {
+            return Ok(ended);
+        }
+    }
 }
 
 /// A version, as thinning sees it. Newest first.

@@ -68,6 +68,7 @@ pub struct Sealer {
     /// HMAC's two hashes (RFC 2104), each after the block made from the chunk root.
     inner: Hashing,
     outer: Hashing,
+    epoch: u32,
 }
 
 impl Sealer {
@@ -82,7 +83,12 @@ impl Sealer {
             zeroize::Zeroize::zeroize(&mut block);
             hashing
         };
-        Self { inner: begun(0x36), outer: begun(0x5c) }
+        Self { inner: begun(0x36), outer: begun(0x5c), epoch }
+    }
+
+    /// Under which its chunks are sealed.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// The key of the chunk with these padded bytes.

@@ -5,6 +5,7 @@
 //! that is found present under the lock is there until the lock is let go, and a commit that names it under the same
 //! lock keeps it: see `gc`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -180,6 +181,15 @@ impl Vault {
         self.identity.id()
     }
 
+    /// Opens chunks of a manifest's epoch.
+    pub fn sealer_of(&self, epoch: u32) -> Cow<'_, Sealer> {
+        if epoch == self.sealer.epoch() {
+            Cow::Borrowed(&self.sealer)
+        } else {
+            Cow::Owned(Sealer::new(&self.master, epoch))
+        }
+    }
+
     /// The life in which it writes.
     pub fn life(&self) -> u32 {
         self.life.load(Ordering::Acquire)
@@ -205,8 +215,12 @@ impl Vault {
 
     fn raise_retired(&self) {
         self.raise("retired", Alert {
-            text: "a newer life of this cell runs on another machine; this one has stopped publishing".into(),
-            remedy: "use the newer one; if this machine should go on instead, run `grove recover` here with the phrase".into(),
+            text: "a newer life of this cell runs on another machine; this one has stopped publishing, and files that it had not \
+                   yet given to peers are on its disk only"
+                .into(),
+            remedy: "use the newer one; bring what it lacks there from this GroveHome, or from versions by `grove restore --all --to \
+                     FOLDER` here. If this machine should go on instead, run `grove recover` here with the phrase"
+                .into(),
         });
     }
 
@@ -335,16 +349,20 @@ impl Vault {
     /// A chunk of mine or of a peer from the local store, verified; `None` if it is not here. One that is damaged is put
     /// into quarantine and counts as not here.
     pub fn local_chunk(&self, name: &ChunkName) -> Result<Option<Vec<u8>>, VaultError> {
-        let Some(row) = self.db.read(|t| t.chunk(name))? else { return Ok(None) };
-        let Some(place) = row.place else { return Ok(None) };
-        match self.store.get(*name, place, row.len) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(why) if why.is_loss() => {
-                log::warn!("{why}");
-                self.give_up(row.id, name, place, row.len)?;
-                Ok(None)
+        loop {
+            let Some(row) = self.db.read(|t| t.chunk(name))? else { return Ok(None) };
+            let Some(place) = row.place else { return Ok(None) };
+            match self.store.get(*name, place, row.len) {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(why) if why.is_loss() => {
+                    if self.give_up(row.id, name, place, row.len)? {
+                        log::warn!("{why}");
+                        return Ok(None);
+                    }
+                    // It has moved into a pack, or from one into another, since the row was read.
+                }
+                Err(why) => return Err(why.into()),
             }
-            Err(why) => Err(why.into()),
         }
     }
 
@@ -361,15 +379,26 @@ impl Vault {
         })
     }
 
+    /// Puts a damaged chunk aside; `false` if it has another place by now.
     fn give_up(
         &self,
         id: ChunkId,
         name: &ChunkName,
         place: crate::store::Place,
         len: u32,
-    ) -> Result<(), VaultError> {
+    ) -> Result<bool, VaultError> {
         let _placing = self.placing();
-        self.db.change(|t| t.move_chunk(id, None))?;
+        // Durable: after a power cut nobody may take it for being here.
+        let is_lost = self.db.change_durably(|t| -> Result<bool, DbError> {
+            let is_there = t.chunk_by_id(id)?.is_some_and(|row| row.place == Some(place));
+            if is_there {
+                t.move_chunk(id, None)?;
+            }
+            Ok(is_there)
+        })?;
+        if !is_lost {
+            return Ok(false);
+        }
         if let Err(why) = self.store.quarantine(*name, place, len) {
             log::warn!("{why}");
         }
@@ -381,7 +410,7 @@ impl Vault {
                     .into(),
             },
         );
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -407,6 +436,11 @@ fn clock_alert(doubt: Doubt) -> Alert {
     Alert { text, remedy: remedy.into() }
 }
 
+/// GroveHome is not there, or is not this cell's.
+pub fn home_alert(why: &impl fmt::Display) -> Alert {
+    Alert { text: why.to_string(), remedy: "mount the disk; the cell goes on by itself".into() }
+}
+
 /// What stops a job on the vault.
 #[derive(Debug)]
 pub enum VaultError {
@@ -418,6 +452,8 @@ pub enum VaultError {
     Io { doing: String, why: io::Error },
     /// A record that should be sound is not.
     Record(String),
+    /// GroveHome is not there, or the folder in its place is not it.
+    Home(String),
     /// What was asked for is not there, or cannot be done; the text says what to do.
     Refused(String),
 }
@@ -448,7 +484,7 @@ impl fmt::Display for VaultError {
             Self::Db(why) => why.fmt(f),
             Self::Store(why) => why.fmt(f),
             Self::Io { doing, why } => write!(f, "{doing}: {why}"),
-            Self::Record(why) => f.write_str(why),
+            Self::Record(why) | Self::Home(why) => f.write_str(why),
             Self::Refused(why) => f.write_str(why),
         }
     }

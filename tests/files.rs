@@ -232,8 +232,9 @@ fn file_that_changes_while_it_is_read_is_never_kept_torn() {
             file.write_all_at(&vec![251; len], 0).unwrap();
         });
         // Several reads fall into the time of writing; each is given up or whole.
+        let before = bytes_read(&cell);
         scope.spawn(|| cell.grove(&["add", path.to_str().unwrap()]));
-        std::thread::sleep(std::time::Duration::from_secs(4));
+        until("the file is read five times", || bytes_read(&cell) > before + 5 * len as u64);
         stop.store(true, Ordering::Relaxed);
     });
     until("the quiet file is kept", || cell.content_is("busy", &vec![251; len]));
@@ -327,6 +328,12 @@ fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
         }
     }
     files
+}
+
+/// Bytes that the running cell has read from anywhere.
+fn bytes_read(cell: &Cell) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{}/io", cell.ports().unwrap().0)).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
 
 fn size(path: &std::path::Path) -> u64 {

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use common::proxy::Proxy;
 use common::*;
+use grove::card::Invite;
 use grove::files::unix::to_wire;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -194,34 +196,56 @@ fn level(a: &Cell) {
     wait_for("the cells are level", || a.cli(["sync", "--wait"]).status.success().then_some(()));
 }
 
+/// Makes the two peers of each other such that all between them goes through the proxy.
+fn invite_through(proxy: &Proxy, a: &Cell, b: &Cell) {
+    let mut invite: Invite = a.cli(["invite"]).ok().out.trim().parse().unwrap();
+    invite.addresses = vec![proxy.address()];
+    b.cli(["join", &invite.to_string()]).ok();
+}
+
 #[test]
 fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     let mut chance = Chance::seeded("sync");
     let temp = TempDir::new("kill-sync");
     let (mut a, mut b) = (Cell::at(temp.path(), "a"), Cell::at(temp.path(), "b"));
-    a.init("ann", &[("sync.every_s", "1")]);
-    b.init("bob", &[("sync.every_s", "1")]);
+    // All that they say to each other passes a proxy that counts it: each knows of the other only the proxy before it.
+    let (to_a, to_b) = (Proxy::before(a.peer_port), Proxy::before(b.peer_port));
+    for (cell, name, proxy) in [(&a, "ann", &to_a), (&b, "bob", &to_b)] {
+        let addresses = format!("[\"{}\"]", proxy.address());
+        cell.init(name, &[("sync.every_s", "1"), ("peer.addresses", &addresses)]);
+    }
     a.run();
     b.run();
-    a.invite(&b);
+    invite_through(&to_a, &a, &b);
+    level(&a);
     let mut kept = Kept::default();
-    let mut unfinished = 0;
-    for round in 0..SYNCS {
+    let (mut midway, mut kills) = (0, 0);
+    let passed = || to_a.passed() + to_b.passed();
+    let chunks = b.dir.join("chunks");
+    // A kill that comes when all is there already is no kill of a sync, and another one is tried.
+    for round in 0..4 * SYNCS {
+        if midway == SYNCS {
+            break;
+        }
         let name = format!("round {round:02}");
         let folder = a.home.join(&name);
-        let files = make_files(&folder, &name, &mut chance);
-        let pid = if round % 2 == 0 { a.pid() } else { b.pid() };
-        let shared = &a;
-        let (added, synced) = kill_within(&mut chance, 120, pid, || {
-            let added = add(shared, &folder);
-            (added, added && shared.cli(["sync"]).status.success())
+        let mut files = make_files(&folder, &name, &mut chance);
+        let large = chance.bytes(6_000_000);
+        fs::write(folder.join("large"), &large).unwrap();
+        files.push((to_wire(format!("{name}/large").as_bytes()), large));
+        let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let (before, held) = (passed(), walked_bytes(&chunks));
+        assert!(add(&a, &folder));
+        kept.take(files);
+        // What was added is pushed by itself. Somewhere within it the one who sends or the one who takes is killed.
+        let share = chance.below(total * 9 / 10).max(1);
+        wait_for("bytes are on their way", || {
+            (passed() >= before + share || walked_bytes(&chunks) >= held + share).then_some(())
         });
-        unfinished += usize::from(!synced);
-        if added {
-            kept.take(files);
-        }
         let killed = if round % 2 == 0 { &mut a } else { &mut b };
         killed.kill();
+        kills += 1;
+        midway += usize::from(walked_bytes(&chunks) < held + total);
         killed.run();
         killed.no_temps();
         if round % 8 == 7 {
@@ -235,7 +259,8 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     a.verify_deep();
     b.verify_deep();
     b.no_temps();
-    eprintln!("{SYNCS} kills, {unfinished} of them before the end of a sync");
+    eprintln!("{kills} kills, {midway} of them in the middle of a sync");
+    assert_eq!(midway, SYNCS);
 
     let before = inventory(&a.home);
     let phrase = temp.path().join("phrase");

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::proxy::Proxy;
 use grove::card::{Card, CardBody, Invite};
@@ -387,6 +387,42 @@ fn new_small_file_is_on_the_peer_and_another_phrase_shares_no_chunk_name() {
 }
 
 #[test]
+fn freed_file_gets_one_copy_more_on_peers_first() {
+    let folder = Folder::new();
+    let a = Cell::started(&folder, "a");
+    let mut peers = [Cell::started(&folder, "b"), Cell::started(&folder, "c")];
+    for peer in &peers {
+        peer.ok(&["join", &a.token("1h")]);
+    }
+    let each = |key: &str| [0, 1].map(|n| at(&a.get("/peers"), &format!("peers.{n}.{key}")));
+    wait_for("both are online", || {
+        each("online").iter().all(|online| matches!(online, Value::Bool(true))).then_some(())
+    });
+    let held = || [0, 1].map(|n| number(&a.get("/peers"), &format!("peers.{n}.held_for_us_chunks")));
+    let bytes = noise("freed", 9 << 20);
+    fs::write(a.home().join("film"), &bytes).unwrap();
+    fs::write(a.home().join("letter"), "stays here").unwrap();
+    a.wait_version("film", 1);
+    a.wait_version("letter", 1);
+    a.sync();
+    assert_eq!(held().iter().sum::<u64>(), 4, "the factor is 2: here and one peer");
+    let refused = a.refused(&["rm", "--local", "film"]);
+    assert!(refused.contains("1 of 2 copies"), "{refused}");
+    assert_eq!(fs::read(a.home().join("film")).unwrap(), bytes);
+    // Asked for once, the copy is made.
+    wait_for("the film is freed", || a.say(&["rm", "--local", "film"]).status.success().then_some(()));
+    assert!(!a.home().join("film").exists());
+    assert_eq!(held().iter().sum::<u64>(), 4 + 3, "the three chunks of the film, and not the letter's");
+    let own = chunk_names(&a).len();
+    assert!(own <= 3, "its chunks are freed too; the letter's and the catalog's stay: {own}");
+    // Nothing is said to be missing, and either peer alone gives it back.
+    a.ok(&["verify", "--deep"]);
+    peers[0].kill();
+    wait_for("it comes back", || a.say(&["restore", "film"]).status.success().then_some(()));
+    wait_for("its bytes are there", || (fs::read(a.home().join("film")).ok()? == bytes).then_some(()));
+}
+
+#[test]
 fn invites_are_refused_with_words() {
     let folder = Folder::new();
     let (a, b, c) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"), Cell::started(&folder, "c"));
@@ -399,7 +435,9 @@ fn invites_are_refused_with_words() {
     let revoked = c.refused(&["join", &other]);
     let short = a.token("1s");
     wait_for("it expires", || a.get("/invites").contains("expired").then_some(()));
-    thread::sleep(Duration::from_millis(1100));
+    let expires = short.parse::<Invite>().unwrap().expires;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    wait_for("its second is over", || (now() > expires).then_some(()));
     let expired = c.refused(&["join", &short]);
     println!("used: {used}revoked: {revoked}expired: {expired}");
     assert!([&used, &revoked].iter().all(|said| said.contains("invite")), "{used} {revoked}");

@@ -41,6 +41,7 @@ fn home_that_is_not_mounted_deletes_nothing() {
     // While it runs, and over a restart.
     let told = cell.grove(&["add", cell.home.to_str().unwrap()]);
     assert_ne!(told.code, 0, "{told:?}");
+    assert_eq!((cell.alert("home").is_some(), cell.alert("import")), (true, None));
     assert_eq!(cell.grove(&["rm", "--local", "a.txt"]).code, 1);
     assert_eq!(names(&cell, ""), before);
     cell.stop();

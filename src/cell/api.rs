@@ -29,7 +29,7 @@ const PAGE_MAX: usize = 1000;
 
 fn failure(why: &VaultError) -> ApiResponse {
     match why {
-        VaultError::Refused(text) => ApiResponse::error(409, "refused", text, ""),
+        VaultError::Refused(text) | VaultError::Home(text) => ApiResponse::error(409, "refused", text, ""),
         _ if why.is_full() => ApiResponse::error(
             507,
             "disk_full",
@@ -244,7 +244,13 @@ impl Cell {
 
     /// The bytes of a chunk, from here or from a peer. Whether it is lost here shows only when it is read, so that one
     /// is asked for after the first try.
-    async fn clear_chunk(&self, name: ChunkName, key: Secret, len: u32) -> Result<Vec<u8>, VaultError> {
+    async fn clear_chunk(
+        &self,
+        epoch: u32,
+        name: ChunkName,
+        key: Secret,
+        len: u32,
+    ) -> Result<Vec<u8>, VaultError> {
         for _ in 0..2 {
             self.fetch_absent(vec![name]).await?;
             let (vault, key) = (Arc::clone(&self.vault), key.clone());
@@ -252,10 +258,8 @@ impl Cell {
             let read = move || -> Result<Option<Vec<u8>>, VaultError> {
                 let _permit = permit;
                 let Some(sealed) = vault.local_chunk(&name)? else { return Ok(None) };
-                let mut bytes = vault
-                    .sealer
-                    .open(&key, ENCODING_RAW, sealed)
-                    .map_err(|why| VaultError::Record(why.to_string()))?;
+                let opened = vault.sealer_of(epoch).open(&key, ENCODING_RAW, sealed);
+                let mut bytes = opened.map_err(|why| VaultError::Record(why.to_string()))?;
                 bytes.truncate(len as usize);
                 Ok(Some(bytes))
             };
@@ -306,7 +310,7 @@ impl Cell {
                         }
                     }
                     Entry::Chunk { name, key, len, .. } => {
-                        let bytes = self.clear_chunk(name, key, len).await?;
+                        let bytes = self.clear_chunk(manifest.epoch, name, key, len).await?;
                         if sender.send(Ok(bytes)).await.is_err() {
                             return Ok(());
                         }

@@ -17,6 +17,9 @@ use crate::placement::{DbError, Node, NodeId, NodeState, Tables};
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
+/// Chunks of a freed file that go at once.
+const FREED_AT_ONCE: usize = 1024;
+
 /// Splits a path below GroveHome into names; refuses what leads out of it.
 pub fn path_names(path: &[u8]) -> Result<Vec<Vec<u8>>, VaultError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
@@ -578,23 +581,31 @@ fn want_extra(vault: &Vault, node: &Node, wanted: bool) -> Result<(), VaultError
 fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
     let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
     let Some((manifest, _)) = manifest else { return Ok(()) };
-    let _placing = vault.placing();
-    let mut gone = Vec::new();
+    let mut names = Vec::new();
     for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
-        let Entry::Chunk { name, .. } = entry? else { continue };
-        gone.extend(vault.db.change(|t| -> Result<_, DbError> {
-            let Some(row) = t.chunk(&name)? else { return Ok(None) };
-            let Some(place) = row.place else { return Ok(None) };
-            let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
-            if !enough || t.is_held(row.id)? {
-                return Ok(None);
-            }
-            t.move_chunk(row.id, None)?;
-            Ok(Some((name, place)))
-        })?);
+        if let Entry::Chunk { name, .. } = entry? {
+            names.push(name);
+        }
     }
-    for (name, place) in gone {
-        vault.store.remove(name, place)?;
+    for slice in names.chunks(FREED_AT_ONCE) {
+        let _placing = vault.placing();
+        // Durable before the files go: see `gc::sweep`.
+        let gone = vault.db.change_durably(|t| -> Result<Vec<_>, DbError> {
+            let mut gone = Vec::new();
+            for name in slice {
+                let Some(row) = t.chunk(name)? else { continue };
+                let Some(place) = row.place else { continue };
+                let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
+                if enough && !t.is_held(row.id)? {
+                    t.move_chunk(row.id, None)?;
+                    gone.push((*name, place));
+                }
+            }
+            Ok(gone)
+        })?;
+        for (name, place) in gone {
+            vault.store.remove(name, place)?;
+        }
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::files::watch::{Settling, WatchList};
 use crate::files::{deletion, mirror};
 use crate::placement::NodeId;
 use crate::publish;
-use crate::vault::{Alert, Vault, VaultError};
+use crate::vault::{Alert, Vault, VaultError, home_alert};
 
 /// Files of one commit.
 const COMMIT_FILES: usize = 2000;
@@ -142,7 +142,8 @@ impl Keeper {
             self.scanned_at.set(Some(self.vault.clock.steady()));
         }
         match &outcome {
-            Ok(_) => self.vault.clear("import"),
+            Ok(_) => ["import", "home"].into_iter().for_each(|code| self.vault.clear(code)),
+            Err(why @ VaultError::Home(_)) => self.vault.raise("home", home_alert(why)),
             Err(why) => {
                 let remedy = if why.is_full() {
                     "free some space: delete files, or lower versions.budget_percent; the cell goes on by itself"

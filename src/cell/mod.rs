@@ -13,6 +13,7 @@ mod run;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smol::LocalExecutor;
 use smol::lock::Semaphore;
@@ -29,6 +30,11 @@ use keeper::Keeper;
 pub use open::{CellError, CellSummary, Options, Paths, create};
 pub use run::{Local, RecoverProgress, RecoverSummary, recover, run};
 pub(crate) use run::{raise_file_limit, stop_signal};
+
+/// Slices of cold chunks that are gathered into packs in one round of tidying.
+const GATHER_SLICES: usize = 16;
+/// The rest of the cell has its turn between them.
+const GATHER_PAUSE: Duration = Duration::from_millis(100);
 
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -111,7 +117,7 @@ impl Cell {
             let mut absent = Vec::new();
             let mut after = ChunkId(0);
             loop {
-                let page = vault.db.read(|t| t.absent_own_after(after, 1000))?;
+                let page = vault.db.read(|t| t.absent_own_after(after, vault.config.copies, 1000))?;
                 let Some(last) = page.last() else { return Ok(absent) };
                 after = last.id;
                 absent.extend(page.into_iter().map(|row| row.name));
@@ -129,6 +135,7 @@ impl Cell {
         let collected = smol::unblock(move || -> Result<_, VaultError> {
             gc::thin_all(&vault)?;
             gc::keep_to_budget(&vault)?;
+            gc::empty_trash(&vault)?;
             crate::publish::publish(&vault)?;
             gc::collect(&vault)
         })
@@ -136,6 +143,25 @@ impl Cell {
         if collected.chunks > 0 {
             log::info!("{} chunks that nothing needed are gone", collected.chunks);
         }
+        self.gather_cold().await?;
         Ok(collected)
+    }
+
+    /// Gathers small chunks that have grown cold into packs: a little at a time, so that nobody waits for it.
+    async fn gather_cold(&self) -> Result<(), VaultError> {
+        let mut gathered = 0;
+        for _ in 0..GATHER_SLICES {
+            let vault = Arc::clone(&self.vault);
+            let slice = smol::unblock(move || gc::gather_cold(&vault)).await?;
+            gathered += slice;
+            if slice == 0 {
+                break;
+            }
+            smol::Timer::after(GATHER_PAUSE).await;
+        }
+        if gathered > 0 {
+            log::info!("{gathered} small chunks that were long unchanged lie in packs now");
+        }
+        Ok(())
     }
 }

@@ -22,7 +22,7 @@ use crate::files::watch::WatchList;
 use crate::id::CellId;
 use crate::placement::NodeId;
 use crate::relay::{self, Hub};
-use crate::vault::{Alert, Vault, VaultError};
+use crate::vault::{Alert, Vault, VaultError, home_alert};
 
 /// Observed time is saved this often.
 const SAVE_TIME: Duration = Duration::from_secs(60);
@@ -113,10 +113,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
     let adopt = adopts_mark(&vault)?;
     if let Err(why) = open_home(&vault, adopt) {
         // The cell stays up without its GroveHome: peers' chunks are served, and nothing is taken as deleted.
-        vault.raise(
-            "home",
-            Alert { text: why.to_string(), remedy: "mount the disk; the cell goes on by itself".into() },
-        );
+        vault.raise("home", home_alert(&why));
     }
     let executor = Rc::new(LocalExecutor::new());
     smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))
@@ -154,7 +151,7 @@ async fn serve(
         log::warn!("GroveHome is not watched, only scanned: {why}");
     }
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
-    super::peers::record_settings(&vault)?;
+    on_pool(&vault, super::peers::record_settings).await?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -212,8 +209,11 @@ async fn serve(
         smol::Timer::after(Duration::from_millis(STOP_MS)).await;
     })
     .await;
-    let _ = vault.save_time();
-    let _ = vault.db.checkpoint();
+    let _ = on_pool(&vault, |vault| {
+        vault.save_time()?;
+        vault.db.checkpoint()
+    })
+    .await;
     Ok(())
 }
 
@@ -241,6 +241,15 @@ fn serve_relay(cell: &Rc<Cell>, dashboard: &Dashboard) -> Result<Option<Rc<Hub>>
     Ok(Some(hub))
 }
 
+/// Work on the database and the disk, away from the thread that serves.
+async fn on_pool<T: Send + 'static, E: Send + 'static>(
+    vault: &Arc<Vault>,
+    work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let vault = Arc::clone(vault);
+    smol::unblock(move || work(&vault)).await
+}
+
 async fn answer_calls(cell: Rc<Cell>, calls: smol::channel::Receiver<Call>) {
     while let Ok(Call { request, reply }) = calls.recv().await {
         let asked = Rc::clone(&cell);
@@ -264,7 +273,6 @@ async fn scan(cell: Rc<Cell>) {
                     if kept.files + kept.deleted > 0 {
                         log::info!("scan: {} files kept, {} deleted", kept.files, kept.deleted);
                     }
-                    cell.vault.clear("home");
                     cell.after_change();
                 }
                 Err(why) => {
@@ -528,15 +536,19 @@ pub fn recover(
         let mut vault = vault;
         if needs_catalog {
             super::peers::recover_catalog(&vault, addresses).await?;
-            super::peers::adopt_settings(&vault)?;
-            open_home(&vault, true)?;
-            crate::vault::write_whole(&begun, b"files\n")
-                .map_err(|why| CellError::Other(format!("cannot write {}: {why}", begun.display())))?;
-            // Opened again: settings came back with the catalog.
-            drop(vault);
-            vault = Arc::new(open_vault(paths, options)?);
+            let (paths, options, begun) = (paths.clone(), options.clone(), begun.clone());
+            let work = move || -> Result<Vault, CellError> {
+                super::peers::adopt_settings(&vault)?;
+                open_home(&vault, true)?;
+                crate::vault::write_whole(&begun, b"files\n")
+                    .map_err(|why| CellError::Other(format!("cannot write {}: {why}", begun.display())))?;
+                // Opened again: settings came back with the catalog.
+                drop(vault);
+                open_vault(&paths, &options)
+            };
+            vault = Arc::new(smol::unblock(work).await?);
         }
-        let totals = vault.db.read(|t| t.node_totals())?;
+        let totals = on_pool(&vault, |vault| vault.db.read(|t| t.node_totals())).await?;
         (told.files_total, told.bytes_total) = (totals.awaiting, totals.awaiting_bytes);
         told.text = "bringing files back".into();
         progress(&told);
@@ -565,7 +577,7 @@ pub fn recover(
             };
             smol::future::or(serving, telling).await?;
         }
-        let left = vault.db.read(|t| t.node_totals())?;
+        let left = on_pool(&vault, |vault| vault.db.read(|t| t.node_totals())).await?;
         let waiting = left.awaiting;
         (summary.borrow_mut().waiting, summary.borrow_mut().waiting_bytes) = (waiting, left.awaiting_bytes);
         if waiting == 0 || !with_files {

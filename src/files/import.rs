@@ -148,7 +148,7 @@ fn prepare_one(
         return match candidate.at.folder.read_link(&candidate.name) {
             Ok(target) if target.len() <= TARGET_BYTES_MAX => {
                 let size = target.len() as u64;
-                finish(vault, candidate, known, Content { entries: vec![], target, size }, vec![], None)
+                finish(vault, candidate, known, Content { target, size, ..Content::default() }, vec![], None)
             }
             Ok(_) => Ok(problem(&candidate, &io::Error::other("the link's target is too long"))),
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(Outcome::Gone),
@@ -201,7 +201,7 @@ fn prepare_one(
             entries.push(Entry::Chunk { name, key, encoding: ENCODING_RAW, len: size as u32 });
             parts.push(Part { name, own: Own::Data, staged });
         }
-        let content = Content { entries, target: vec![], size: size as u64 };
+        let content = Content { entries, target: vec![], size: size as u64, epoch: vault.sealer.epoch() };
         return finish(vault, candidate, known, content, parts, Some(after));
     }
     Ok(Outcome::Later(Box::new(candidate), vault.config.settle_open_ms))
@@ -231,8 +231,12 @@ fn read_exactly(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
 /// A rename: the same chunks under another name.
 fn prepare_moved(vault: &Vault, candidate: Candidate, known: Known) -> Result<Outcome, VaultError> {
     let Some(manifest) = &known.manifest else { return Ok(Outcome::Later(Box::new(candidate), 0)) };
-    let content =
-        Content { entries: manifest.entries.clone(), target: manifest.target.clone(), size: manifest.size };
+    let content = Content {
+        entries: manifest.entries.clone(),
+        target: manifest.target.clone(),
+        size: manifest.size,
+        epoch: manifest.epoch,
+    };
     let parts = content.entries.iter().filter_map(part_of).collect();
     finish(vault, candidate, known, content, parts, None)
 }
@@ -303,7 +307,7 @@ impl Iterator for EntryCursor<'_> {
                     name.short()
                 ))
             })?;
-            let plain = self.vault.sealer.open(key, ENCODING_RAW, bytes);
+            let plain = self.vault.sealer_of(self.manifest.epoch).open(key, ENCODING_RAW, bytes);
             let list = read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?;
             let is_as_said =
                 list.len() == *count as usize && list.iter().map(Entry::len).sum::<u64>() == *len;
@@ -402,7 +406,8 @@ impl LargeImporter {
             if !settled {
                 return Ok(Outcome::Later(Box::new(candidate), CLOCK_TICK_MS));
             }
-            let content = Content { entries, target: vec![], size: candidate.stat.size };
+            let epoch = self.vault.sealer.epoch();
+            let content = Content { entries, target: vec![], size: candidate.stat.size, epoch };
             let vault = Arc::clone(&self.vault);
             return smol::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
                 .await;

@@ -46,8 +46,8 @@ pub fn create(vault: &Vault, adopt: bool) -> Result<(), VaultError> {
 pub fn check(vault: &Vault, root: &Folder) -> Result<(), VaultError> {
     match (vault.db.read(|t| t.meta(META))?, read(root)) {
         (Some(known), Some(found)) if known == found => Ok(()),
-        (_, None) => Err(VaultError::Refused(no_mark(&vault.home))),
-        _ => Err(VaultError::Refused(format!(
+        (_, None) => Err(VaultError::Home(no_mark(&vault.home))),
+        _ => Err(VaultError::Home(format!(
             "{} is another GroveHome than before; nothing is taken as deleted. Mount the right disk; or if this folder is \
              right, run `grove doctor --adopt-home`",
             vault.home.display()

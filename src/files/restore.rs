@@ -32,6 +32,8 @@ use crate::vault::{Vault, VaultError, lock};
 const LINKS_MAX: usize = 100_000;
 /// Nodes read at a time.
 const PAGE: usize = 512;
+/// A block of a file system: what can be a hole.
+const BLOCK_BYTES: usize = 4096;
 /// Problems listed by name; more are counted.
 const PROBLEMS_MAX: usize = 1000;
 
@@ -492,7 +494,7 @@ impl Restorer {
             for entry in some {
                 let len = entry.len();
                 if matches!(entry, Entry::Chunk { .. }) {
-                    jobs.push(self.write_chunk(Arc::clone(&file), offset, entry));
+                    jobs.push(self.write_chunk(Arc::clone(&file), offset, item.manifest.epoch, entry));
                 }
                 offset += len;
             }
@@ -513,14 +515,20 @@ impl Restorer {
         Ok(Done::Put(temp, item, before))
     }
 
-    async fn write_chunk(&self, file: Arc<File>, offset: u64, entry: Entry) -> Result<(), VaultError> {
+    async fn write_chunk(
+        &self,
+        file: Arc<File>,
+        offset: u64,
+        epoch: u32,
+        entry: Entry,
+    ) -> Result<(), VaultError> {
         let permit = self.permits.acquire_arc().await;
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             let _permit = permit;
-            match open_chunk(&vault, &entry)? {
+            match open_chunk(&vault, epoch, &entry)? {
                 Some(bytes) => {
-                    file.write_all_at(&bytes, offset).map_err(VaultError::io("cannot write"))?;
+                    write_with_holes(&file, &bytes, offset).map_err(VaultError::io("cannot write"))?;
                     buffers::give(bytes);
                     Ok(())
                 }
@@ -598,15 +606,16 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
         Begun::Write(temp, item, before) => (temp, *item, before),
         Begun::Done(done) => return Ok(*done),
     };
-    let mut offset = 0;
+    let (mut offset, mut ends_in_hole) = (0, false);
     let mut missing = Vec::new();
     for entry in &item.manifest.entries {
         if let Entry::Chunk { name, .. } = entry {
-            match open_chunk(vault, entry)? {
+            match open_chunk(vault, item.manifest.epoch, entry)? {
                 Some(bytes) => {
-                    if let Err(why) = temp.file().write_all_at(&bytes, offset) {
+                    if let Err(why) = write_with_holes(temp.file(), &bytes, offset) {
                         return Ok(failed(item, &why));
                     }
+                    ends_in_hole = bytes.last() == Some(&0);
                 }
                 None => missing.push(*name),
             }
@@ -616,7 +625,7 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
     if !missing.is_empty() {
         return Ok(Done::NeedsChunks(item, missing));
     }
-    if matches!(item.manifest.entries.last(), Some(Entry::Hole { .. })) {
+    if ends_in_hole || matches!(item.manifest.entries.last(), Some(Entry::Hole { .. })) {
         if let Err(why) = temp.file().set_len(item.manifest.size) {
             return Ok(failed(item, &why));
         }
@@ -657,19 +666,44 @@ fn write_link(item: Item) -> Done {
 }
 
 /// A chunk's bytes of the file, without padding; `None`: not here.
-fn open_chunk(vault: &Vault, entry: &Entry) -> Result<Option<Vec<u8>>, VaultError> {
+fn open_chunk(vault: &Vault, epoch: u32, entry: &Entry) -> Result<Option<Vec<u8>>, VaultError> {
     let Entry::Chunk { name, key, encoding, len } = entry else { return Ok(None) };
     if *encoding != ENCODING_RAW {
         return Err(VaultError::Refused("made by a newer Grove; update this one to read it".into()));
     }
     let Some(sealed) = vault.local_chunk(name)? else { return Ok(None) };
-    let mut bytes =
-        vault.sealer.open(key, *encoding, sealed).map_err(|why| VaultError::Record(why.to_string()))?;
+    let mut bytes = vault
+        .sealer_of(epoch)
+        .open(key, *encoding, sealed)
+        .map_err(|why| VaultError::Record(why.to_string()))?;
     if bytes.len() < *len as usize {
         return Err(VaultError::Record(format!("chunk {} is shorter than its manifest says", name.short())));
     }
     bytes.truncate(*len as usize);
     Ok(Some(bytes))
+}
+
+/// Writes to a new file and leaves out blocks of zeros, which stay holes; so the file may end too early.
+fn write_with_holes(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let is_hole = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    // Blocks of the file system, whatever the offset of the first byte.
+    let first = (BLOCK_BYTES - (offset % BLOCK_BYTES as u64) as usize) % BLOCK_BYTES;
+    let (head, rest) = bytes.split_at(first.min(bytes.len()));
+    file.write_all_at(head, offset)?;
+    let mut at = 0;
+    while at < rest.len() {
+        let next = |at: usize| (at + BLOCK_BYTES).min(rest.len());
+        if is_hole(&rest[at..next(at)]) {
+            at = next(at);
+            continue;
+        }
+        let start = at;
+        while at < rest.len() && !is_hole(&rest[at..next(at)]) {
+            at = next(at);
+        }
+        file.write_all_at(&rest[start..at], offset + (head.len() + start) as u64)?;
+    }
+    Ok(())
 }
 
 /// Whether what has the name now is what was last recorded, so that replacing it loses nothing.

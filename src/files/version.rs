@@ -51,6 +51,8 @@ pub struct Content {
     pub target: Vec<u8>,
     /// Bytes.
     pub size: u64,
+    /// Epoch under which its chunks and lists are sealed.
+    pub epoch: u32,
 }
 
 /// A signed version that is not recorded yet.
@@ -127,7 +129,7 @@ impl NewVersion {
             mode: stat.mode,
             link_group,
             salt: known.manifest.as_ref().map_or_else(random, |manifest| manifest.salt),
-            epoch: 0,
+            epoch: content.epoch,
             entries: content.entries,
             target: content.target,
             owner_part: OwnerPart {

@@ -150,8 +150,9 @@ impl Walk {
     }
 
     fn new(vault: Arc<Vault>, watch: Option<Arc<WatchList>>) -> Result<Self, VaultError> {
-        let root = Folder::open_root(&vault.home)
-            .map_err(VaultError::io(format!("cannot open GroveHome {}", vault.home.display())))?;
+        let root = Folder::open_root(&vault.home).map_err(|why| {
+            VaultError::Home(format!("cannot open GroveHome {}: {why}", vault.home.display()))
+        })?;
         marker::check(&vault, &root)?;
         let rules = IgnoreRules::new(&read_rules(&root));
         Ok(Self {

@@ -448,11 +448,38 @@ impl<'a> Tables<'a> {
         )
     }
 
-    /// Up to `limit` chunks over row `after` that files here need and that do not lie here though their file is not freed.
-    pub fn absent_own_after(&self, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+    /// Up to `limit` chunks over row `after` that files here need, that do not lie here, and of which peers have fewer than
+    /// `copies`: those of freed files have as many.
+    pub fn absent_own_after(
+        &self,
+        after: ChunkId,
+        copies: u64,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
-            &format!("SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 AND own IN (1, 2) AND place = 0 ORDER BY id LIMIT ?2"),
-            params![after.0, limit as i64],
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks
+                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < ?2 ORDER BY id LIMIT ?3"
+            ),
+            params![after.0, copies as i64, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Up to `limit` chunks over row `after`, up to row `until`, that lie loose and have fewer than `bytes`.
+    pub fn loose_after(
+        &self,
+        after: ChunkId,
+        until: ChunkId,
+        bytes: usize,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks
+                 WHERE id > ?1 AND id <= ?2 AND place = 1 AND len < ?3 ORDER BY id LIMIT ?4"
+            ),
+            params![after.0, until.0, bytes as i64, limit as i64],
             chunk_row,
         )
     }
@@ -770,6 +797,15 @@ impl<'a> Tables<'a> {
             params![chunk.0, owner.0, seq as i64, class as i64, state as i64, at as i64],
         )
         .map(drop)
+    }
+
+    /// Up to `limit` claims that their owners released at observed second `until` or before: chunk, owner, class.
+    pub fn trash(&self, until: u64, limit: usize) -> Result<Vec<(ChunkId, CellNumber, HoldClass)>, DbError> {
+        self.list(
+            "SELECT chunk, owner, class FROM holds WHERE state = 1 AND at <= ?1 LIMIT ?2",
+            params![until as i64, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), CellNumber(row.get(1)?), hold_class(row.get(2)?))),
+        )
     }
 
     /// How a chunk is held for `owner`.

@@ -332,8 +332,10 @@ impl Client {
                 write_full(&mut circuit, &head, OPEN_TIME_MAX).await?;
                 read_full(&mut circuit, &mut status, OPEN_TIME_MAX).await
             };
-            asked.await.map_err(|_| {
-                if self.is_alive() { CircuitError::Refused } else { CircuitError::NotConnected }
+            asked.await.map_err(|error| match error.kind() {
+                _ if !self.is_alive() => CircuitError::NotConnected,
+                io::ErrorKind::TimedOut => CircuitError::TimedOut,
+                _ => CircuitError::Refused,
             })?;
             match Status::of(status[0]) {
                 Status::Joined => Ok(circuit),

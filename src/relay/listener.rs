@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smol::io::AsyncWriteExt;
 use smol::{Async, LocalExecutor, Timer};
@@ -11,6 +11,7 @@ use smol::{Async, LocalExecutor, Timer};
 use super::PATH;
 use super::hub::{Hub, WaitingRoom};
 use super::websocket::{HEADERS_MAX, key_of};
+use crate::wire::handshake::{Bucket, Rate};
 use crate::wire::{read_some, within};
 
 /// Most bytes of the head of a request.
@@ -23,6 +24,9 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const HEADS_MAX: usize = 512;
 /// Pause after a failed accept: mostly there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections accepted at once and a second; more wait in the kernel, so that those who are let in have time to log in
+/// before others push them out.
+const ACCEPTS: Rate = Rate { burst: 200.0, per_second: 1000.0 };
 /// Waiting connections in the kernel.
 const BACKLOG: i32 = 1024;
 
@@ -54,7 +58,14 @@ fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
 /// Takes connections until dropped.
 pub async fn accept(listener: Async<TcpListener>, hub: Rc<Hub>, executor: Rc<LocalExecutor<'static>>) {
     let room = WaitingRoom::new(HEADS_MAX);
+    let mut pace = Bucket::new(ACCEPTS, Instant::now());
     loop {
+        pace.fill(ACCEPTS, Instant::now());
+        if pace.tokens < 1.0 {
+            Timer::after(Duration::from_secs_f64(1.0 / ACCEPTS.per_second)).await;
+            continue;
+        }
+        pace.tokens -= 1.0;
         match listener.accept().await {
             Ok((stream, from)) => {
                 let (guest, hub) = (room.enter(), Rc::clone(&hub));

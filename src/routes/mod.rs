@@ -6,7 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+pub mod beacon;
 mod book;
+pub mod interfaces;
+pub mod lan;
 
 pub use book::{Route, RouteBook};
 

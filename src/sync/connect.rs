@@ -1,6 +1,5 @@
 //! Connections: who is dialled and over which route, who is let in, and the watch over what is connected.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,8 +18,9 @@ use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::id::CellId;
 use crate::keys::random;
-use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict};
-use crate::vault::write_whole;
+use crate::routes::lan::{Event, Lan};
+use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict, interfaces};
+use crate::vault::{VaultError, write_whole};
 use crate::wire::handshake::{Approach, Established, HandshakeError, Kind as Right, initiate, respond};
 use crate::wire::message::{self, AskError, MEASURE_BYTES_MAX, Reply, Request};
 use crate::wire::session::{self, Limits, Session, SessionError};
@@ -56,6 +56,8 @@ const MEASURE_LONG: Duration = Duration::from_millis(200);
 const ADDRESSES_EVERY: Duration = Duration::from_secs(15);
 /// Addresses of one peer that beacons told.
 const NEAR_MAX: usize = 4;
+/// Beacons that wait to be looked at.
+const FOUND_MAX: usize = 32;
 /// Own addresses that peers have seen and that may lead here through a forwarded port.
 const OBSERVED_MAX: usize = 2;
 
@@ -251,6 +253,53 @@ impl Sync {
         if is_news {
             self.name_routes(&peer);
             self.wake_dialer(id);
+        }
+    }
+
+    /// Sends and hears beacons on the local network from now on, if config.json wants them.
+    pub(super) async fn start_lan(self: &Rc<Self>) -> Result<(), VaultError> {
+        if !self.vault.config.lan_discovery {
+            return Ok(());
+        }
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        let run = smol::unblock(move || books.next_run(&vault)).await?;
+        let (events, heard) = channel::bounded(FOUND_MAX);
+        let lan = Lan::start(&self.executor, self.vault.identity.clone(), self.listen, run, events);
+        *self.lan.borrow_mut() = Some(lan);
+        self.tell_lan();
+        let sync = Rc::clone(self);
+        let hear = async move {
+            while let Ok(event) = heard.recv().await {
+                match event {
+                    Event::Found { peer, address } => sync.note_near(&peer, address),
+                    Event::AddressesChanged => {
+                        sync.refresh_card().await;
+                        sync.try_lines();
+                    }
+                }
+            }
+        };
+        self.executor.spawn(hear).detach();
+        Ok(())
+    }
+
+    /// Whom beacons are for.
+    pub(super) fn tell_lan(&self) {
+        if let Some(lan) = &*self.lan.borrow() {
+            let peers: Vec<(CellId, [u8; 32])> =
+                self.gate.peers().into_iter().map(|peer| (peer.id, peer.x25519)).collect();
+            lan.set_peers(&peers);
+        }
+    }
+
+    /// This machine's network has changed: a word over every line shows which are dead.
+    fn try_lines(&self) {
+        for line in self.links().iter().flat_map(|link| link.lines()) {
+            self.executor
+                .spawn(async move {
+                    let _ = message::ask(&line.session, &Request::Ping).await;
+                })
+                .detach();
         }
     }
 
@@ -555,6 +604,7 @@ impl Sync {
         if let Some(peer) = self.gate.peer(&id) {
             self.name_routes(&peer);
         }
+        self.tell_lan();
         let (wake, woken) = channel::bounded(1);
         let alone = Rc::new(Mutex::new(()));
         let task = self.executor.spawn(Rc::clone(self).keep_dialling(id, woken, Rc::clone(&alone)));
@@ -862,58 +912,9 @@ async fn rate(session: &Session, rtt: Duration, ways: impl Fn(u32) -> (u32, u32)
 }
 
 /// The networks this machine is in.
-pub(super) fn own_networks() -> Vec<Network> {
-    let mut found = BTreeMap::new();
-    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: getifaddrs fills a list that is ours until freeifaddrs. Its entries and their addresses are valid until
-    // then; an address is read as what its family says it is.
-    unsafe {
-        if libc::getifaddrs(&mut list) == 0 {
-            let mut at = list;
-            while !at.is_null() {
-                let entry = &*at;
-                at = entry.ifa_next;
-                if entry.ifa_flags & libc::IFF_UP as u32 == 0 {
-                    continue;
-                }
-                if let Some(ip) = ip_of(entry.ifa_addr) {
-                    found.insert(ip, ip_of(entry.ifa_netmask).map_or(0, prefix_of));
-                }
-            }
-            libc::freeifaddrs(list);
-        }
-    }
-    found.into_iter().map(|(ip, prefix)| Network { ip, prefix }).collect()
-}
-
-/// # Safety
-/// `address` is null or points to a socket address that is as long as its family says.
-unsafe fn ip_of(address: *const libc::sockaddr) -> Option<IpAddr> {
-    if address.is_null() {
-        return None;
-    }
-    // SAFETY: see above.
-    unsafe {
-        match i32::from((*address).sa_family) {
-            libc::AF_INET => {
-                let address = address.cast::<libc::sockaddr_in>().read_unaligned();
-                Some(IpAddr::from(address.sin_addr.s_addr.to_ne_bytes()))
-            }
-            libc::AF_INET6 => {
-                let address = address.cast::<libc::sockaddr_in6>().read_unaligned();
-                Some(IpAddr::from(address.sin6_addr.s6_addr))
-            }
-            _ => None,
-        }
-    }
-}
-
-fn prefix_of(mask: IpAddr) -> u8 {
-    let ones = match mask {
-        IpAddr::V4(mask) => u32::from(mask).leading_ones(),
-        IpAddr::V6(mask) => u128::from(mask).leading_ones(),
-    };
-    ones as u8
+fn own_networks() -> Vec<Network> {
+    let network = |one: interfaces::Interface| Network { ip: one.ip, prefix: one.prefix };
+    interfaces::list().into_iter().map(network).collect()
 }
 
 /// Addresses of this machine under which others may find it; the loopback only where there is no other.
@@ -926,6 +927,8 @@ fn own_ips(with_ipv6: bool) -> Vec<IpAddr> {
     };
     let mut ips: Vec<IpAddr> =
         own_networks().into_iter().map(|network| network.ip).filter(is_useful).collect();
+    ips.sort();
+    ips.dedup();
     if ips.is_empty() {
         ips.push(Ipv4Addr::LOCALHOST.into());
     }

@@ -29,6 +29,7 @@ use crate::placement::planner::Candidate;
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
 use crate::publish;
 use crate::routes::RouteBook;
+use crate::routes::lan::Lan;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
 use crate::wire::message::{Farewell, Request};
@@ -175,6 +176,8 @@ pub struct Sync {
     /// Addresses of peers that beacons told.
     pub(super) near: RefCell<HashMap<CellId, Vec<String>>>,
     pub(super) relays: Relays,
+    /// Beacons of the local network, if they are wanted.
+    pub(super) lan: RefCell<Option<Lan>>,
     /// Caps on the lines.
     pub(super) pace: Pace,
     /// The last problem with each peer.
@@ -210,6 +213,7 @@ impl Sync {
             routes: RefCell::default(),
             near: RefCell::default(),
             relays: Relays::new(&vault.config),
+            lan: RefCell::default(),
             pace: Pace::new(Caps::from(&vault.config)),
             errors: RefCell::default(),
             tasks: RefCell::default(),
@@ -234,6 +238,7 @@ impl Sync {
         ];
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
+        sync.start_lan().await.map_err(other)?;
         for peer in sync.gate.peers() {
             sync.dial_from_now_on(peer.id);
         }
@@ -251,6 +256,7 @@ impl Sync {
         self.tasks.borrow_mut().clear();
         self.dialers.borrow_mut().clear();
         self.relays.stop();
+        self.lan.borrow_mut().take();
         let links = self.links();
         let ends = links.iter().map(|link| async {
             link.close();
@@ -706,6 +712,7 @@ impl Sync {
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);
         self.errors.borrow_mut().remove(&id);
+        self.tell_lan();
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             vault.db.change(|t| -> Result<(), DbError> {

@@ -596,7 +596,8 @@ impl Keeper {
             })?;
             if count == 0 {
                 lock(&self.accounts).remove(owner);
-                return Ok(());
+                // None is left of them in the database, so their files go.
+                return mirror_heads(&self.vault, owner);
             }
         }
     }
@@ -633,20 +634,34 @@ fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
 pub fn adopt_heads(vault: &Vault) -> Result<(), VaultError> {
     let Ok(entries) = fs::read_dir(vault.dir.join(HEADS_FOLDER)) else { return Ok(()) };
     let now = vault.now();
+    let mut of_owner: HashMap<CellId, Vec<StoredHead>> = HashMap::new();
     for entry in entries.flatten() {
         let Ok(body) = fs::read(entry.path()) else { continue };
         let Ok((hash, head)) = Head::open(&body) else {
             log::warn!("{} is no catalog head and not used", entry.path().display());
             continue;
         };
+        let stored = StoredHead { hash, life: head.life, seq: head.seq, tip: true, at: now, body };
+        of_owner.entry(head.owner).or_default().push(stored);
+    }
+    for (owner, mut adopted) in of_owner {
         vault.db.change(|t| -> Result<(), VaultError> {
-            let cell = t.cell(&head.owner)?;
-            let mut stored = t.peer_heads(cell)?;
-            stored.push(StoredHead { hash, life: head.life, seq: head.seq, tip: true, at: now, body });
-            keep_heads(t, cell, stored, now).map(drop)
+            let cell = t.cell(&owner)?;
+            days_apart(&mut adopted, now);
+            adopted.extend(t.peer_heads(cell)?);
+            keep_heads(t, cell, adopted, now).map(drop)
         })?;
     }
     Ok(())
+}
+
+/// Heads whose time is not known any more were kept because each was the first of its day: they go on as such, the oldest as
+/// of today, so that it is the first to make room.
+fn days_apart(heads: &mut [StoredHead], now: u64) {
+    heads.sort_by_key(|head| (head.life, head.seq));
+    for (day, head) in heads.iter_mut().enumerate() {
+        head.at = now + day as u64 * super::DAY_S;
+    }
 }
 
 /// Keeps the heads that should be kept; gives the lengths of segments that are let go with the others.

@@ -582,3 +582,43 @@ fn heads_are_kept_as_tips_and_one_a_day() {
     let many: Vec<HeadFacts> = (0..255).map(|n| HeadFacts { bytes: 1 << 20, ..head(n, n, 0, &[]) }).collect();
     assert_eq!(heads_to_keep(&many, 0).len(), 8);
 }
+
+#[test]
+fn daily_heads_outlive_the_database_and_go_with_their_owner() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        for day in 0..5 {
+            ann.publish(&format!("day {day}"));
+            let report = a.round().await;
+            assert_eq!(report.peers[0].why, "");
+            bob.clock.pass(Duration::from_secs(DAY_S));
+        }
+        let heads_of = |cell: &Cell| {
+            let mut heads = cell.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
+            heads.sort_by_key(|head| (head.life, head.seq));
+            heads.into_iter().map(|head| (head.hash, head.tip)).collect::<Vec<_>>()
+        };
+        let before = heads_of(&bob);
+        assert_eq!(before.len(), 5, "{before:?}");
+
+        let again = Cell::new(2);
+        copy_files(&bob.dir.0.join("heads"), &{
+            let to = again.dir.0.join("heads");
+            std::fs::create_dir(&to).unwrap();
+            to
+        });
+        adopt_heads(&again.vault).unwrap();
+        assert_eq!(heads_of(&again), before);
+        // Those of later days take their places one by one, and the oldest goes first.
+        let next = again.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
+        let oldest = next.iter().min_by_key(|head| head.seq).unwrap();
+        assert!(next.iter().all(|head| head.at >= oldest.at));
+
+        let files = |cell: &Cell| std::fs::read_dir(cell.dir.0.join("heads")).unwrap().count();
+        assert_eq!(files(&bob), 5);
+        b.keeper.give_up(&ann.vault.id()).unwrap();
+        assert_eq!((heads_of(&bob), files(&bob)), (vec![], 0));
+    });
+}

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{DEADLINE, wait_for};
+use super::DEADLINE;
 
 /// So long nothing may pass before a count is taken.
 const QUIET: Duration = Duration::from_millis(700);
@@ -68,14 +68,6 @@ impl Proxy {
             }
         }
         last.0
-    }
-
-    /// Waits until `more` bytes have passed since `before`, but not for longer than `is_over` allows; whether they have.
-    pub fn wait_passed(&self, before: u64, more: u64, is_over: impl Fn() -> bool) -> bool {
-        wait_for("bytes pass, or what sends them ends", || {
-            let is_there = self.passed() >= before + more;
-            (is_there || is_over()).then_some(is_there)
-        })
     }
 }
 
