@@ -350,7 +350,18 @@ impl Cell {
         if let Ok(mut file) = fs::File::open(&self.log) {
             let _ = file.read_to_string(&mut text);
         }
-        text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+        // What a test has removed itself is no news.
+        let is_news =
+            |line: &&str| !line.contains(" is not in /") && !line.contains("was damaged on this disk");
+        text.lines()
+            .filter(is_news)
+            .rev()
+            .take(30)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     pub fn client(&self) -> Client {

@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use super::net::{Beside, Home, Host, Internet, Net, cell_on};
-use super::{Cell, GROVE, TempDir};
+use super::net::{Beside, Home, Host, Internet, Net, Quality, Wire, cell_on};
+use super::{Cell, GROVE, TempDir, json_text, wait_for};
 
 pub const RELAY_PORT: u16 = 5680;
+/// What a cell says of a relay that it can be called through.
+const AT_RELAY: &str = "\"connected\":true";
 
 /// A relay with a public address.
 pub struct Relay {
@@ -15,16 +17,24 @@ pub struct Relay {
     port: u16,
     folder: std::path::PathBuf,
     pub program: Beside,
+    _line: Option<Wire>,
 }
 
 impl Relay {
-    pub fn start(net: &Net, internet: &Internet, temp: &TempDir, port: u16) -> Self {
+    /// `line`: how it is reached, if not as fast as this machine can.
+    pub fn start(net: &Net, internet: &Internet, temp: &TempDir, port: u16, line: Option<Quality>) -> Self {
         let host = net.host("relay");
-        let address = internet.attach(&host, "eth0");
+        let (address, line) = match line {
+            None => (internet.attach(&host, "eth0"), None),
+            Some(quality) => {
+                let (address, wire) = internet.attach_by_wire(&host, "eth0", quality);
+                (address, Some(wire))
+            }
+        };
         let folder = temp.path().join("relay");
         std::fs::create_dir_all(&folder).unwrap();
         let program = run(&host, port, &folder);
-        Self { host, address, port, folder, program }
+        Self { host, address, port, folder, program, _line: line }
     }
 
     /// The URL for `relay.urls`.
@@ -76,6 +86,11 @@ impl Hidden {
         let mut b = cell_on(&host_b, temp.path(), names[1], &settings_a[..1]);
         a.run();
         b.run();
+        for cell in [&a, &b] {
+            wait_for("the cell is at the relay", || {
+                json_text(&cell.get("/routes")).contains(AT_RELAY).then_some(())
+            });
+        }
         a.invite(&b);
         super::fleet::wait_online(&[&a, &b]);
         Self { left, right, at_a, a, b }
