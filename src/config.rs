@@ -8,6 +8,9 @@ use std::path::Path;
 
 use miniserde::json::{self, Number, Value};
 
+use crate::card::RELAYS_MAX;
+use crate::id::{CellId, unhex};
+
 // Limits that are not settings.
 
 /// Chunk jobs at once, at most; also bounded by the cores.
@@ -131,6 +134,34 @@ settings! {
     "settle.open_ms" settle_open_ms: u64 = 2000;
     /// Rounds with peers, when nothing changes. s.
     "sync.every_s" sync_every_s: u64 = 300;
+    /// Peers in the same network are found by beacons (UDP, port 5680).
+    "lan.discovery" lan_discovery: bool = true;
+    /// Upload, all peers together. Bytes a second; 0: no limit.
+    "limit.up_bytes_per_s" limit_up: u64 = 0;
+    /// Download, all peers together. Bytes a second; 0: no limit.
+    "limit.down_bytes_per_s" limit_down: u64 = 0;
+    /// Upload to each peer. Bytes a second; 0: no limit.
+    "limit.peer_up_bytes_per_s" limit_peer_up: u64 = 0;
+    /// Download from each peer. Bytes a second; 0: no limit.
+    "limit.peer_down_bytes_per_s" limit_peer_down: u64 = 0;
+    /// The limits hold for peers in the local network, too.
+    "limit.lan" limit_lan: bool = false;
+    /// Relays that this cell waits at: `ws://…` or `wss://…`, at most 8.
+    "relay.urls" relay_urls: Vec<String> = Vec::new();
+    /// SHA-256 of TLS certificates of relays that are accepted whoever vouches for them, in hexadecimal.
+    "relay.pins" relay_pins: Vec<String> = Vec::new();
+    /// Whether this cell is a relay for others, at `/relay` on the dashboard's port.
+    "relay.serve" relay_serve: bool = false;
+    /// Whom it serves as a relay: cell ids, `peers` for all that it knows, `all` for anybody.
+    "relay.allow" relay_allow: Vec<String> = vec!["peers".into()];
+    /// Cells that may wait at this relay at once.
+    "relay.clients_max" relay_clients_max: u64 = 256;
+    /// Circuits of one cell through this relay at once. 1 to 64.
+    "relay.circuits_max" relay_circuits_max: u64 = 32;
+    /// Bytes a second that this relay takes from one cell; 0: as fast as they come.
+    "relay.bytes_per_s" relay_bytes_per_s: u64 = 0;
+    /// Connects to this relay from one address in a minute.
+    "relay.connects_per_minute" relay_connects_per_minute: u64 = 60;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -165,6 +196,16 @@ impl Setting for u64 {
     }
     fn write(&self) -> Value {
         Value::Number(Number::U64(*self))
+    }
+}
+
+impl Setting for bool {
+    const WANTED: &'static str = "true or false";
+    fn read(value: &Value) -> Option<Self> {
+        if let Value::Bool(value) = value { Some(*value) } else { None }
+    }
+    fn write(&self) -> Value {
+        Value::Bool(*self)
     }
 }
 
@@ -203,6 +244,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Peers give up a body that comes slower than 4 KiB a second, and several share a line.
+const LIMIT_BYTES_PER_S_MIN: u64 = 32 * 1024;
+const LIMIT_WANTED: &str = "0 for no limit, or at least 32768";
+
+fn is_limit(bytes_per_s: u64) -> bool {
+    bytes_per_s == 0 || bytes_per_s >= LIMIT_BYTES_PER_S_MIN
+}
+
 impl Config {
     /// Reads the text of config.json.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -228,6 +277,30 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
+            ("limit.up_bytes_per_s", is_limit(self.limit_up), LIMIT_WANTED),
+            ("limit.down_bytes_per_s", is_limit(self.limit_down), LIMIT_WANTED),
+            ("limit.peer_up_bytes_per_s", is_limit(self.limit_peer_up), LIMIT_WANTED),
+            ("limit.peer_down_bytes_per_s", is_limit(self.limit_peer_down), LIMIT_WANTED),
+            (
+                "relay.urls",
+                self.relay_urls.len() <= RELAYS_MAX && self.relay_urls.iter().all(|url| url.contains("://")),
+                "a list of at most 8 URLs such as \"wss://relay.example/relay\"",
+            ),
+            (
+                "relay.pins",
+                self.relay_pins.iter().all(|pin| unhex(pin).is_some_and(|pin| pin.len() == 32)),
+                "a list of SHA-256 hashes of 64 hexadecimal digits",
+            ),
+            (
+                "relay.allow",
+                self.relay_allow
+                    .iter()
+                    .all(|who| who == "peers" || who == "all" || who.parse::<CellId>().is_ok()),
+                "a list of cell ids, \"peers\" or \"all\"",
+            ),
+            ("relay.circuits_max", (1..=64).contains(&self.relay_circuits_max), "from 1 to 64"),
+            ("relay.clients_max", self.relay_clients_max <= 1_000_000, "at most 1000000"),
+            ("relay.connects_per_minute", self.relay_connects_per_minute >= 1, "1 or more"),
             (
                 "log.level",
                 self.log_level.parse::<log::LevelFilter>().is_ok(),
@@ -264,7 +337,9 @@ impl Config {
     pub fn adopt(&mut self, key: &str, text: &str) {
         const THIS_MACHINE: &[&str] =
             &["http.listen", "http.port", "peer.listen", "peer.port", "peer.addresses", "jobs", "log.level"];
-        if THIS_MACHINE.contains(&key) {
+        // Whether and how this machine is a relay is its own affair; at which relays the cell waits is the cell's.
+        let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
+        if THIS_MACHINE.contains(&key) || is_relay_of_its_own {
             return;
         }
         let Ok(value) = json::from_str::<Value>(text) else { return };

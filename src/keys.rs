@@ -14,6 +14,7 @@
 //! | `grove/v1/recover` | none | secret of the recovery handshake, known to each peer |
 //! | `grove/v1/commit` (from a file key) | none | public commitment to a file key |
 //! | `grove/v1/content part` (from a file key) | 32 random bytes | key of a manifest's chunk keys |
+//! | `grove/v1/beacon` (from two cells' X25519 secret) | sender's id, receiver's id | key of LAN beacons one way |
 
 use std::fmt;
 
@@ -202,10 +203,29 @@ impl Identity {
         &self.x_public
     }
 
+    /// The keys of LAN beacons to and from the cell of this id and X25519 key; `None` if the key is one that makes the
+    /// secret known to anybody.
+    pub fn beacon_keys(&self, peer: &CellId, x25519: &[u8; 32]) -> Option<BeaconKeys> {
+        let secret = x25519_dalek::StaticSecret::from(self.x_secret.0);
+        let shared = secret.diffie_hellman(&(*x25519).into());
+        let prk = shared.was_contributory().then(|| Hkdf::new(None, shared.as_bytes()))?;
+        let key = |from: &CellId, to: &CellId| expand(&prk, "grove/v1/beacon", &[from.0, to.0].concat());
+        Some(BeaconKeys { ours: key(&self.id(), peer), theirs: key(peer, &self.id()) })
+    }
+
     /// Ed25519 signature (RFC 8032). `bytes` begin with a domain label.
     pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
         self.signing.sign(bytes).to_bytes()
     }
+}
+
+/// Keys of the LAN beacons between two cells, one for each way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BeaconKeys {
+    /// Of what this cell sends.
+    pub ours: Secret,
+    /// Of what the other sends.
+    pub theirs: Secret,
 }
 
 /// Whether `signature` is `id`'s over `bytes`, by the strict rules: no weak keys, one form per signature.

@@ -3,11 +3,12 @@
 //! `ARCHITECTURE.md` is the map. Imports point right or down:
 //!
 //! ```text
-//! main > cli > cell > dashboard sync                           duties
+//! main > cli > cell > dashboard relay sync                     duties
 //!                   > files store placement wire               services
-//!                   > catalog manifest seal keys id config     nouns
+//!                   > catalog manifest seal keys id config buffers     nouns
 //! ```
 
+pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;
@@ -25,7 +26,10 @@ pub mod manifest;
 pub mod placement;
 pub mod publish;
 pub mod recovery_card;
+pub mod relay;
+pub mod routes;
 pub mod seal;
+pub mod sha256;
 pub mod store;
 pub mod sync;
 pub mod vault;

@@ -12,11 +12,9 @@
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
-
 use crate::id::ChunkName;
 use crate::keys::{MasterKey, Secret, sha256};
+use crate::sha256::{self, Hashing};
 
 /// Plaintext bytes of every chunk of a file but the last.
 pub const CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -67,7 +65,9 @@ pub struct SealedChunk {
 /// Seals chunks of one owner under one epoch.
 #[derive(Clone)]
 pub struct Sealer {
-    mac: Hmac<Sha256>,
+    /// HMAC's two hashes (RFC 2104), each after the block made from the chunk root.
+    inner: Hashing,
+    outer: Hashing,
     epoch: u32,
 }
 
@@ -75,7 +75,15 @@ impl Sealer {
     /// A sealer for chunks of `epoch`.
     pub fn new(master: &MasterKey, epoch: u32) -> Self {
         let root = master.chunk_root(epoch);
-        Self { mac: Hmac::new_from_slice(&root.0).expect("HMAC takes keys of any length"), epoch }
+        let begun = |pad: u8| {
+            let mut block = [pad; 64];
+            block.iter_mut().zip(&root.0).for_each(|(byte, key)| *byte ^= key);
+            let mut hashing = Hashing::default();
+            hashing.update(&block);
+            zeroize::Zeroize::zeroize(&mut block);
+            hashing
+        };
+        Self { inner: begun(0x36), outer: begun(0x5c), epoch }
     }
 
     /// Under which its chunks are sealed.
@@ -85,10 +93,25 @@ impl Sealer {
 
     /// The key of the chunk with these padded bytes.
     pub fn chunk_key(&self, encoding: u8, padded: &[u8]) -> Secret {
-        let mut mac = self.mac.clone();
-        mac.update(&[encoding]);
-        mac.update(padded);
-        Secret(mac.finalize().into_bytes().into())
+        let mut inner = self.inner.clone();
+        inner.update(&[encoding]);
+        inner.update(padded);
+        self.key_from(inner)
+    }
+
+    /// The keys of two chunks, in little more time than that of one.
+    pub fn chunk_keys(&self, encoding: u8, x: &[u8], y: &[u8]) -> [Secret; 2] {
+        let (mut a, mut b) = (self.inner.clone(), self.inner.clone());
+        a.update(&[encoding]);
+        b.update(&[encoding]);
+        a.update_both(x, &mut b, y);
+        [self.key_from(a), self.key_from(b)]
+    }
+
+    fn key_from(&self, inner: Hashing) -> Secret {
+        let mut outer = self.outer.clone();
+        outer.update(&inner.finish());
+        Secret(outer.finish())
     }
 
     /// Seals a chunk in its own buffer. Give room for 16 more bytes and nothing is copied.
@@ -111,6 +134,15 @@ pub fn seal_with(key: Secret, padded: Vec<u8>) -> SealedChunk {
     let mut bytes = padded;
     aead::seal(&key, &chunk_aad(ENCODING_RAW), &mut bytes);
     SealedChunk { name: ChunkName(sha256(&bytes)), key, bytes }
+}
+
+/// Seals chunks whose keys are already known, each in its own buffer; two take less time than one after the other.
+pub fn seal_each(chunks: Vec<(Secret, Vec<u8>)>) -> Vec<SealedChunk> {
+    let mut sealed = chunks;
+    sealed.iter_mut().for_each(|(key, bytes)| aead::seal(key, &chunk_aad(ENCODING_RAW), bytes));
+    let names = sha256::each(&sealed.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+    let named = names.into_iter().zip(sealed);
+    named.map(|(name, (key, bytes))| SealedChunk { name: ChunkName(name), key, bytes }).collect()
 }
 
 /// Opens a chunk with a key from a grant, in its own buffer. The owner uses `Sealer::open`, which checks more.
@@ -206,6 +238,27 @@ mod tests {
         assert_ne!(a.name, c.name);
         assert_ne!(a.name, d.name);
         assert_eq!(sealer(1, 0).open(&a.key, ENCODING_RAW, a.bytes).unwrap(), b"notes");
+    }
+
+    #[test]
+    fn chunk_key_is_hmac_of_the_bytes_alone_and_in_pairs() {
+        use hmac::{Hmac, KeyInit, Mac};
+        let root = MasterKey::from_bytes([1; 32]).chunk_root(0);
+        let (x, y) = ([5; 128], [6; 1000]);
+        let expected = [&x[..], &y[..]].map(|bytes| {
+            let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&root.0).unwrap();
+            mac.update(&[ENCODING_RAW]);
+            mac.update(bytes);
+            Secret(mac.finalize().into_bytes().into())
+        });
+        let sealer = sealer(1, 0);
+        assert_eq!(sealer.chunk_keys(ENCODING_RAW, &x, &y), expected);
+        assert_eq!(sealer.chunk_key(ENCODING_RAW, &y), expected[1]);
+        let pair = seal_each(vec![(expected[0].clone(), x.to_vec()), (expected[1].clone(), y.to_vec())]);
+        assert_eq!(
+            [&pair[0], &pair[1]].map(|c| c.name),
+            [sealer.seal(x.to_vec()), sealer.seal(y.to_vec())].map(|c| c.name)
+        );
     }
 
     #[test]

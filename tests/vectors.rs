@@ -17,6 +17,7 @@ use grove::codec::Writer;
 use grove::id::{BodyHash, CellId, ChunkName, FileId, hex, unhex};
 use grove::keys::{Identity, MasterKey, Secret, random, sha256};
 use grove::manifest::{Check, Entry, Extension, FileTime, Kind, Manifest, OwnerPart, read_list, write_list};
+use grove::routes::beacon::{self, DATAGRAM_BYTES, Pair, Purpose, Said};
 use grove::seal::{ENCODING_RAW, Sealer, padded_len};
 use grove::store::{ChunkStore, DiskStore, PackId, Place, StoreError, StoreLimits};
 use miniserde::json::{self, Value};
@@ -216,6 +217,40 @@ fn keys() {
             ("recovery_secret", bytes(master().recovery_secret().0)),
             ("signed", text("grove test")),
             ("signature", bytes(identity().sign(b"grove test"))),
+        ])
+    });
+}
+
+/// Two cells of the master key, the second of index 1, in one local network.
+#[test]
+fn beacon() {
+    let (ann, bob) = (identity(), master().identity(1, 0));
+    let keys = ann.beacon_keys(&bob.id(), bob.x_public()).unwrap();
+    let back = bob.beacon_keys(&ann.id(), ann.x_public()).unwrap();
+    assert_eq!((&keys.ours, &keys.theirs), (&back.theirs, &back.ours));
+    let noise: [u8; DATAGRAM_BYTES] = pattern(DATAGRAM_BYTES, 3).try_into().unwrap();
+    let said = Said { port: 5679, number: (7 << 32) + 9 };
+    let one = |purpose: Purpose, from: &str| {
+        let from = from.parse().unwrap();
+        let datagram = beacon::write(purpose, from, said, [&Pair::from(&back), &Pair::from(&keys)], &noise);
+        assert_eq!(beacon::read(&datagram, from, &Pair::from(&back)), Some(said));
+        Object(vec![
+            ("purpose", number(purpose as u8)),
+            ("from", text(from)),
+            ("port", number(said.port)),
+            ("number", number(said.number)),
+            ("slot", number(1)),
+            ("bytes", bytes(datagram)),
+        ])
+    };
+    check("beacon.json", |_| {
+        Object(vec![
+            ("master", bytes(master().as_bytes())),
+            ("sender_index", number(0)),
+            ("receiver_index", number(1)),
+            ("key", bytes(keys.ours.0)),
+            ("noise", text(format!("{PATTERN_RULE}, seed 3"))),
+            ("beacons", array([one(Purpose::Announce, "192.168.1.7"), one(Purpose::Answer, "fe80::1234")])),
         ])
     });
 }

@@ -17,7 +17,8 @@ use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
 use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
-use crate::id::FileId;
+use crate::id::{ChunkName, FileId};
+use crate::keys::Secret;
 use crate::manifest::{Entry, Kind, Manifest};
 use crate::placement::{ChunkId, DbError, NodeId};
 use crate::seal::ENCODING_RAW;
@@ -241,6 +242,34 @@ impl Cell {
         ApiResponse::stream(Some(length), receiver)
     }
 
+    /// The bytes of a chunk, from here or from a peer. Whether it is lost here shows only when it is read, so that one
+    /// is asked for after the first try.
+    async fn clear_chunk(
+        &self,
+        epoch: u32,
+        name: ChunkName,
+        key: Secret,
+        len: u32,
+    ) -> Result<Vec<u8>, VaultError> {
+        for _ in 0..2 {
+            self.fetch_absent(vec![name]).await?;
+            let (vault, key) = (Arc::clone(&self.vault), key.clone());
+            let permit = self.permits.acquire_arc().await;
+            let read = move || -> Result<Option<Vec<u8>>, VaultError> {
+                let _permit = permit;
+                let Some(sealed) = vault.local_chunk(&name)? else { return Ok(None) };
+                let opened = vault.sealer_of(epoch).open(&key, ENCODING_RAW, sealed);
+                let mut bytes = opened.map_err(|why| VaultError::Record(why.to_string()))?;
+                bytes.truncate(len as usize);
+                Ok(Some(bytes))
+            };
+            if let Some(bytes) = smol::unblock(read).await? {
+                return Ok(bytes);
+            }
+        }
+        Err(VaultError::Refused("no cell that is reachable now has all of its bytes".into()))
+    }
+
     async fn send_content(
         &self,
         manifest: Manifest,
@@ -281,24 +310,7 @@ impl Cell {
                         }
                     }
                     Entry::Chunk { name, key, len, .. } => {
-                        self.fetch_absent(vec![name]).await?;
-                        let (vault, epoch) = (Arc::clone(&self.vault), manifest.epoch);
-                        let permit = self.permits.acquire_arc().await;
-                        let bytes = smol::unblock(move || -> Result<Vec<u8>, VaultError> {
-                            let _permit = permit;
-                            let sealed = vault.local_chunk(&name)?.ok_or_else(|| {
-                                VaultError::Refused(
-                                    "no cell that is reachable now has all of its bytes".into(),
-                                )
-                            })?;
-                            let mut bytes = vault
-                                .sealer_of(epoch)
-                                .open(&key, ENCODING_RAW, sealed)
-                                .map_err(|why| VaultError::Record(why.to_string()))?;
-                            bytes.truncate(len as usize);
-                            Ok(bytes)
-                        })
-                        .await?;
+                        let bytes = self.clear_chunk(manifest.epoch, name, key, len).await?;
                         if sender.send(Ok(bytes)).await.is_err() {
                             return Ok(());
                         }

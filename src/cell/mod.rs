@@ -29,6 +29,7 @@ use jobs::Jobs;
 use keeper::Keeper;
 pub use open::{CellError, CellSummary, Options, Paths, create};
 pub use run::{Local, RecoverProgress, RecoverSummary, recover, run};
+pub(crate) use run::{raise_file_limit, stop_signal};
 
 /// Slices of cold chunks that are gathered into packs in one round of tidying.
 const GATHER_SLICES: usize = 16;

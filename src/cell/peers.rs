@@ -14,9 +14,10 @@ use crate::card::Role;
 use crate::catalog::RecordKind;
 use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
-use crate::id::{ChunkName, hex};
+use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
-use crate::sync::{Books, PeerView, RoundReport, Sync, fetch_catalog};
+use crate::routes::Speed;
+use crate::sync::{Books, PeerView, RoundReport, RouteView, Sync, fetch_catalog};
 use crate::vault::{Vault, VaultError, write_whole};
 
 /// An invite lasts a week, where nothing else is said.
@@ -53,6 +54,43 @@ fn peer_json(peer: &PeerView) -> String {
         .bool("favorite", peer.favorite)
         .raw("addresses", list(peer.addresses.iter().map(|address| text(address))))
         .str("error", &peer.error)
+        .end()
+}
+
+/// Routes of every peer, best first.
+fn routes_json(sync: &Sync, wall: i64) -> String {
+    let route = |route: &RouteView| {
+        let speed = |number: fn(&Speed) -> u64| {
+            route.speed.as_ref().map_or("null".into(), |speed| number(speed).to_string())
+        };
+        let ago = route.succeeded_at.map(|at| wall.saturating_sub(at).max(0));
+        Obj::new()
+            .str("address", &route.address)
+            .str("kind", route.kind.as_str())
+            .bool("in_use", route.in_use)
+            .bool("incoming", route.is_incoming)
+            .raw("rtt_us", speed(|speed| speed.rtt_us))
+            .raw("up_bytes_per_s", speed(|speed| speed.up_bytes_per_s))
+            .raw("down_bytes_per_s", speed(|speed| speed.down_bytes_per_s))
+            .raw("last_success_s", ago.map_or("null".into(), |s| s.to_string()))
+            .str("last_error", &route.error)
+            .str("why", &route.why)
+            .end()
+    };
+    let peers = sync.routes().into_iter().map(|peer| {
+        Obj::new()
+            .str("name", &peer.name)
+            .str("id", &peer.id.to_string())
+            .raw("routes", list(peer.routes.iter().map(route)))
+            .end()
+    });
+    let relays = sync.relays().into_iter().map(|relay| {
+        Obj::new().str("url", &relay.url).bool("connected", relay.is_connected).str("why", &relay.why).end()
+    });
+    Obj::new()
+        .raw("own_addresses", list(sync.own_addresses().iter().map(|address| text(address))))
+        .raw("relays", list(relays))
+        .raw("peers", list(peers))
         .end()
 }
 
@@ -110,6 +148,18 @@ impl Cell {
         }
     }
 
+    /// Whether this cell, as a relay, serves the cell of this id.
+    pub(super) fn serves_as_relay(&self, id: &CellId) -> bool {
+        let text = id.to_string();
+        let is_peer =
+            || self.synced().is_some_and(|sync| sync.find_peer(&text).is_ok_and(|peer| peer == *id));
+        self.vault.config.relay_allow.iter().any(|allowed| match allowed.as_str() {
+            "all" => true,
+            "peers" => *id == self.vault.identity.id() || is_peer(),
+            allowed => allowed.eq_ignore_ascii_case(&text),
+        })
+    }
+
     pub(super) fn peer_port(&self) -> u16 {
         self.synced().map_or(0, |sync| sync.port())
     }
@@ -161,7 +211,7 @@ impl Cell {
             let peers = self.peers_json().await.map(|(peers, _)| Obj::new().raw("peers", peers).end());
             return ok(peers);
         }
-        let is_known = matches!(rest, ["peers" | "invites", ..] | ["join"] | ["sync"]);
+        let is_known = matches!(rest, ["peers" | "invites" | "routes", ..] | ["join"] | ["sync"]);
         let Some(sync) = self.synced().filter(|_| is_known) else {
             return if is_known {
                 ApiResponse::error(
@@ -188,6 +238,16 @@ impl Cell {
                 };
                 self.publish_soon();
                 ok(done.map(|(name, id)| Obj::new().str("name", &name).str("id", &id.to_string()).end()))
+            }
+            (Method::Get, ["routes"]) => {
+                ApiResponse::json_text(200, routes_json(&sync, self.vault.clock.wall()))
+            }
+            (Method::Post, ["routes", "bench"]) => {
+                let vault = Arc::clone(&self.vault);
+                self.jobs.start(&self.executor, "bench", |job| async move {
+                    sync.bench(|name| job.say(format!("measuring the routes to {name}"))).await;
+                    Ok(routes_json(&sync, vault.clock.wall()))
+                })
             }
             (Method::Get, ["invites"]) => {
                 let invites = sync.invites().into_iter().map(|row| {

@@ -19,7 +19,9 @@ use crate::dashboard::{BODY_BYTES_MAX, Dashboard};
 use crate::files::brake;
 use crate::files::restore::{Restored, Target};
 use crate::files::watch::WatchList;
+use crate::id::CellId;
 use crate::placement::NodeId;
+use crate::relay::{self, Hub};
 use crate::vault::{Alert, Vault, VaultError, home_alert};
 
 /// Observed time is saved this often.
@@ -34,6 +36,9 @@ const TIDY_FIRST: Duration = Duration::from_secs(120);
 const MIRROR_AT_ONCE: u64 = 500;
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
+
+/// When this cell stops, those that wait at it as a relay should come back within this.
+const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 
 /// Threads of the pool: set before its first use, or it may grow to 500.
 fn size_pool(vault_jobs: usize) {
@@ -52,7 +57,8 @@ fn size_pool(vault_jobs: usize) {
     raise_file_limit();
 }
 
-fn raise_file_limit() {
+/// As many descriptors as this process may have, up to 65,536.
+pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(65_536, |max| max.min(65_536));
@@ -113,8 +119,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
     smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))
 }
 
-/// What a running cell is stopped by.
-async fn stop_signal() {
+/// What a running cell is stopped by: SIGTERM or SIGINT.
+pub(crate) async fn stop_signal() {
     use async_signal::{Signal, Signals};
     match Signals::new([Signal::Term, Signal::Int]) {
         Ok(mut signals) => {
@@ -165,6 +171,7 @@ async fn serve(
     })?;
     lock.tell(dashboard.port(), cell.peer_port())
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
+    let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
         println!("{} is up: http://127.0.0.1:{}/", cell.name, dashboard.port());
         if let Some(code) = dashboard.setup_code() {
@@ -189,6 +196,9 @@ async fn serve(
     }
     // In order: nobody asks any more, then nobody works, then what is known is saved.
     let stopping = async {
+        if let Some(hub) = hub {
+            hub.stop(RELAY_RESTART_SPAN).await;
+        }
         dashboard.stop().await;
         for task in tasks {
             task.cancel().await;
@@ -205,6 +215,30 @@ async fn serve(
     })
     .await;
     Ok(())
+}
+
+/// Makes this cell a relay for others, if its settings say so.
+fn serve_relay(cell: &Rc<Cell>, dashboard: &Dashboard) -> Result<Option<Rc<Hub>>, CellError> {
+    let config = &cell.vault.config;
+    if !config.relay_serve {
+        return Ok(None);
+    }
+    let identity = relay::own_identity(&cell.vault.dir.join("relay.key"))
+        .map_err(|why| CellError::Other(format!("cannot use relay.key: {why}")))?;
+    let limits = relay::hub::Limits {
+        clients: config.relay_clients_max as usize,
+        circuits: config.relay_circuits_max as usize,
+        bytes_per_s: config.relay_bytes_per_s,
+        connects_per_minute: config.relay_connects_per_minute,
+        ..relay::hub::Limits::default()
+    };
+    let asked = Rc::downgrade(cell);
+    let admits = move |id: &CellId| asked.upgrade().is_some_and(|cell| cell.serves_as_relay(id));
+    let hub = Hub::new(Rc::clone(&cell.executor), identity, Rc::new(admits), limits);
+    let taking = Rc::clone(&hub);
+    dashboard.serve_relay(move |asked| taking.take(asked.stream, &asked.key, asked.ahead, asked.from));
+    log::info!("this cell is a relay: ws://HOST:{}/relay#{}", dashboard.port(), hub.id());
+    Ok(Some(hub))
 }
 
 /// Work on the database and the disk, away from the thread that serves.
@@ -312,6 +346,7 @@ async fn save_time(cell: Rc<Cell>) {
 async fn trim() {
     loop {
         smol::Timer::after(TRIM).await;
+        crate::buffers::clear();
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim only gives unused pages back.
         smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;

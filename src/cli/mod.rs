@@ -10,7 +10,9 @@ mod job;
 mod making;
 mod peers;
 mod phrase;
+mod relay;
 mod restore;
+mod routes;
 pub mod show;
 mod state;
 pub mod terminal;
@@ -234,7 +236,9 @@ enum Command {
     Join(peers::Join),
     Peer(peers::Peer),
     Sync(peers::Sync),
+    Routes(routes::Routes),
     Recover(making::Recover),
+    Relay(relay::Relay),
 }
 
 impl Command {
@@ -256,11 +260,13 @@ impl Command {
             Self::Verify(command) => command.run(context),
             Self::Confirm(command) => command.run(context),
             Self::Peers(command) => command.run(context),
+            Self::Routes(command) => command.run(context),
             Self::Invite(command) => command.run(context),
             Self::Join(command) => command.run(context),
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Relay(command) => command.run(context),
         }
     }
 }
@@ -523,7 +529,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync recover bin"
+                        invite join peer sync routes recover bin relay"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");

@@ -122,6 +122,20 @@ pub(crate) struct Shared {
     pub active: Cell<usize>,
     /// No more requests are taken.
     pub closing: Cell<bool>,
+    /// Who takes connections that ask for the relay's WebSocket.
+    pub relay: RefCell<Option<Rc<dyn Fn(Upgrade)>>>,
+}
+
+/// A connection that asked for a WebSocket and was not answered; it counts among the door's no longer.
+pub struct Upgrade {
+    /// The connection.
+    pub stream: Async<TcpStream>,
+    /// `Sec-WebSocket-Key` of the request.
+    pub key: String,
+    /// What came after the request.
+    pub ahead: Vec<u8>,
+    /// Whence.
+    pub from: IpAddr,
 }
 
 impl Shared {
@@ -137,6 +151,7 @@ impl Shared {
             bodies_bytes: Cell::new(0),
             active: Cell::new(0),
             closing: Cell::new(false),
+            relay: RefCell::new(None),
         }
     }
 }
@@ -292,6 +307,12 @@ async fn serve(mut client: Async<TcpStream>, place: Place) {
             }
         };
         ahead.drain(..length);
+        if let Some(key) = head.websocket_key {
+            let Some(relay) = shared.relay.borrow().clone() else {
+                return refuse(&mut client, &head::NO_UPGRADE, false).await;
+            };
+            return relay(Upgrade { stream: client, key, ahead, from: place.address });
+        }
         match pass_on(&mut client, &mut ahead, &head, &place).await {
             Ok(true) => {}
             Ok(false) => return farewell(&mut client).await,

@@ -12,6 +12,8 @@ const HEADERS_MAX: usize = 64;
 /// Headers that go on to the handlers; each at most once. All others end here.
 const PASSED: [&str; 7] =
     ["Authorization", "Cookie", "Content-Type", "Accept", "Range", "If-None-Match", "If-Range"];
+/// Where a WebSocket may be asked for.
+const WEBSOCKET_PATH: &str = "/relay";
 /// Why a request does not pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -61,6 +63,7 @@ pub(crate) const NO_ANSWER: Refusal = refusal(
     "The cell did not answer in time.",
     "See `grove doctor` and the log of the cell.",
 );
+pub(crate) const NO_UPGRADE: Refusal = refusal(501, "no_upgrade", "No other protocol is spoken here.", "");
 pub(crate) const UNAVAILABLE: Refusal =
     refusal(502, "unavailable", "The dashboard is not ready.", "Try again in a moment.");
 
@@ -130,6 +133,8 @@ pub(crate) struct Head {
     pub expects_continue: bool,
     /// Bytes of the body.
     pub body_bytes: u64,
+    /// The client asks for the relay's WebSocket (RFC 6455), with this key.
+    pub websocket_key: Option<String>,
     /// Headers that go on, by their names in `PASSED`.
     pub passed: Vec<(&'static str, String)>,
 }
@@ -200,7 +205,16 @@ pub(crate) fn read(bytes: &[u8], hosts: &Hosts) -> Result<Head, Refusal> {
     }
     let fields = Fields(request.headers);
     let host = fields.single("Host")?.ok_or(malformed("The request names no host."))?;
-    if !hosts.admit(host) {
+    let is_old = version == 0;
+    let connection = fields.list("Connection")?;
+    let asks_upgrade =
+        fields.single("Upgrade")?.is_some() || connection.iter().any(|token| token == "upgrade");
+    let websocket_key = match (method, target, asks_upgrade) {
+        ("GET", WEBSOCKET_PATH, true) if !is_old => websocket_key(&fields, &connection)?,
+        _ => None,
+    };
+    // A relay goes by whatever name its operator gives it, and who comes there proves a key of its own.
+    if websocket_key.is_none() && !hosts.admit(host) {
         return Err(refusal(
             421,
             "unknown_host",
@@ -208,11 +222,8 @@ pub(crate) fn read(bytes: &[u8], hosts: &Hosts) -> Result<Head, Refusal> {
             "Use its address, or add the name to `dashboard.hosts` in config.json.",
         ));
     }
-    let is_old = version == 0;
-    let connection = fields.list("Connection")?;
-    if fields.single("Upgrade")?.is_some() || connection.iter().any(|token| token == "upgrade") {
-        // A relay's WebSocket will be recognised here by its path and taken over by the door.
-        return Err(refusal(501, "no_upgrade", "No other protocol is spoken here.", ""));
+    if asks_upgrade && websocket_key.is_none() {
+        return Err(NO_UPGRADE);
     }
     let body_bytes = body_bytes(&fields, method)?;
     let expects_continue = match fields.single("Expect")? {
@@ -236,8 +247,22 @@ pub(crate) fn read(bytes: &[u8], hosts: &Hosts) -> Result<Head, Refusal> {
         keeps_alive: !is_old && !connection.iter().any(|token| token == "close"),
         expects_continue,
         body_bytes,
+        websocket_key: websocket_key.map(str::to_owned),
         passed,
     })
+}
+
+/// The key of a whole request for a WebSocket of version 13.
+fn websocket_key<'b>(fields: &Fields<'_, 'b>, connection: &[String]) -> Result<Option<&'b str>, Refusal> {
+    let is_websocket = fields.single("Upgrade")?.is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+    let is_known = fields.single("Sec-WebSocket-Version")? == Some("13");
+    let asks = is_websocket && is_known && connection.iter().any(|token| token == "upgrade");
+    // 16 bytes in base64.
+    let is_key = |key: &&str| {
+        let letters = key.strip_suffix("==").unwrap_or_default();
+        letters.len() == 22 && letters.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+' || c == b'/')
+    };
+    Ok(fields.single("Sec-WebSocket-Key")?.filter(is_key).filter(|_| asks))
 }
 
 /// The length of the body, if there is exactly one way to read it.
@@ -427,6 +452,18 @@ mod tests {
     fn upgrades_and_strange_expectations_are_refused() {
         assert_eq!(with("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\n"), Err(501));
         assert_eq!(with("GET", "Upgrade: h2c\r\n"), Err(501));
+        let asks = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        assert_eq!(with("GET", asks), Err(501), "another path");
+        let relay =
+            |line: &str, headers: &str| whole(&format!("{line}\r\nHost: relay.example\r\n{headers}\r\n"));
+        let head = relay("GET /relay HTTP/1.1", asks).unwrap();
+        assert_eq!(head.websocket_key.as_deref(), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(relay("POST /relay HTTP/1.1", asks), Err(421));
+        assert_eq!(relay("GET /relay HTTP/1.0", asks), Err(421));
+        assert_eq!(relay("GET /relay HTTP/1.1", ""), Err(421));
+        assert_eq!(relay("GET /relay HTTP/1.1", &asks.replace("13", "12")), Err(421));
+        assert_eq!(relay("GET /relay HTTP/1.1", &asks.replace("==", "=")), Err(421));
         assert_eq!(with("POST", "Expect: coffee\r\n"), Err(417));
     }
 

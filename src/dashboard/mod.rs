@@ -33,6 +33,7 @@ use smol::{Async, LocalExecutor, Task, Timer};
 use crate::dashboard::api::Call;
 use crate::dashboard::auth::Auth;
 use crate::dashboard::door::Shared;
+pub use crate::dashboard::door::Upgrade;
 use crate::dashboard::head::Hosts;
 use crate::dashboard::http::{Context, Handlers};
 
@@ -125,6 +126,11 @@ impl Dashboard {
     /// The code for the first visit, to be printed at start; `None` once there is a password.
     pub fn setup_code(&self) -> Option<String> {
         self.auth.setup_code()
+    }
+
+    /// From now on, connections that ask for a WebSocket at `/relay` are handed to `take`, which answers them.
+    pub fn serve_relay(&self, take: impl Fn(Upgrade) + 'static) {
+        *self.shared.relay.borrow_mut() = Some(Rc::new(take));
     }
 
     /// Stops within a second: no new connections, answers that have begun get half of it.

@@ -16,15 +16,17 @@ use smol::lock::Semaphore;
 use super::unix::{Stat, stat_open};
 use super::version::{self, Content, Known, NewVersion};
 use super::walk::{Candidate, Problem};
+use crate::buffers;
 use crate::config::{
     CLOCK_TICK_MS, COMMIT_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
 };
 use crate::id::ChunkName;
+use crate::keys::Secret;
 use crate::manifest::{
     ENTRIES_INLINE_MAX, ENTRIES_PER_LIST, Entry, Kind, Manifest, TARGET_BYTES_MAX, read_list, write_list,
 };
 use crate::placement::{ChunkId, NodeId, NodeState, Own};
-use crate::seal::{CHUNK_BYTES, ENCODING_RAW, TAG_BYTES, padded_len, seal_with};
+use crate::seal::{CHUNK_BYTES, ENCODING_RAW, SealedChunk, TAG_BYTES, padded_len, seal_each, seal_with};
 use crate::store::Staged;
 use crate::vault::{Vault, VaultError};
 
@@ -332,6 +334,17 @@ pub struct LargeImporter {
     jobs: usize,
 }
 
+/// Chunks that one job seals: two are hashed in little more time than one.
+const JOB_CHUNKS: usize = 2;
+
+/// Bytes of a file that make one chunk.
+struct Stretch {
+    offset: u64,
+    len: usize,
+    /// What stood there in the version before.
+    old: Option<Entry>,
+}
+
 /// A sealed stretch.
 struct SealedPart {
     entry: Entry,
@@ -419,53 +432,87 @@ impl LargeImporter {
         let mut offset = 0;
         while offset < size || !running.is_empty() {
             while offset < size && running.len() < self.jobs {
-                let len = (size - offset).min(CHUNK_BYTES as u64) as usize;
-                let old_entry = old.at(offset, len as u64);
-                running.push_back(self.seal_one(Arc::clone(file), offset, len, has_holes, old_entry));
-                offset += len as u64;
+                let mut stretches = Vec::with_capacity(JOB_CHUNKS);
+                while offset < size && stretches.len() < JOB_CHUNKS {
+                    let len = (size - offset).min(CHUNK_BYTES as u64) as usize;
+                    let old = old.at(offset, len as u64);
+                    stretches.push(Stretch { offset, len, old });
+                    offset += len as u64;
+                }
+                running.push_back(self.seal_some(Arc::clone(file), stretches, has_holes));
             }
-            let sealed = running.next().await.expect("something runs")?;
-            let len = sealed.entry.len();
-            made.add(sealed).await?;
-            progress(len);
+            for sealed in running.next().await.expect("something runs")? {
+                let len = sealed.entry.len();
+                made.add(sealed).await?;
+                progress(len);
+            }
         }
         made.finish().await
     }
 
     /// One chunk job: read, look whether it is as before, seal, and write on its way to the disk.
-    async fn seal_one(
+    async fn seal_some(
         &self,
         file: Arc<File>,
-        offset: u64,
-        len: usize,
+        stretches: Vec<Stretch>,
         has_holes: bool,
-        old: Option<Entry>,
-    ) -> Result<SealedPart, VaultError> {
+    ) -> Result<Vec<SealedPart>, VaultError> {
         let permit = self.permits.acquire_arc().await;
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             let _permit = permit;
-            if has_holes && is_hole(&file, offset, len as u64) {
-                return Ok(SealedPart { entry: Entry::Hole { len: len as u64 }, part: None });
-            }
-            let mut padded = Vec::with_capacity(padded_len(len) + TAG_BYTES);
-            padded.resize(len, 0);
-            read_exactly(&file, &mut padded, offset).map_err(VaultError::io("cannot read a file"))?;
-            padded.resize(padded_len(len), 0);
-            let key = vault.sealer.chunk_key(ENCODING_RAW, &padded);
-            if let Some(entry @ Entry::Chunk { key: old_key, .. }) = &old {
-                if *old_key == key {
-                    return Ok(SealedPart { part: part_of(entry), entry: entry.clone() });
-                }
-            }
-            let chunk = seal_with(key.clone(), padded);
-            let is_here = vault.db.read(|t| t.chunk(&chunk.name))?.is_some_and(|row| row.place.is_some());
-            let staged = if is_here { None } else { Some(vault.store.stage(chunk.name, &chunk.bytes)?) };
-            let entry = Entry::Chunk { name: chunk.name, key, encoding: ENCODING_RAW, len: len as u32 };
-            Ok(SealedPart { entry, part: Some(Part { name: chunk.name, own: Own::Data, staged }) })
+            seal_stretches(&vault, &file, stretches, has_holes)
         })
         .await
     }
+}
+
+fn seal_stretches(
+    vault: &Vault,
+    file: &File,
+    stretches: Vec<Stretch>,
+    has_holes: bool,
+) -> Result<Vec<SealedPart>, VaultError> {
+    let mut parts: Vec<Option<SealedPart>> = Vec::with_capacity(stretches.len());
+    let mut read = Vec::with_capacity(stretches.len());
+    for (at, stretch) in stretches.iter().enumerate() {
+        let len = stretch.len;
+        let is_hole = has_holes && is_hole(file, stretch.offset, len as u64);
+        parts.push(is_hole.then_some(SealedPart { entry: Entry::Hole { len: len as u64 }, part: None }));
+        if !is_hole {
+            let mut padded = buffers::take(padded_len(len));
+            let got = read_exactly(file, &mut padded[..len], stretch.offset);
+            got.map_err(VaultError::io("cannot read a file"))?;
+            padded[len..].fill(0);
+            read.push((at, padded));
+        }
+    }
+    let keys: Vec<Secret> = match &read[..] {
+        [(_, x), (_, y)] => vault.sealer.chunk_keys(ENCODING_RAW, x, y).into(),
+        some => some.iter().map(|(_, padded)| vault.sealer.chunk_key(ENCODING_RAW, padded)).collect(),
+    };
+    let mut places = Vec::with_capacity(read.len());
+    let mut fresh = Vec::with_capacity(read.len());
+    for ((at, padded), key) in read.into_iter().zip(keys) {
+        match &stretches[at].old {
+            Some(entry @ Entry::Chunk { key: old, .. }) if *old == key => {
+                buffers::give(padded);
+                parts[at] = Some(SealedPart { part: part_of(entry), entry: entry.clone() });
+            }
+            _ => {
+                places.push(at);
+                fresh.push((key, padded));
+            }
+        }
+    }
+    for (at, SealedChunk { name, key, bytes }) in places.into_iter().zip(seal_each(fresh)) {
+        let is_here = vault.db.read(|t| t.chunk(&name))?.is_some_and(|row| row.place.is_some());
+        let staged = if is_here { None } else { Some(vault.store.stage(name, &bytes)?) };
+        buffers::give(bytes);
+        let entry = Entry::Chunk { name, key, encoding: ENCODING_RAW, len: stretches[at].len as u32 };
+        parts[at] = Some(SealedPart { entry, part: Some(Part { name, own: Own::Data, staged }) });
+    }
+    Ok(parts.into_iter().map(|part| part.expect("every stretch is a hole, as it was, or sealed")).collect())
 }
 
 fn is_about_disk(why: &io::Error) -> bool {

@@ -20,6 +20,7 @@ use super::marker;
 use super::unix::{Folder, Stat, Temp, show};
 use super::version;
 use super::walk::Problem;
+use crate::buffers;
 use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES};
 use crate::id::ChunkName;
 use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
@@ -527,7 +528,9 @@ impl Restorer {
             let _permit = permit;
             match open_chunk(&vault, epoch, &entry)? {
                 Some(bytes) => {
-                    write_with_holes(&file, &bytes, offset).map_err(VaultError::io("cannot write"))
+                    write_with_holes(&file, &bytes, offset).map_err(VaultError::io("cannot write"))?;
+                    buffers::give(bytes);
+                    Ok(())
                 }
                 None => Err(VaultError::io("a chunk")(io::Error::other(NOT_REACHED))),
             }

@@ -23,6 +23,7 @@ use super::{
     Body, ChunkStore, FreeSpace, Held, PACK_BATCH_MIN, PackId, PackInfo, Place, Rewritten, SMALL_BYTES, See,
     Staged, StoreError, StoreLimits, gather,
 };
+use crate::buffers;
 use crate::id::{ChunkName, hex};
 use crate::keys::sha256;
 
@@ -422,7 +423,7 @@ impl ChunkStore for DiskStore {
         if found != u64::from(len) {
             return Err(StoreError::WrongLength { name, path, expected: u64::from(len), found });
         }
-        let mut bytes = vec![0; len as usize];
+        let mut bytes = buffers::take(len as usize);
         file.read_exact_at(&mut bytes, offset).map_err(fail)?;
         Ok(bytes)
     }

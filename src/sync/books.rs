@@ -443,6 +443,19 @@ impl Books {
         Ok(card)
     }
 
+    /// The number of this start for LAN beacons: higher than that of any start before, as far as the books or a clock know.
+    pub fn next_run(&self, vault: &Vault) -> Result<u32, VaultError> {
+        let kept = lock(&self.conn)
+            .query_row("SELECT value FROM meta WHERE key = 'run'", [], |row| row.get::<_, u32>(0))
+            .optional()
+            .map_err(wrong)?;
+        // Books that are new after a recovery know no earlier start: Unix time is beyond it.
+        let run =
+            u32::try_from(vault.clock.wall()).unwrap_or(0).max(kept.map_or(1, |run| run.saturating_add(1)));
+        self.run("INSERT OR REPLACE INTO meta VALUES ('run', ?1)", [run])?;
+        Ok(run)
+    }
+
     // Recovery.
 
     /// Brings back peers and used invites from the catalog; what is here already stays. Gives the number of peers.

@@ -1,52 +1,50 @@
-//! Connections: who is dialled, who is let in, when rounds run, and what the rest of the cell asks of all that.
+//! When rounds run with whom, and what the rest of the cell asks of peers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use smol::channel::{self, Receiver, Sender};
+use smol::channel::Receiver;
 use smol::lock::{Mutex, Semaphore};
-use smol::net::TcpStream;
 use smol::{LocalExecutor, Task, Timer};
 
 use super::books::{Books, InviteRow, InviteState, PeerRow};
+use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
+use super::link::{For, Line, Link};
+use super::relays::Relays;
 use super::round::{self, Moved};
-use super::serve::{self, Caller, Keeper};
-use super::{dial_pause, replaces, round_pause};
-use crate::card::{ADDRESSES_MAX, CardBody, Invite, InviteError, NAME_BYTES_MAX, Role, is_address};
+use super::round_pause;
+use super::serve::Keeper;
+use crate::card::{Invite, InviteError, Role};
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random};
 use crate::placement::planner::Candidate;
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
 use crate::publish;
+use crate::routes::RouteBook;
+use crate::routes::lan::Lan;
 use crate::vault::{Vault, VaultError};
-use crate::wire::handshake::{Approach, Established, HandshakeError, Kind, initiate, respond};
-use crate::wire::message::{self, Farewell, Request, Usage};
-use crate::wire::session::{self, Limits, Session};
-use crate::wire::tcp::{self, DialError, Door, Knock};
-use crate::wire::{Transport, within};
+use crate::wire::handshake::{Approach, HandshakeError};
+use crate::wire::message::{Farewell, Request};
+use crate::wire::pace::{Caps, Pace};
+use crate::wire::tcp::{DialError, Door};
+use crate::wire::within;
 
-/// A session this young may be one of two simultaneous dials; a peer that dials later has lost its session.
-const SIMULTANEOUS: Duration = Duration::from_secs(20);
-/// A session that ended sooner counts as a failed dial.
-const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// Recovering cells served at once.
-const RECOVERIES_MAX: usize = 8;
-/// A recovering cell that says nothing for so long is let go.
-const RECOVERY_IDLE_MAX: Duration = Duration::from_secs(300);
 /// A removed peer's chunks are kept this long. Observed seconds.
 const REMOVED_S: u64 = 30 * 86_400;
 /// A farewell is said within this.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(3);
 /// Sessions end within this when the cell stops.
 const STOP_TIME_MAX: Duration = Duration::from_millis(800);
+/// Connections over which one round is tried.
+const ROUND_TRIES_MAX: u32 = 8;
 /// Rounds that one `round` runs with a peer before it reports.
 const ROUNDS_MAX: usize = 16;
 /// How long an invite may last. s.
@@ -59,43 +57,6 @@ pub(super) struct Permits {
     pub(super) taking: Semaphore,
     pub(super) pushing: Semaphore,
     pub(super) pulling: Semaphore,
-}
-
-/// A session with a peer.
-pub(super) struct Link {
-    pub(super) peer: CellId,
-    pub(super) cell: CellNumber,
-    pub(super) session: Session,
-    is_ours: bool,
-    at: Instant,
-    address: String,
-    wake: Sender<()>,
-    pub(super) rounding: Mutex<()>,
-    pub(super) is_introduced: Cell<bool>,
-    pub(super) usage: Cell<Option<Usage>>,
-    pub(super) is_full: Cell<bool>,
-    /// Chunks wait that would fit neither here nor with anybody else.
-    pub(super) lacks_room: Cell<bool>,
-    /// Segments of ours that it holds, as far as this session knows.
-    pub(super) segments: RefCell<HashSet<ChunkName>>,
-}
-
-impl Link {
-    /// The peer takes no more of what it should have.
-    pub(super) fn has_no_room(&self) -> bool {
-        self.is_full.get() || self.lacks_room.get()
-    }
-
-    /// A round is wanted; one that is wanted already serves.
-    fn nudge(&self) {
-        let _ = self.wake.try_send(());
-    }
-}
-
-struct Dialer {
-    wake: Sender<()>,
-    alone: Rc<Mutex<()>>,
-    _task: Task<()>,
 }
 
 /// A peer, for people.
@@ -209,13 +170,22 @@ pub struct Sync {
     pub(super) merging: Mutex<()>,
     /// Chunks on their way, and to whom.
     pub(super) in_flight: RefCell<HashMap<ChunkId, Vec<CellNumber>>>,
-    links: RefCell<HashMap<CellId, Rc<Link>>>,
-    dialers: RefCell<HashMap<CellId, Dialer>>,
-    errors: RefCell<HashMap<CellId, String>>,
+    pub(super) links: RefCell<HashMap<CellId, Rc<Link>>>,
+    pub(super) dialers: RefCell<HashMap<CellId, Dialer>>,
+    pub(super) routes: RefCell<RouteBook>,
+    /// Addresses of peers that beacons told.
+    pub(super) near: RefCell<HashMap<CellId, Vec<String>>>,
+    pub(super) relays: Relays,
+    /// Beacons of the local network, if they are wanted.
+    pub(super) lan: RefCell<Option<Lan>>,
+    /// Caps on the lines.
+    pub(super) pace: Pace,
+    /// The last problem with each peer.
+    pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
-    recovering: Cell<usize>,
-    is_stopping: Cell<bool>,
-    listen: SocketAddr,
+    pub(super) recovering: Cell<usize>,
+    pub(super) is_stopping: Cell<bool>,
+    pub(super) listen: SocketAddr,
 }
 
 impl Sync {
@@ -240,6 +210,11 @@ impl Sync {
             in_flight: RefCell::default(),
             links: RefCell::default(),
             dialers: RefCell::default(),
+            routes: RefCell::default(),
+            near: RefCell::default(),
+            relays: Relays::new(&vault.config),
+            lan: RefCell::default(),
+            pace: Pace::new(Caps::from(&vault.config)),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -251,14 +226,19 @@ impl Sync {
             books,
         });
         sync.gate.refresh().await.map_err(other)?;
+        sync.load_routes().await;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = smol::unblock(move || books.own_card(&vault, body)).await.map_err(other)?;
         sync.gate.set_card(&card);
         let tasks = [
             sync.executor.spawn(Rc::clone(&sync).listen_on(door)),
             sync.executor.spawn(Rc::clone(&sync).keep_time()),
+            sync.executor.spawn(Rc::clone(&sync).keep_addresses()),
+            sync.executor.spawn(Rc::clone(&sync).watch_lines()),
         ];
         sync.tasks.borrow_mut().extend(tasks);
+        sync.start_relays();
+        sync.start_lan().await.map_err(other)?;
         for peer in sync.gate.peers() {
             sync.dial_from_now_on(peer.id);
         }
@@ -275,13 +255,16 @@ impl Sync {
         self.is_stopping.set(true);
         self.tasks.borrow_mut().clear();
         self.dialers.borrow_mut().clear();
-        let links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
+        self.relays.stop();
+        self.lan.borrow_mut().take();
+        let links = self.links();
         let ends = links.iter().map(|link| async {
-            link.session.close();
-            link.session.ended().await;
+            link.close();
+            link.ended().await;
         });
         within(STOP_TIME_MAX, join_all(ends)).await;
         self.links.borrow_mut().clear();
+        self.save_routes().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());
         smol::unblock(move || {
             for row in rows {
@@ -295,16 +278,20 @@ impl Sync {
 
     /// Something was published: rounds with everybody who is connected, now, and a dial to everybody who is not.
     pub fn poke(&self) {
-        self.links.borrow().values().for_each(|link| link.nudge());
-        self.dialers.borrow().values().for_each(|dialer| {
-            let _ = dialer.wake.try_send(());
-        });
+        self.nudge_all(None);
+        for peer in self.gate.peers().iter().filter(|peer| self.link(&peer.id).is_none()) {
+            self.wake_dialer(&peer.id);
+        }
+    }
+
+    fn nudge_all(&self, but: Option<&CellId>) {
+        let links = self.live_links();
+        links.iter().filter(|link| Some(&link.peer) != but).for_each(|link| link.nudge());
     }
 
     /// Rounds with everybody but one who has just had his.
     pub(super) fn poke_others(&self, but: &CellId) {
-        let links = self.links.borrow();
-        links.values().filter(|link| link.peer != *but).for_each(|link| link.nudge());
+        self.nudge_all(Some(but));
     }
 
     // ---- What rounds and answers ask ----
@@ -319,8 +306,8 @@ impl Sync {
     }
 
     pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
-        let mut candidates: Vec<Candidate> = links
+        let mut candidates: Vec<Candidate> = self
+            .live_links()
             .iter()
             .filter_map(|link| round::candidate(link, self.gate.peer(&link.peer)?.is_favorite))
             .collect();
@@ -328,297 +315,50 @@ impl Sync {
         candidates
     }
 
-    // ---- Connections ----
-
-    fn card_body(&self) -> CardBody {
-        let vault = &self.vault;
-        let mut name = vault.config.name.clone();
-        if name.is_empty() {
-            name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        }
-        let mut name: String = name.chars().filter(|c| !c.is_control()).collect();
-        while name.len() > NAME_BYTES_MAX {
-            name.pop();
-        }
-        if name.is_empty() {
-            name = "cell".into();
-        }
-        CardBody {
-            id: vault.id(),
-            x25519: *vault.identity.x_public(),
-            name,
-            addresses: self.own_addresses(),
-            relays: Vec::new(),
-            sequence: 0,
-            successor: None,
-            extensions: Vec::new(),
-        }
-    }
-
-    /// Where this cell can be reached, best first: what config.json says, then its own interfaces.
-    pub fn own_addresses(&self) -> Vec<String> {
-        let mut addresses: Vec<String> =
-            self.vault.config.peer_addresses.iter().filter(|address| is_address(address)).cloned().collect();
-        let ips = match self.listen.ip() {
-            ip if !ip.is_unspecified() => vec![ip],
-            ip => own_ips(ip.is_ipv6()),
-        };
-        for ip in ips {
-            let address = SocketAddr::new(ip, self.port()).to_string();
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        addresses.truncate(ADDRESSES_MAX);
-        addresses
-    }
-
-    async fn listen_on(self: Rc<Self>, door: Door) {
-        loop {
-            let knock = door.knock().await;
-            let sync = Rc::clone(&self);
-            self.executor.spawn(async move { sync.let_in(knock).await }).detach();
-        }
-    }
-
-    async fn let_in(self: Rc<Self>, knock: Knock) {
-        let Knock { stream, from, place } = knock;
-        self.gate.reason.set("");
-        let answered = respond(stream, Transport::Tcp, &self.gate).await;
-        drop(place);
-        let established = match answered {
-            Ok(established) if !self.is_stopping.get() => established,
-            Ok(_) => return,
-            Err(why) => {
-                let reason = self.gate.reason.replace("");
-                let reason = if reason.is_empty() { String::new() } else { format!(" (invite {reason})") };
-                return self.refusals.note(format_args!("refused {from}: {why}{reason}"));
-            }
-        };
-        let Some(owner) = established.owner else { return };
-        if established.kind == Kind::Recovery {
-            return self.serve_recovery(established, owner).await;
-        }
-        if let Kind::Invite(_) = established.kind {
-            self.publish_soon();
-            self.dial_from_now_on(owner);
-        }
-        self.attach(established, false, None).await;
-    }
-
-    async fn serve_recovery(self: Rc<Self>, established: Established<TcpStream>, owner: CellId) {
-        if self.recovering.get() >= RECOVERIES_MAX {
-            return self.refusals.note(format_args!("{}: too many recoveries at once", owner.short()));
-        }
-        log::info!("{} is recovering from this cell", self.name_of(&owner));
-        self.recovering.set(self.recovering.get() + 1);
-        let (session, driver) = session::start(established.stream, false, &Limits::default());
-        let caller = Caller { owner, is_recovering: true };
-        let served = self.executor.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
-        let idle = async {
-            while session.active_at().elapsed() < RECOVERY_IDLE_MAX && !self.is_stopping.get() {
-                Timer::after(Duration::from_millis(500)).await;
-            }
-        };
-        smol::future::or(
-            async {
-                driver.await;
-            },
-            idle,
-        )
-        .await;
-        drop(served);
-        self.recovering.set(self.recovering.get() - 1);
-    }
-
-    /// Makes a link of a connection, unless a better one is there.
-    async fn attach(
-        self: &Rc<Self>,
-        established: Established<TcpStream>,
-        is_ours: bool,
-        address: Option<SocketAddr>,
-    ) -> Option<Rc<Link>> {
-        let peer = established.peer.as_ref().map(|card| card.id)?;
-        let vault = Arc::clone(&self.vault);
-        let cell = smol::unblock(move || vault.db.change(|t| t.cell(&peer))).await.ok()?;
-        let old = self.links.borrow().get(&peer).cloned();
-        if let Some(old) = old.filter(|old| old.session.is_alive()) {
-            let is_old = old.at.elapsed() > SIMULTANEOUS;
-            if !is_old && !replaces(&self.vault.id(), &peer, old.is_ours, is_ours) {
-                return None;
-            }
-            old.session.close();
-        }
-        if let Some(card) = &established.peer {
-            if let Err(why) = serve::take_card(self, &peer, &card.to_bytes()).await {
-                log::warn!("{}: {why}", peer.short());
-            }
-        }
-        let (session, driver) = session::start(established.stream, is_ours, &Limits::default());
-        let (wake, woken) = channel::bounded(1);
-        let link = Rc::new(Link {
-            peer,
-            cell,
-            session: session.clone(),
-            is_ours,
-            at: Instant::now(),
-            address: address.map(|address| address.to_string()).unwrap_or_default(),
-            wake,
-            rounding: Mutex::new(()),
-            is_introduced: Cell::new(false),
-            usage: Cell::new(None),
-            is_full: Cell::new(false),
-            lacks_room: Cell::new(false),
-            segments: RefCell::default(),
-        });
-        if self.is_stopping.get() {
-            return None;
-        }
-        if let Some(other) = self.links.borrow_mut().insert(peer, Rc::clone(&link)) {
-            other.session.close();
-        }
-        self.errors.borrow_mut().remove(&peer);
-        self.note_seen(&link);
-        log::info!("connected with {}", self.name_of(&peer));
-        let (sync, ended) = (Rc::clone(self), Rc::clone(&link));
-        let drive = async move {
-            let why = driver.await;
-            sync.detach_link(&ended, &why.to_string());
-        };
-        self.executor.spawn(drive).detach();
-        let caller = Caller { owner: peer, is_recovering: false };
-        self.executor.spawn(serve::serve(Rc::clone(self), session, caller)).detach();
-        self.executor.spawn(Rc::clone(self).rounds_with(Rc::clone(&link), woken)).detach();
-        link.nudge();
-        Some(link)
-    }
-
-    fn note_seen(&self, link: &Link) {
-        let (id, at) = (link.peer, self.vault.clock.wall());
-        let address = (!link.address.is_empty()).then(|| link.address.clone());
-        self.gate.note_seen(&id, at, address.as_deref());
-        let books = Arc::clone(&self.books);
-        smol::unblock(move || {
-            if let Err(why) = books.note_seen(&id, at, address.as_deref()) {
-                log::warn!("{why}");
-            }
-        })
-        .detach();
-    }
-
-    fn detach_link(&self, link: &Rc<Link>, why: &str) {
-        let is_current = self.links.borrow().get(&link.peer).is_some_and(|current| Rc::ptr_eq(current, link));
-        if is_current {
-            self.links.borrow_mut().remove(&link.peer);
-            self.errors.borrow_mut().insert(link.peer, why.to_owned());
-            log::info!("no longer connected with {}: {why}", self.name_of(&link.peer));
-        }
-        self.note_seen(link);
-    }
-
-    fn link(&self, id: &CellId) -> Option<Rc<Link>> {
-        self.links.borrow().get(id).filter(|link| link.session.is_alive()).cloned()
-    }
-
-    fn dial_from_now_on(self: &Rc<Self>, id: CellId) {
-        let (wake, woken) = channel::bounded(1);
-        let alone = Rc::new(Mutex::new(()));
-        let task = self.executor.spawn(Rc::clone(self).keep_dialling(id, woken, Rc::clone(&alone)));
-        self.dialers.borrow_mut().insert(id, Dialer { wake, alone, _task: task });
-    }
-
-    async fn keep_dialling(self: Rc<Self>, id: CellId, woken: Receiver<()>, alone: Rc<Mutex<()>>) {
-        let mut failures: u32 = 0;
-        loop {
-            if let Some(link) = self.link(&id) {
-                link.session.ended().await;
-                failures = if link.at.elapsed() < SHORT_LIFE { failures.saturating_add(1) } else { 0 };
-            } else if !self.vault.is_retired() {
-                let _alone = alone.lock().await;
-                match self.dial_peer(&id).await {
-                    Ok(()) => continue,
-                    Err(why) => {
-                        log::debug!("{}: {why}", self.name_of(&id));
-                        self.errors.borrow_mut().insert(id, why);
-                        failures = failures.saturating_add(1);
-                    }
-                }
-            } else {
-                failures = u32::MAX;
-            }
-            let pause = async {
-                Timer::after(dial_pause(failures, random::<1>()[0])).await;
-            };
-            smol::future::or(pause, async {
-                let _ = woken.recv().await;
-            })
-            .await;
-        }
-    }
-
-    /// A link with a peer, dialled if there is none.
-    async fn dial_peer(self: &Rc<Self>, id: &CellId) -> Result<(), String> {
-        if self.link(id).is_some() {
-            return Ok(());
-        }
-        let Some(peer) = self.gate.peer(id) else { return Err("it is no peer any more".into()) };
-        let approach = Approach::Known { id: peer.id, x25519: peer.x25519 };
-        let (address, established) =
-            self.dial(&peer.addresses(), &approach).await.map_err(|why| why.to_string())?;
-        match self.attach(established, true, Some(address)).await {
-            Some(_) => Ok(()),
-            None if self.link(id).is_some() => Ok(()),
-            None => Err("the connection was given up for another one".into()),
-        }
-    }
-
-    async fn dial(
-        &self,
-        addresses: &[String],
-        approach: &Approach,
-    ) -> Result<(SocketAddr, Established<TcpStream>), DialError> {
-        let card = self.gate.card();
-        let (identity, card) = (&self.vault.identity, &card);
-        tcp::dial(addresses, |stream| initiate(stream, Transport::Tcp, identity, card, approach)).await
-    }
-
     // ---- Rounds ----
 
-    async fn rounds_with(self: Rc<Self>, link: Rc<Link>, woken: Receiver<()>) {
-        loop {
-            let is_woken = smol::future::or(async { woken.recv().await.is_ok() }, async {
-                link.session.ended().await;
-                false
-            });
-            if !is_woken.await || self.is_stopping.get() {
-                return;
+    pub(super) async fn rounds_with(self: Rc<Self>, link: Rc<Link>, woken: Receiver<()>) {
+        while woken.recv().await.is_ok() && !self.is_stopping.get() {
+            // Once a peer is connected again there is a new reason.
+            if link.is_alive() {
+                self.round_with(&link).await.ok();
             }
-            self.round_with(&link).await.ok();
         }
     }
 
+    /// One round, and again where a connection broke under it and another one is there.
     async fn round_with(self: &Rc<Self>, link: &Rc<Link>) -> Result<Moved, String> {
-        let ended = async {
-            link.session.ended().await;
-            Err(round::RoundError::Why("the connection ended".into()))
-        };
-        match smol::future::or(round::run(self, link), ended).await {
-            Ok(moved) => {
+        let mut moved = Moved::default();
+        let mut tries = 0;
+        loop {
+            let losses = link.losses();
+            let outcome = round::run(self, link, &mut moved).await;
+            let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
-                Ok(moved)
+                return Ok(moved);
+            };
+            // What was on its way is not any more.
+            self.in_flight.borrow_mut().retain(|_, cells| {
+                cells.retain(|cell| *cell != link.cell);
+                !cells.is_empty()
+            });
+            let has_lost = link.losses() != losses;
+            tries += 1;
+            if has_lost && tries < ROUND_TRIES_MAX && link.line(For::Chunks).await.is_ok() {
+                log::debug!(
+                    "round with {}: {why}; it goes on over another connection",
+                    self.name_of(&link.peer)
+                );
+                continue;
             }
-            Err(why) => {
-                // What was on its way is not any more.
-                self.in_flight.borrow_mut().retain(|_, cells| {
-                    cells.retain(|cell| *cell != link.cell);
-                    !cells.is_empty()
-                });
-                if link.session.is_alive() {
-                    log::warn!("round with {}: {why}", self.name_of(&link.peer));
-                }
+            if link.is_alive() {
+                log::warn!("round with {}: {why}", self.name_of(&link.peer));
+            }
+            // A connection that ended has left its own words.
+            if link.is_alive() || !has_lost {
                 self.errors.borrow_mut().insert(link.peer, why.to_string());
-                Err(why.to_string())
             }
+            return Err(why.to_string());
         }
     }
 
@@ -626,7 +366,8 @@ impl Sync {
         loop {
             self.give_up_removed().await;
             Timer::after(round_pause(self.vault.config.sync_every_s, random::<1>()[0])).await;
-            self.links.borrow().values().for_each(|link| link.nudge());
+            self.nudge_all(None);
+            self.save_routes().await;
         }
     }
 
@@ -689,7 +430,7 @@ impl Sync {
                 Err(why) => {
                     report.why = why;
                     // A connection that broke is tried again; a peer that refuses will refuse again.
-                    if link.session.is_alive() {
+                    if link.is_alive() {
                         break;
                     }
                 }
@@ -706,7 +447,7 @@ impl Sync {
             }
         };
         within(timeout, work).await;
-        self.links.borrow().values().filter(|link| link.session.is_alive()).count()
+        self.live_links().len()
     }
 
     /// Brings chunks of ours into the local store from whoever is connected and has them.
@@ -741,9 +482,10 @@ impl Sync {
                 None => rest.push(name),
             }
         }
-        let pulls = links.iter().zip(shares).filter(|(_, share)| !share.is_empty()).map(|(link, share)| {
-            round::pull(&self.vault, &link.session, share, Own::No, &self.permits.pulling)
-        });
+        let pulls =
+            links.iter().zip(shares).filter(|(_, share)| !share.is_empty()).map(|(link, share)| {
+                round::pull(&self.vault, &**link, share, Own::No, &self.permits.pulling)
+            });
         for pulled in join_all(pulls).await {
             fetched.got.extend(pulled.got);
             fetched.bytes += pulled.bytes;
@@ -756,7 +498,7 @@ impl Sync {
             links = self.live_links();
             let Some(link) = links.iter().find(|link| !tried.contains(&link.peer)) else { break };
             tried.insert(link.peer);
-            let pulled = round::pull(&self.vault, &link.session, rest, Own::No, &self.permits.pulling).await;
+            let pulled = round::pull(&self.vault, &**link, rest, Own::No, &self.permits.pulling).await;
             fetched.got.extend(pulled.got);
             fetched.bytes += pulled.bytes;
             rest = pulled.missing;
@@ -770,8 +512,19 @@ impl Sync {
     }
 
     fn live_links(&self) -> Vec<Rc<Link>> {
-        let mut links: Vec<Rc<Link>> =
-            self.links.borrow().values().filter(|link| link.session.is_alive()).cloned().collect();
+        let mut links = self.links();
+        links.retain(|link| link.is_alive());
+        links
+    }
+
+    /// The link of a peer that is connected.
+    pub(super) fn link(&self, id: &CellId) -> Option<Rc<Link>> {
+        self.links.borrow().get(id).filter(|link| link.is_alive()).cloned()
+    }
+
+    /// All links since the start, connected or not.
+    pub(super) fn links(&self) -> Vec<Rc<Link>> {
+        let mut links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
         links.sort_by_key(|link| link.cell);
         links
     }
@@ -801,7 +554,11 @@ impl Sync {
             PeerView {
                 addresses: row.addresses(),
                 online: link.is_some(),
-                address: link.as_ref().map(|link| link.address.clone()).unwrap_or_default(),
+                address: link
+                    .as_ref()
+                    .and_then(|link| link.best(For::Chunks))
+                    .map(|line| line.address.clone())
+                    .unwrap_or_default(),
                 last_seen_s: match &link {
                     Some(_) => Some(0),
                     None => row.last_seen.map(|at| wall.saturating_sub(at).max(0) as u64),
@@ -857,7 +614,7 @@ impl Sync {
             role,
             expires,
             addresses: self.own_addresses(),
-            relay: None,
+            relay: self.own_relays().into_iter().next(),
         };
         Ok((id, invite))
     }
@@ -888,8 +645,9 @@ impl Sync {
         if invite.is_expired(self.vault.clock.wall().max(0) as u64) {
             return Err(JoinError::Expired);
         }
-        let (address, established) = match self.dial(&invite.addresses, &Approach::from(&invite)).await {
-            Ok(dialled) => dialled,
+        let addresses: Vec<String> = invite.addresses.iter().chain(&invite.relay).cloned().collect();
+        let newcomer = match self.dial_stranger(&addresses, &Approach::from(&invite)).await {
+            Ok(newcomer) => newcomer,
             Err(why) => {
                 let is_refused =
                     matches!(why.best(), Some((_, HandshakeError::Silent(_) | HandshakeError::NotLetIn(_))));
@@ -897,27 +655,22 @@ impl Sync {
             }
         };
         let nobody = || JoinError::Failed(VaultError::Refused("the inviter sent no card".into()));
-        let card = established.peer.clone().ok_or_else(nobody)?;
-        let mut peer = PeerRow::new(&card, invite.role, self.vault.clock.wall());
-        peer.address = address.to_string();
+        let card = newcomer.card().ok_or_else(nobody)?;
+        let mut peer = PeerRow::new(card, invite.role, self.vault.clock.wall());
+        peer.address = newcomer.address().to_owned();
         if let Some(known) = self.gate.peer(&card.id) {
             peer.quota_bytes = known.quota_bytes;
             peer.is_favorite = known.is_favorite;
             peer.recovery_secret = known.recovery_secret;
         }
         let joined = Introduction { name: peer.name.clone(), id: peer.id };
+        self.name_routes(&peer);
         self.gate.save(peer).await.map_err(JoinError::Failed)?;
-        let link = self.attach(established, true, Some(address)).await;
+        let link = self.take_in(newcomer).await;
         self.dial_from_now_on(joined.id);
         if let Some(link) = link {
             // Before anything else can go wrong: the peer must be able to give everything back.
-            let introducing = async { Some(round::introduce(self, &link).await) };
-            // Both may have dialled, and the other connection stayed: its rounds introduce, too.
-            let ended = async {
-                link.session.ended().await;
-                None
-            };
-            if let Some(Err(why)) = smol::future::or(introducing, ended).await {
+            if let Err(why) = round::introduce(self, &link).await {
                 log::warn!("{}: {why}", joined.name);
             }
         }
@@ -933,7 +686,7 @@ impl Sync {
         let removed = Introduction { name: peer.name.clone(), id: *id };
         if let Some(link) = self.link(id) {
             let goodbye = Request::Goodbye { reason: Farewell::Removed };
-            within(FAREWELL_TIME_MAX, message::ask(&link.session, &goodbye)).await;
+            within(FAREWELL_TIME_MAX, link.ask(&goodbye)).await;
         }
         self.part_with(peer).await?;
         Ok(removed)
@@ -954,9 +707,12 @@ impl Sync {
         self.dialers.borrow_mut().remove(&id);
         let link = self.links.borrow_mut().remove(&id);
         if let Some(link) = link {
-            link.session.close();
+            link.close();
         }
+        self.near.borrow_mut().remove(&id);
+        self.routes.borrow_mut().forget(&id);
         self.errors.borrow_mut().remove(&id);
+        self.tell_lan();
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             vault.db.change(|t| -> Result<(), DbError> {
@@ -993,7 +749,7 @@ impl Sync {
     }
 
     /// Peers have changed: the catalog should say so, everywhere.
-    fn publish_soon(self: &Rc<Self>) {
+    pub(super) fn publish_soon(self: &Rc<Self>) {
         let sync = Rc::clone(self);
         let work = async move {
             let vault = Arc::clone(&sync.vault);
@@ -1007,54 +763,16 @@ impl Sync {
 
     /// Bytes in and out of the session with a peer, for tests and the dashboard.
     pub fn traffic(&self, id: &CellId) -> Option<(u64, u64)> {
-        self.link(id).map(|link| (link.session.bytes_in(), link.session.bytes_out()))
+        let sum = |(came, went): (u64, u64), line: Rc<Line>| {
+            (came + line.session.bytes_in(), went + line.session.bytes_out())
+        };
+        self.link(id).map(|link| link.lines().into_iter().fold((0, 0), sum))
     }
 
     /// Breaks the session with a peer off, for tests.
     pub fn cut(&self, id: &CellId) {
         if let Some(link) = self.link(id) {
-            link.session.close();
+            link.close();
         }
     }
-}
-
-/// Addresses of this machine under which others may find it; the loopback only where there is no other.
-fn own_ips(with_ipv6: bool) -> Vec<IpAddr> {
-    let mut found = BTreeSet::new();
-    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: getifaddrs fills a list that is ours until freeifaddrs. Its entries and their addresses are valid until
-    // then; an address is read as what its family says it is.
-    unsafe {
-        if libc::getifaddrs(&mut list) == 0 {
-            let mut at = list;
-            while !at.is_null() {
-                let entry = &*at;
-                at = entry.ifa_next;
-                if entry.ifa_addr.is_null() || entry.ifa_flags & libc::IFF_UP as u32 == 0 {
-                    continue;
-                }
-                match i32::from((*entry.ifa_addr).sa_family) {
-                    libc::AF_INET => {
-                        let address = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
-                        found.insert(IpAddr::from(address.sin_addr.s_addr.to_ne_bytes()));
-                    }
-                    libc::AF_INET6 if with_ipv6 => {
-                        let address = entry.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned();
-                        found.insert(IpAddr::from(address.sin6_addr.s6_addr));
-                    }
-                    _ => {}
-                }
-            }
-            libc::freeifaddrs(list);
-        }
-    }
-    let is_useful = |ip: &IpAddr| match ip {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unspecified() && ip.segments()[0] & 0xffc0 != 0xfe80,
-    };
-    let mut ips: Vec<IpAddr> = found.into_iter().filter(is_useful).collect();
-    if ips.is_empty() {
-        ips.push(Ipv4Addr::LOCALHOST.into());
-    }
-    ips
 }

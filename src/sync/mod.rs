@@ -7,9 +7,12 @@
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
 mod books;
+mod connect;
 mod driver;
 mod gate;
+mod link;
 mod recover;
+mod relays;
 mod round;
 mod serve;
 #[cfg(test)]
@@ -20,11 +23,13 @@ use std::time::Duration;
 
 use crate::catalog::Head;
 use crate::config::HEADS_S;
-use crate::id::{BodyHash, CellId};
+use crate::id::BodyHash;
 
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use connect::{PeerRoutes, RouteView};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
+pub use relays::RelayView;
 pub use serve::adopt_heads;
 
 /// The first wait after a failed dial.
@@ -46,12 +51,6 @@ fn dial_pause(failures: u32, dice: u8) -> Duration {
 /// When the next round is due: every `every_s` seconds, by up to a fifth sooner or later.
 fn round_pause(every_s: u64, dice: u8) -> Duration {
     Duration::from_secs(every_s.max(1)).mul_f64(0.8 + 0.4 * f64::from(dice) / 255.0)
-}
-
-/// Of two connections with one peer: whether the new one takes the place of the old. If both sides dialled, the one that
-/// the smaller id dialled stays; if one dialled twice, it has lost the first.
-fn replaces(own: &CellId, peer: &CellId, old_is_ours: bool, new_is_ours: bool) -> bool {
-    old_is_ours == new_is_ours || new_is_ours == (own.0 < peer.0)
 }
 
 /// What is to be known of a head in order to keep or drop it.

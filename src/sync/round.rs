@@ -11,15 +11,17 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use smol::Task;
 use smol::lock::Semaphore;
 
-use super::driver::{Link, Sync};
+use super::driver::Sync;
+use super::link::{For, Link};
 use super::room;
 use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
+use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::id::{BodyHash, CellId, ChunkName};
-use crate::keys::sha256;
 use crate::placement::planner::{Candidate, Deficit, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
 use crate::publish;
+use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Alert, Marks, Vault, VaultError};
 use crate::wire::message::{
@@ -40,6 +42,8 @@ const GET_STREAMS: usize = 2;
 const PULL_COMMIT_BYTES: usize = 8 << 20;
 /// And their number.
 const PULL_COMMIT_CHUNKS: usize = 512;
+/// Connections that may break under one pull before it is given up.
+const BREAKS_MAX: u32 = 8;
 /// Pages of an inventory taken in one round; the rest comes with the next.
 const INVENTORY_PAGES: usize = 1024;
 /// After a recovery nothing is released before all peers were heard, or this long. s.
@@ -103,14 +107,15 @@ async fn with_vault<T: Send + 'static, E: Send + 'static>(
 pub(super) async fn introduce(sync: &Sync, link: &Link) -> Result<(), AskError> {
     if !link.is_introduced.get() {
         let secret = sync.vault.master.recovery_secret();
-        message::ask(&link.session, &Request::RecoverySecret { secret }).await?;
+        link.ask(&Request::RecoverySecret { secret }).await?;
         link.is_introduced.set(true);
     }
     Ok(())
 }
 
 /// One round with one peer; rounds with one peer do not overlap.
-pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<Moved, RoundError> {
+/// What it moved is added to `moved`, though it may end early.
+pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), RoundError> {
     let _alone = link.rounding.lock().await;
     if sync.vault.is_retired() {
         return Err(RoundError::Why("this cell has stopped: a newer life of it runs elsewhere".into()));
@@ -118,20 +123,18 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<Moved, Round
     introduce(sync, link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
     let hello = smol::unblock(move || keeper.hello(&owner, quota)).await?;
-    let Reply::Hello(theirs) = message::ask(&link.session, &Request::Hello(hello)).await? else {
+    let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
         return Err(AskError::OutOfTurn.into());
     };
     sync.vault.hear_time(&link.peer, theirs.unix_time);
     link.usage.set(Some(theirs.usage));
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
-    let mut moved = Moved::default();
-    take_heads(sync, link, &theirs.tips, &mut moved).await?;
+    take_heads(sync, link, &theirs.tips, moved).await?;
     take_inventory(sync, link, &theirs).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
-    push_chunks(sync, link, &mut moved, &mut head, was_full).await?;
-    push_head(sync, link, &mut moved, &mut head).await?;
-    release(sync, link).await?;
-    Ok(moved)
+    push_chunks(sync, link, moved, &mut head, was_full).await?;
+    push_head(sync, link, moved, &mut head).await?;
+    release(sync, link).await
 }
 
 // ---- Heads of ours that somebody else wrote ----
@@ -171,7 +174,7 @@ async fn take_heads(
     }
     if !unknown.is_empty() {
         let mut heads = Vec::new();
-        for bytes in message::heads(&link.session).await? {
+        for bytes in message::heads(&link.line(For::Small).await?.session).await? {
             match Head::open(&bytes) {
                 Ok((hash, head)) if head.owner == vault.id() && unknown.contains(&hash) => {
                     heads.push((hash, head))
@@ -221,7 +224,7 @@ async fn take_head(
         Verdict::MergeInNewLife => true,
     };
     let names: Vec<ChunkName> = head.segments.iter().map(|(name, _)| *name).collect();
-    let pulled = pull(vault, &link.session, names, Own::No, &sync.permits.pulling).await;
+    let pulled = pull(vault, link, names, Own::No, &sync.permits.pulling).await;
     moved.pulled_chunks += pulled.got.len() as u64;
     moved.pulled_bytes += pulled.bytes;
     if !pulled.missing.is_empty() {
@@ -278,7 +281,7 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
     for _ in 0..INVENTORY_PAGES {
         let limit = INVENTORY_ENTRIES_MAX as u32;
         let request = Request::Inventory { epoch: theirs.epoch, since, limit };
-        let Reply::Inventory { epoch, entries, more } = message::ask(&link.session, &request).await? else {
+        let Reply::Inventory { epoch, entries, more } = link.ask(&request).await? else {
             return Err(AskError::OutOfTurn.into());
         };
         let in_order = entries.iter().try_fold(since, |last, e| (e.seq > last).then_some(e.seq));
@@ -520,7 +523,8 @@ async fn push_batch(
     let entries = rows.iter().map(|row| (row.name, row.len)).collect();
     let rows = Arc::new(rows);
     let mut next = Some(read_group(vault, &rows, 0));
-    let mut putting = message::put(&link.session, class, entries).await?;
+    let line = link.line(For::Chunks).await?;
+    let mut putting = message::put(&line.session, class, entries).await?;
     let mut at = 0;
     'sending: while let Some(task) = next.take() {
         let group = match task.await {
@@ -535,7 +539,9 @@ async fn push_batch(
         at += group.len();
         next = (at < rows.len()).then(|| read_group(vault, &rows, at));
         for bytes in group {
-            if !putting.send(&bytes).await? {
+            let is_wanted = putting.send(&bytes).await?;
+            buffers::give(bytes);
+            if !is_wanted {
                 break 'sending;
             }
         }
@@ -619,7 +625,7 @@ async fn push_head(
         let mut missing = Vec::new();
         for names in unsure.chunks(NAMES_MAX) {
             let request = Request::Have { names: names.to_vec() };
-            let Reply::Have { held } = message::ask(&link.session, &request).await? else {
+            let Reply::Have { held } = link.ask(&request).await? else {
                 return Err(AskError::OutOfTurn.into());
             };
             let mut known = link.segments.borrow_mut();
@@ -650,7 +656,7 @@ async fn push_head(
             .await?;
             push_rows(sync, link, rows, Class::Segment, moved).await?;
         }
-        match message::put_head(&link.session, &bytes).await? {
+        match message::put_head(&link.line(For::Small).await?.session, &bytes).await? {
             HeadOutcome::Stored => {
                 *there = Some(hash);
                 return Ok(());
@@ -707,7 +713,7 @@ async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
             return Ok(());
         }
         let request = Request::Release { names: rows.iter().map(|row| row.name).collect() };
-        message::ask(&link.session, &request).await?;
+        link.ask(&request).await?;
         with_vault(vault, move |vault| {
             vault.db.change(|t| {
                 rows.iter().try_for_each(|row| -> Result<(), DbError> {
@@ -731,10 +737,29 @@ pub(super) struct Pulled {
     pub(super) error: Option<String>,
 }
 
-/// Brings chunks into the local store, verified, over two streams; what is here already counts as got.
+/// Where chunks come from: one session, or a peer by whichever connection is best.
+pub(super) trait Source {
+    /// The session to ask now.
+    async fn session(&self) -> Result<Session, AskError>;
+}
+
+impl Source for Session {
+    async fn session(&self) -> Result<Session, AskError> {
+        Ok(self.clone())
+    }
+}
+
+impl Source for Link {
+    async fn session(&self) -> Result<Session, AskError> {
+        Ok(self.line(For::Chunks).await?.session.clone())
+    }
+}
+
+/// Brings chunks into the local store, verified, over two streams; what is here already counts as got. What a connection
+/// took along when it broke is asked for again over another one.
 pub(super) async fn pull(
     vault: &Arc<Vault>,
-    session: &Session,
+    source: &impl Source,
     names: Vec<ChunkName>,
     own: Own,
     permits: &Semaphore,
@@ -759,6 +784,7 @@ pub(super) async fn pull(
     let queue: RefCell<VecDeque<Vec<ChunkName>>> =
         RefCell::new(wanted.chunks(GET_NAMES).map(<[ChunkName]>::to_vec).collect());
     let (got, error, bytes) = (RefCell::new(here), RefCell::new(None), Cell::new(0));
+    let breaks = Cell::new(0);
     let mut workers = FuturesUnordered::new();
     for _ in 0..GET_STREAMS.min(queue.borrow().len()) {
         workers.push(async {
@@ -774,10 +800,24 @@ pub(super) async fn pull(
                     taking: None,
                     done: Vec::new(),
                 };
-                let outcome = puller.run(session, batch).await;
+                let mut rest = batch.clone();
+                let mut is_broken = false;
+                let outcome = match source.session().await {
+                    Ok(session) => {
+                        let outcome = puller.run(&session, batch).await;
+                        is_broken = !session.is_alive();
+                        outcome
+                    }
+                    Err(why) => Err(why.into()),
+                };
                 bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
                 got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));
-                if let Err(why) = outcome {
+                let Err(why) = outcome else { continue };
+                rest.retain(|name| !got.borrow().contains(name));
+                if is_broken && breaks.get() < BREAKS_MAX {
+                    breaks.set(breaks.get() + 1);
+                    queue.borrow_mut().push_front(rest);
+                } else {
                     *error.borrow_mut() = Some(why.to_string());
                     queue.borrow_mut().clear();
                 }
@@ -822,7 +862,10 @@ impl Puller<'_> {
                 group_bytes += buf.len();
                 group.push((name, buf));
             }
-            if group_bytes >= GROUP_BYTES {
+            if group_bytes >= GROUP_BYTES && group.len() % 2 == 1 {
+                // One waits for its partner, and no third is read before the two at work are done.
+                self.settle().await?;
+            } else if group_bytes >= GROUP_BYTES {
                 self.turn(std::mem::take(&mut group)).await?;
                 group_bytes = 0;
             }
@@ -838,8 +881,9 @@ impl Puller<'_> {
         let (vault, own) = (Arc::clone(self.vault), self.own);
         self.taking = Some(smol::unblock(move || {
             let mut staged = Vec::with_capacity(group.len());
-            for (name, bytes) in group {
-                if sha256(&bytes) != name.0 {
+            let hashes = sha256::each(&group.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+            for ((name, bytes), hash) in group.into_iter().zip(hashes) {
+                if hash != name.0 {
                     log::warn!("a peer sent wrong bytes for chunk {}", name.short());
                     continue;
                 }
@@ -847,6 +891,7 @@ impl Puller<'_> {
                     Own::Segment => vault.store.stage_urgent(name, &bytes)?,
                     _ => vault.store.stage(name, &bytes)?,
                 });
+                buffers::give(bytes);
             }
             Ok(staged)
         }));

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -17,14 +18,16 @@ use smol::Task;
 use super::books::PeerRow;
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
+use crate::buffers;
 use crate::card::Card;
 use crate::catalog::Head;
 use crate::config::{PEER_CATALOG_BYTES_MAX, STRAY_SEGMENTS_S};
 use crate::id::{CellId, ChunkName};
-use crate::keys::{random, sha256};
+use crate::keys::random;
 use crate::placement::{
     CellNumber, ChunkId, DbError, HeldTotals, HoldClass, HoldState, Own, StoredHead, Tables,
 };
+use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Vault, VaultError, lock};
 use crate::wire::message::{
@@ -33,7 +36,7 @@ use crate::wire::message::{
 };
 use crate::wire::session::{Session, Stream};
 
-/// Chunks that one pool job reads or takes in, in bytes; one that is longer goes alone.
+/// Chunks that one pool job reads or takes in, in bytes; one that is longer is read alone, and taken in as one of two.
 pub(super) const GROUP_BYTES: usize = 1 << 20;
 /// And their number.
 pub(super) const GROUP_CHUNKS: usize = 64;
@@ -315,17 +318,19 @@ impl Keeper {
 
     /// Looks at chunks that came in.
     fn take(&self, class: HoldClass, group: Vec<(usize, ChunkName, Vec<u8>)>) -> Vec<(usize, Taken)> {
-        let take = |(at, name, bytes): (usize, ChunkName, Vec<u8>)| {
-            if sha256(&bytes) != name.0 {
+        let hashes = sha256::each(&group.iter().map(|(_, _, bytes)| bytes.as_slice()).collect::<Vec<_>>());
+        let take = |((at, name, bytes), hash): ((usize, ChunkName, Vec<u8>), [u8; 32])| {
+            if hash != name.0 {
                 return (at, Taken::Status(PutStatus::WrongBytes));
             }
             let staged = match class {
                 HoldClass::Chunk => self.vault.store.stage(name, &bytes),
                 HoldClass::Segment => self.vault.store.stage_urgent(name, &bytes),
             };
+            buffers::give(bytes);
             (at, staged.map_or_else(|why| Taken::Status(status_of(&why)), Taken::Staged))
         };
-        group.into_iter().map(take).collect()
+        group.into_iter().zip(hashes).map(take).collect()
     }
 
     /// Makes what was taken in durable, and says what became of each.
@@ -734,6 +739,8 @@ pub(super) struct Caller {
     pub(super) owner: CellId,
     /// Reads what is kept for `owner`, and nothing else.
     pub(super) is_recovering: bool,
+    /// Where it is seen, unless it comes through a relay or recovers.
+    pub(super) ip: Option<IpAddr>,
 }
 
 /// Answers all requests of a session until it ends.
@@ -816,6 +823,14 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             smol::unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
         Request::Ping => Ok(Reply::Pong),
+        Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
+        Request::Measure { up, down } => {
+            if !sync.may_measure(&owner, u64::from(up) + u64::from(down)) {
+                let refusal = Refusal::new(ErrorCode::Busy, "enough was measured for this hour", "");
+                return reply(stream, &Reply::Error(refusal)).await;
+            }
+            return message::answer_measure(stream, up, down).await;
+        }
         Request::Card { bytes } => match take_card(sync, &owner, &bytes).await {
             Ok(()) => Ok(Reply::Done),
             Err(why) => {
@@ -851,7 +866,10 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
     let is_newer = Card::from_bytes(&peer.card).map_or(true, |known| card.sequence > known.sequence);
     if is_newer {
         let name = card.name.clone();
-        sync.gate.save(PeerRow { name, card: card.to_bytes(), ..peer }).await?;
+        let peer = PeerRow { name, card: card.to_bytes(), ..peer };
+        sync.name_routes(&peer);
+        sync.gate.save(peer).await?;
+        sync.wake_dialer(owner);
     }
     Ok(())
 }
@@ -894,6 +912,7 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
         next = (at < names.len()).then(|| read(at));
         for (status, bytes) in group {
             message::write_got(stream, status, &bytes).await?;
+            buffers::give(bytes);
         }
     }
     Ok(message::finish(stream).await?)
@@ -1022,8 +1041,9 @@ async fn answer_put(
                 break;
             }
         }
-        if intake.group_bytes > 0 && intake.group_bytes + len as usize > GROUP_BYTES {
-            intake.turn().await;
+        if intake.group_bytes >= GROUP_BYTES {
+            // One waits for its partner, and no third is read before the two at work are done.
+            intake.settle().await;
         }
         let mut bytes = Vec::new();
         if let Err(why) = message::read_body(stream, len as usize, &mut bytes).await {
@@ -1033,7 +1053,8 @@ async fn answer_put(
         intake.group.push((at, name, bytes));
         intake.group_bytes += len as usize;
         at += 1;
-        if intake.group_bytes >= GROUP_BYTES || intake.group.len() >= GROUP_CHUNKS {
+        let is_paired = intake.group.len() % 2 == 0;
+        if (is_paired && intake.group_bytes >= GROUP_BYTES) || intake.group.len() >= GROUP_CHUNKS {
             intake.turn().await;
         }
     }

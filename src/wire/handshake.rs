@@ -92,6 +92,11 @@ impl Approach {
         }
     }
 
+    /// Whom it is to, where that is known.
+    pub fn target(&self) -> Option<CellId> {
+        self.expected().map(|(id, _)| *id)
+    }
+
     fn secret(&self) -> Option<&Secret> {
         match self {
             Self::Known { .. } => None,
@@ -477,19 +482,27 @@ const IPS_MAX: usize = 4096;
 /// The memory is searched for old addresses at most this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
+/// So many at once, then so many a second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    pub(crate) burst: f64,
+    pub(crate) per_second: f64,
 }
 
-struct Bucket {
-    tokens: f64,
+/// What may be taken now, under a `Rate`.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    pub(crate) tokens: f64,
     at: Instant,
 }
 
 impl Bucket {
-    fn fill(&mut self, rate: Rate, now: Instant) {
+    /// A full one.
+    pub(crate) fn new(rate: Rate, now: Instant) -> Self {
+        Self { tokens: rate.burst, at: now }
+    }
+
+    pub(crate) fn fill(&mut self, rate: Rate, now: Instant) {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + passed * rate.per_second).min(rate.burst);
         self.at = now.max(self.at);
@@ -498,6 +511,8 @@ impl Bucket {
 
 /// Says who may begin a handshake, before any key is touched. An IPv6 network of 64 bits counts as one address.
 pub struct HandshakeLimiter {
+    rate_per_ip: Rate,
+    rate_overall: Rate,
     overall: Bucket,
     per_ip: HashMap<IpAddr, Bucket>,
     swept: Instant,
@@ -506,13 +521,18 @@ pub struct HandshakeLimiter {
 impl HandshakeLimiter {
     /// Full buckets.
     pub fn new(now: Instant) -> Self {
-        let overall = Bucket { tokens: OVERALL.burst, at: now };
-        Self { overall, per_ip: HashMap::new(), swept: now }
+        Self::with_rates(PER_IP, OVERALL, now)
+    }
+
+    /// Full buckets of other sizes.
+    pub(crate) fn with_rates(rate_per_ip: Rate, rate_overall: Rate, now: Instant) -> Self {
+        let overall = Bucket::new(rate_overall, now);
+        Self { rate_per_ip, rate_overall, overall, per_ip: HashMap::new(), swept: now }
     }
 
     /// Whether a handshake from `ip` may begin; it counts if so.
     pub fn allow(&mut self, ip: IpAddr, now: Instant) -> bool {
-        self.overall.fill(OVERALL, now);
+        self.overall.fill(self.rate_overall, now);
         if self.overall.tokens < 1.0 {
             return false;
         }
@@ -520,8 +540,8 @@ impl HandshakeLimiter {
         let ip = network(ip);
         // With the memory full of busy addresses a new one is bounded by all together only.
         if self.per_ip.len() < IPS_MAX || self.per_ip.contains_key(&ip) {
-            let bucket = self.per_ip.entry(ip).or_insert(Bucket { tokens: PER_IP.burst, at: now });
-            bucket.fill(PER_IP, now);
+            let bucket = self.per_ip.entry(ip).or_insert(Bucket::new(self.rate_per_ip, now));
+            bucket.fill(self.rate_per_ip, now);
             if bucket.tokens < 1.0 {
                 return false;
             }
@@ -536,9 +556,10 @@ impl HandshakeLimiter {
             return;
         }
         self.swept = now;
+        let rate = self.rate_per_ip;
         self.per_ip.retain(|_, bucket| {
-            bucket.fill(PER_IP, now);
-            bucket.tokens < PER_IP.burst
+            bucket.fill(rate, now);
+            bucket.tokens < rate.burst
         });
     }
 }

@@ -16,6 +16,7 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
+use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
@@ -41,6 +42,9 @@ pub const CATALOG_HEADS_MAX: usize = 256;
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Head of a reply, in bytes.
 pub const REPLY_HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Bytes without meaning in one direction of a `Measure`.
+pub const MEASURE_BYTES_MAX: u32 = 4 << 20;
+const BLANK_BYTES: usize = 8 * 1024;
 /// A text for people, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 /// A version's name, in bytes.
@@ -227,6 +231,10 @@ pub enum Request {
     Goodbye { reason: Farewell },
     /// Whoever proves that it knows this secret may read our chunks and heads: it is us, recovering.
     RecoverySecret { secret: Secret },
+    /// `up` bytes without meaning follow; answer with `down` of them. At most 4 MiB each way.
+    Measure { up: u32, down: u32 },
+    /// From where do you see us?
+    Observe,
 }
 
 /// What it answers.
@@ -255,6 +263,10 @@ pub enum Reply {
     Pong,
     /// To `Card`, `Goodbye` and `RecoverySecret`.
     Done,
+    /// To `Measure`: `down` bytes without meaning follow.
+    Measure { down: u32 },
+    /// To `Observe`: the IP address this connection comes from, or nothing if it comes through a relay.
+    Observe { ip: String },
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -518,6 +530,12 @@ impl Request {
             Self::RecoverySecret { secret } => {
                 to.u8(13).raw(&secret.0);
             }
+            Self::Measure { up, down } => {
+                to.u8(14).u32(*up).u32(*down);
+            }
+            Self::Observe => {
+                to.u8(15);
+            }
         }
         to.finish()
     }
@@ -545,6 +563,14 @@ impl Request {
             11 => Self::Card { bytes: read_bytes(&mut from, CARD_BYTES_MAX)? },
             12 => Self::Goodbye { reason: Farewell::from_byte(from.u8()?) },
             13 => Self::RecoverySecret { secret: Secret(from.array()?) },
+            14 => {
+                let (up, down) = (from.u32()?, from.u32()?);
+                if up.max(down) > MEASURE_BYTES_MAX {
+                    return Err(AskError::TooLong(up.max(down).into()));
+                }
+                Self::Measure { up, down }
+            }
+            15 => Self::Observe,
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -623,6 +649,12 @@ impl Reply {
             Self::Done => {
                 to.u8(11);
             }
+            Self::Measure { down } => {
+                to.u8(14).u32(*down);
+            }
+            Self::Observe { ip } => {
+                to.u8(15).long(tidy(ip, TEXT_BYTES_MAX).as_bytes());
+            }
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -654,6 +686,8 @@ impl Reply {
             }),
             10 => Self::Pong,
             11 => Self::Done,
+            14 => Self::Measure { down: from.u32()? },
+            15 => Self::Observe { ip: read_text(&mut from, TEXT_BYTES_MAX)? },
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -736,6 +770,9 @@ pub async fn read_body<S: AsyncRead + Unpin>(
     len: usize,
     buf: &mut Vec<u8>,
 ) -> io::Result<()> {
+    if buf.capacity() < len {
+        *buf = buffers::take(len);
+    }
     // What a reused buffer holds need not be wiped first.
     buf.truncate(len);
     buf.resize(len, 0);
@@ -815,7 +852,9 @@ pub async fn ask(session: &Session, request: &Request) -> Result<Reply, AskError
 
 fn fits(request: &Request, reply: &Reply) -> bool {
     match (request, reply) {
-        (Request::Hello(_), Reply::Hello(_)) | (Request::Ping, Reply::Pong) => true,
+        (Request::Hello(_), Reply::Hello(_))
+        | (Request::Ping, Reply::Pong)
+        | (Request::Observe, Reply::Observe { .. }) => true,
         (Request::Have { names }, Reply::Have { held }) => names.len() == held.len(),
         (Request::Restore { names }, Reply::Restore { held }) => names.len() == held.len(),
         (Request::Release { names }, Reply::Release { count }) => *count as usize <= names.len(),
@@ -958,6 +997,46 @@ impl Putting {
             _ => Err(AskError::OutOfTurn),
         }
     }
+}
+
+/// Sends `up` and takes `down` bytes without meaning, at most 4 MiB each, to see how long that takes.
+pub async fn measure(session: &Session, up: u32, down: u32) -> Result<(), AskError> {
+    let mut stream = begin(session, &Request::Measure { up, down }).await?;
+    write_blank(&mut stream, up).await?;
+    match read_reply(&mut stream, PROGRESS_TIME_MAX).await? {
+        Reply::Measure { down: coming } if coming == down => Ok(read_blank(&mut stream, down).await?),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+/// The other side of `measure`.
+pub async fn answer_measure(stream: &mut Stream, up: u32, down: u32) -> Result<(), AskError> {
+    read_blank(stream, up).await?;
+    write_reply(stream, &Reply::Measure { down }).await?;
+    write_blank(stream, down).await?;
+    Ok(finish(stream).await?)
+}
+
+async fn write_blank(stream: &mut Stream, count: u32) -> io::Result<()> {
+    let blank = [0; BLANK_BYTES];
+    let mut rest = count as usize;
+    while rest > 0 {
+        let n = rest.min(blank.len());
+        write_full(stream, &blank[..n], PROGRESS_TIME_MAX).await?;
+        rest -= n;
+    }
+    flush(stream, PROGRESS_TIME_MAX).await
+}
+
+async fn read_blank(stream: &mut Stream, count: u32) -> io::Result<()> {
+    let mut blank = [0; BLANK_BYTES];
+    let mut rest = count as usize;
+    while rest > 0 {
+        let n = rest.min(blank.len());
+        read_full(stream, &mut blank[..n], PROGRESS_TIME_MAX).await?;
+        rest -= n;
+    }
+    Ok(())
 }
 
 /// All catalog heads of ours that the peer holds: at most 256, and 8 MiB.

@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite};
 
@@ -17,6 +18,7 @@ pub mod handshake;
 pub mod memory;
 pub mod message;
 pub mod noise;
+pub mod pace;
 pub mod session;
 pub mod tcp;
 
@@ -44,6 +46,36 @@ pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
         None
     })
     .await
+}
+
+/// Runs `attempts` in their order, each `stagger` after the one before or at once after a failure; the first that
+/// succeeds wins, and the others are dropped. Otherwise all errors, in the order in which they came.
+pub(crate) async fn race<T, E, F>(
+    attempts: impl IntoIterator<Item = F>,
+    stagger: Duration,
+) -> Result<T, Vec<E>>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut waiting = attempts.into_iter().peekable();
+    let mut running = FuturesUnordered::new();
+    let mut failed = Vec::new();
+    loop {
+        running.extend(waiting.next());
+        let due = async {
+            match waiting.peek() {
+                Some(_) => Timer::after(stagger).await,
+                None => std::future::pending().await,
+            };
+            None
+        };
+        match smol::future::or(async { Some(running.next().await) }, due).await {
+            Some(Some(Ok(won))) => return Ok(won),
+            Some(Some(Err(why))) => failed.push(why),
+            Some(None) => return Err(failed),
+            None => {}
+        }
+    }
 }
 
 /// Waits for `step`, but not longer than `limit`; the timer costs nothing while the step need not wait.

@@ -16,8 +16,7 @@ use zeroize::Zeroize;
 
 const TAG: usize = 16;
 const LENGTH: usize = 2;
-/// Plaintext of one message: all that Noise allows (65,535 bytes with the tag), which is its fastest size.
-const PLAIN_MAX: usize = 65_535 - TAG;
+/// All that Noise allows, which is its fastest size.
 const MESSAGE_MAX: usize = LENGTH + 65_535;
 /// Room for a message that is still coming in and what came with it.
 const INCOMING: usize = 2 * MESSAGE_MAX;
@@ -294,6 +293,8 @@ pub struct NoiseStream<S> {
     sealed: usize,
     /// Plaintext of the message being filled, which begins at `sealed`.
     filled: usize,
+    /// Of `outgoing`, what is used: a short word waits behind so many bytes.
+    outgoing_max: usize,
     /// The peer has said that it sends no more.
     is_ended: bool,
     is_closing: bool,
@@ -324,10 +325,38 @@ impl<S> NoiseStream<S> {
             sent: 0,
             sealed: 0,
             filled: 0,
+            outgoing_max: OUTGOING,
             is_ended: false,
             is_closing: false,
             broken: None,
         }
+    }
+
+    /// The same stream over what `wrap` makes of the connection.
+    pub(crate) fn map<T>(self, wrap: impl FnOnce(S) -> T) -> NoiseStream<T> {
+        NoiseStream {
+            io: wrap(self.io),
+            sealing: self.sealing,
+            opening: self.opening,
+            incoming: self.incoming,
+            start: self.start,
+            end: self.end,
+            plain_start: self.plain_start,
+            plain_end: self.plain_end,
+            outgoing: self.outgoing,
+            sent: self.sent,
+            sealed: self.sealed,
+            filled: self.filled,
+            outgoing_max: self.outgoing_max,
+            is_ended: self.is_ended,
+            is_closing: self.is_closing,
+            broken: self.broken,
+        }
+    }
+
+    /// Gathers messages of at most `bytes`, length and tag included: what is written next waits behind one of them.
+    pub(crate) fn limit_messages(&mut self, bytes: usize) {
+        self.outgoing_max = bytes.clamp(LENGTH + 1 + TAG, OUTGOING);
     }
 
     fn fail<T>(&mut self, kind: io::ErrorKind, why: &'static str) -> Poll<io::Result<T>> {
@@ -379,7 +408,7 @@ impl<S> NoiseStream<S> {
 
     /// How much more plaintext the message being filled can take.
     fn room(&self) -> usize {
-        PLAIN_MAX.min(OUTGOING.saturating_sub(self.sealed + LENGTH + TAG)) - self.filled
+        self.outgoing_max.saturating_sub(self.sealed + LENGTH + self.filled + TAG)
     }
 
     /// Ends the message being filled. It must have room for its length and tag.

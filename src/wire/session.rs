@@ -1,4 +1,4 @@
-//! Many streams on one encrypted connection (yamux), opened by either side: one stream is one request.
+//! Many streams on one connection (yamux), opened by either side: one stream is one request.
 //!
 //! Promise: a peer that opens too many streams, reads none or says nothing costs bounded memory, and a connection
 //! that ends takes all its streams with it, each with an error.
@@ -20,16 +20,20 @@ use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use super::ByteStream;
-use super::noise::NoiseStream;
 
 /// What yamux grants each stream at least (its specification).
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
 /// A close that cannot be sent is given up after this.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Streams that we have dropped and yamux has not yet taken off its table.
-const STREAMS_SLACK: usize = 8;
-/// Payload of one data frame: what a short message may have to wait for, per busy stream.
+/// Places on yamux's table for streams that were dropped and not yet taken off it.
+const STREAMS_SLACK: usize = 128;
+/// With so many of them, perhaps, no stream is opened.
+const LINGERING_MAX: usize = STREAMS_SLACK / 2;
+/// A dropped stream is off the table after so many frames: at most 11 frames of its own and its end, each after one of
+/// every other stream.
+const LINGERING_FRAMES: usize = 12 * 160;
+/// Payload of one data frame on a line without caps.
 const FRAME_BYTES: usize = 16 * 1024;
 /// A peer that sends without pause lets other tasks run after so many bytes.
 const READ_TURN_BYTES: usize = 512 * 1024;
@@ -42,13 +46,15 @@ pub struct Limits {
     /// Streams that the peer has open at once; further ones are reset. More than `streams_out`, for the peer may
     /// count a stream as done a moment before we do.
     pub streams_in: usize,
+    /// Payload of one data frame, at most: what a short message may have to wait for, per busy stream.
+    pub frame_bytes: usize,
     /// By how many bytes the receive windows of all streams together may grow beyond 256 KiB each.
     pub window_growth_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams_out: 16, streams_in: 24, window_growth_bytes: 4 << 20 }
+        Self { streams_out: 16, streams_in: 24, frame_bytes: FRAME_BYTES, window_growth_bytes: 4 << 20 }
     }
 }
 
@@ -60,7 +66,7 @@ impl Limits {
         config.set_max_connection_receive_window(Some(
             streams * STREAM_WINDOW_BYTES + self.window_growth_bytes,
         ));
-        config.set_split_send_size(FRAME_BYTES);
+        config.set_split_send_size(self.frame_bytes);
         config
     }
 }
@@ -120,7 +126,9 @@ pub struct Session {
 struct Shared {
     is_alive: Cell<bool>,
     is_closing: Cell<bool>,
+    is_aborted: Cell<bool>,
     streams_in: Cell<usize>,
+    streams_out: Cell<usize>,
     permits_out: Arc<Semaphore>,
     /// Who waits for a new stream.
     wanted: RefCell<VecDeque<Sender<yamux::Stream>>>,
@@ -130,6 +138,8 @@ struct Shared {
     active_at: Cell<Instant>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
+    /// `bytes_out` when each stream was dropped that yamux may still have on its table.
+    lingering: RefCell<VecDeque<u64>>,
 }
 
 impl Shared {
@@ -141,10 +151,10 @@ impl Shared {
     }
 }
 
-/// A session over `stream`, and the driver that makes it move: spawn it, for it ends with the session and says why.
-/// Of the two sides one is the initiator.
+/// A session over `stream`, which need not flush by itself, and the driver that makes it move: spawn it, for it ends
+/// with the session and says why. Of the two sides one is the initiator.
 pub fn start<S: ByteStream + 'static>(
-    stream: NoiseStream<S>,
+    stream: S,
     is_initiator: bool,
     limits: &Limits,
 ) -> (Session, impl Future<Output = SessionError> + use<S>) {
@@ -153,7 +163,9 @@ pub fn start<S: ByteStream + 'static>(
     let shared = Rc::new(Shared {
         is_alive: Cell::new(true),
         is_closing: Cell::new(false),
+        is_aborted: Cell::new(false),
         streams_in: Cell::new(0),
+        streams_out: Cell::new(0),
         permits_out: Arc::new(Semaphore::new(limits.streams_out)),
         wanted: RefCell::default(),
         ended,
@@ -161,9 +173,10 @@ pub fn start<S: ByteStream + 'static>(
         active_at: Cell::new(Instant::now()),
         bytes_in: Cell::new(0),
         bytes_out: Cell::new(0),
+        lingering: RefCell::default(),
     });
     let pipe = Rc::new(RefCell::new(Pipe {
-        noise: stream,
+        stream,
         turn: READ_TURN_BYTES,
         is_write_blocked: false,
         shared: Rc::clone(&shared),
@@ -174,6 +187,7 @@ pub fn start<S: ByteStream + 'static>(
         pipe,
         accepting,
         streams_in_max: limits.streams_in,
+        lingering_bytes: (LINGERING_FRAMES * limits.frame_bytes) as u64,
         closing: None,
         shared: Rc::clone(&shared),
         _ending: ending,
@@ -194,6 +208,7 @@ impl Session {
         }
         shared.wake_driver();
         let inner = self.unless_ended(take.recv()).await?.map_err(|_| SessionError::Closed)?;
+        shared.streams_out.set(shared.streams_out.get() + 1);
         Ok(Stream { inner, shared: Rc::clone(shared), permit: Some(permit) })
     }
 
@@ -208,6 +223,12 @@ impl Session {
         self.shared.wake_driver();
     }
 
+    /// Ends the session at once; what is under way ends with an error.
+    pub fn abort(&self) {
+        self.shared.is_aborted.set(true);
+        self.close();
+    }
+
     /// Waits until the session has ended, for whatever reason.
     pub async fn ended(&self) {
         // Nothing is ever sent: the channel closes with the driver.
@@ -217,6 +238,11 @@ impl Session {
     /// Whether streams can still be opened.
     pub fn is_alive(&self) -> bool {
         self.shared.is_alive.get() && !self.shared.is_closing.get()
+    }
+
+    /// Requests under way, of both sides.
+    pub fn streams_live(&self) -> usize {
+        self.shared.streams_in.get() + self.shared.streams_out.get()
     }
 
     /// When the last byte came in.
@@ -259,9 +285,9 @@ pub struct Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.permit.is_none() {
-            self.shared.streams_in.set(self.shared.streams_in.get() - 1);
-        }
+        self.shared.lingering.borrow_mut().push_back(self.shared.bytes_out.get());
+        let count = if self.permit.is_none() { &self.shared.streams_in } else { &self.shared.streams_out };
+        count.set(count.get() - 1);
     }
 }
 
@@ -293,9 +319,9 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The encrypted stream as yamux and the driver share it.
+/// The stream below as yamux and the driver share it.
 struct Pipe<S> {
-    noise: NoiseStream<S>,
+    stream: S,
     /// Bytes that may still be read in this turn of the driver.
     turn: usize,
     is_write_blocked: bool,
@@ -313,7 +339,7 @@ impl<S: ByteStream> AsyncRead for Plain<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let read = Pin::new(&mut pipe.noise).poll_read(cx, buf);
+        let read = Pin::new(&mut pipe.stream).poll_read(cx, buf);
         if let Poll::Ready(Ok(n)) = read {
             pipe.turn = pipe.turn.saturating_sub(n);
             pipe.shared.bytes_in.set(pipe.shared.bytes_in.get() + n as u64);
@@ -325,7 +351,7 @@ impl<S: ByteStream> AsyncRead for Plain<S> {
 impl<S: ByteStream> AsyncWrite for Plain<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
-        let written = Pin::new(&mut pipe.noise).poll_write(cx, buf);
+        let written = Pin::new(&mut pipe.stream).poll_write(cx, buf);
         pipe.is_write_blocked = written.is_pending();
         if let Poll::Ready(Ok(n)) = written {
             pipe.shared.bytes_out.set(pipe.shared.bytes_out.get() + n as u64);
@@ -338,7 +364,7 @@ impl<S: ByteStream> AsyncWrite for Plain<S> {
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().noise).poll_close(cx)
+        Pin::new(&mut self.0.borrow_mut().stream).poll_close(cx)
     }
 }
 
@@ -347,6 +373,8 @@ struct Driver<S> {
     pipe: Rc<RefCell<Pipe<S>>>,
     accepting: Sender<Stream>,
     streams_in_max: usize,
+    /// A stream that was dropped so many bytes ago is off yamux's table.
+    lingering_bytes: u64,
     /// Runs while the session is being closed.
     closing: Option<Timer>,
     shared: Rc<Shared>,
@@ -390,7 +418,7 @@ impl<S: ByteStream> Driver<S> {
         if self.shared.bytes_in.get() != bytes_before {
             self.shared.active_at.set(Instant::now());
         }
-        match Pin::new(&mut self.pipe.borrow_mut().noise).poll_flush(cx) {
+        match Pin::new(&mut self.pipe.borrow_mut().stream).poll_flush(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(SessionError::Broken(error)),
             _ => Poll::Pending,
         }
@@ -411,12 +439,11 @@ impl<S: ByteStream> Driver<S> {
 
     /// Opens what is waited for; whether there was any.
     fn open_wanted(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
-        // While writes wait, dropped streams stay on yamux's table, and one stream over its size ends the session.
-        if self.pipe.borrow().is_write_blocked {
-            return Ok(false);
-        }
         let mut has_opened = false;
         loop {
+            if !self.has_place() {
+                return Ok(has_opened);
+            }
             let Some(waiting) = self.shared.wanted.borrow_mut().pop_front() else { return Ok(has_opened) };
             if waiting.is_closed() {
                 continue;
@@ -435,7 +462,24 @@ impl<S: ByteStream> Driver<S> {
         }
     }
 
+    /// Whether yamux's table surely has a place: one stream over its size ends the session, and while writes wait, dropped
+    /// streams stay on it until their turn comes.
+    fn has_place(&self) -> bool {
+        let mut lingering = self.shared.lingering.borrow_mut();
+        if !self.pipe.borrow().is_write_blocked {
+            lingering.clear();
+        }
+        let bytes_out = self.shared.bytes_out.get();
+        while lingering.front().is_some_and(|at| at + self.lingering_bytes <= bytes_out) {
+            lingering.pop_front();
+        }
+        lingering.len() < LINGERING_MAX
+    }
+
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<SessionError> {
+        if self.shared.is_aborted.get() {
+            return Poll::Ready(SessionError::Closed);
+        }
         match self.yamux.poll_close(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(SessionError::Closed),
             Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
@@ -457,6 +501,7 @@ impl<S> Drop for Driver<S> {
 pub(crate) mod tests {
     use super::*;
     use crate::wire::memory::{self, Link};
+    use crate::wire::noise::NoiseStream;
     use crate::wire::noise::tests::Dice;
     use crate::wire::within;
     use smol::LocalExecutor;
@@ -628,6 +673,30 @@ pub(crate) mod tests {
             assert!(within(Duration::from_millis(30), a.open()).await.is_none());
             drop(first);
             assert!(within(Duration::from_secs(5), a.open()).await.unwrap().is_ok());
+        });
+    }
+
+    #[test]
+    fn streams_open_while_writes_wait_as_long_as_the_table_has_room() {
+        with_sessions(Limits::default(), |_executor, a, b, link| async move {
+            link.stall(true);
+            let mut busy = Vec::new();
+            for _ in 0..3 {
+                busy.push(a.open().await.unwrap());
+                let stream = busy.last_mut().unwrap();
+                let _ = within(Duration::from_millis(100), stream.write_all(&[0; 1 << 20])).await;
+            }
+            let soon = Duration::from_millis(200);
+            let mut opened = 0;
+            while within(soon, a.open()).await.is_some_and(|stream| stream.is_ok()) {
+                opened += 1;
+            }
+            assert_eq!(opened, LINGERING_MAX);
+            assert!(a.is_alive());
+            link.stall(false);
+            let mut stream = within(Duration::from_secs(5), a.open()).await.unwrap().unwrap();
+            stream.write_all(b"x").await.unwrap();
+            assert!(a.is_alive() && b.is_alive());
         });
     }
 

@@ -1,7 +1,7 @@
 //! TCP: dialling several addresses of one cell, and the listener's door.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -10,13 +10,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
 use smol::Timer;
 use smol::net::{TcpListener, TcpStream};
 
 use super::handshake::{HandshakeError, HandshakeLimiter};
-use super::within;
+use super::{race, within};
 
 /// The next address is tried after this, if the ones before have neither failed nor answered.
 pub const STAGGER: Duration = Duration::from_millis(250);
@@ -70,6 +69,45 @@ fn limit_unsent(stream: &TcpStream) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// While sent data waits for its acknowledgement: how long ago anything came. `None` when all is acknowledged. The kernel
+/// knows it whatever lies in buffers (tcp(7), `TCP_INFO`). After a quiet time the first data sent waits "since" before it.
+pub fn unanswered(stream: &TcpStream) -> Option<Duration> {
+    /// The beginning of `struct tcp_info` (linux/tcp.h), which only grows at its end.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        bytes: [u8; 8],
+        rto: u32,
+        ato: u32,
+        snd_mss: u32,
+        rcv_mss: u32,
+        unacked: u32,
+        sacked: u32,
+        lost: u32,
+        retrans: u32,
+        fackets: u32,
+        last_data_sent: u32,
+        last_ack_sent: u32,
+        last_data_recv: u32,
+        last_ack_recv: u32,
+    }
+    let mut info = Info::default();
+    let mut len = size_of::<Info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `stream` is borrowed, and the kernel writes at most `len` bytes, all of
+    // them into integers.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    let is_waiting = done == 0 && len as usize == size_of::<Info>() && info.unacked > 0;
+    is_waiting.then(|| Duration::from_millis(info.last_ack_recv.min(info.last_data_recv).into()))
+}
+
 /// No address led to the cell: what each attempt said, by address.
 #[derive(Debug)]
 pub struct DialError {
@@ -107,82 +145,40 @@ impl fmt::Display for DialError {
 
 impl std::error::Error for DialError {}
 
-/// What happens while dialling.
-enum Event<T> {
-    Attempted(SocketAddr, Result<T, HandshakeError>),
-    Resolved(String, io::Result<Vec<SocketAddr>>),
-    NextIsDue,
-}
-
-/// Tries `addresses` (`host:port`, best first) 250 ms apart, or at once after a failure; names while the others are
-/// tried. The first connection that `greet` (the handshake) accepts wins, and the others are dropped.
+/// Tries `addresses` (`host:port`, best first) 250 ms apart, or at once after a failure. The first connection that
+/// `greet` (the handshake) accepts wins, and the others are dropped.
 pub async fn dial<T, F, G>(addresses: &[String], greet: G) -> Result<(SocketAddr, T), DialError>
 where
     G: Fn(TcpStream) -> F,
     F: Future<Output = Result<T, HandshakeError>>,
 {
-    let mut failed = Vec::new();
-    let mut seen = Vec::new();
-    let mut waiting = VecDeque::new();
-    let mut lookups = FuturesUnordered::new();
-    for address in addresses.iter().take(ATTEMPTS_MAX) {
-        match address.parse() {
-            Ok(address) => enqueue(address, &mut seen, &mut waiting),
-            Err(_) => lookups.push(async move { (address.clone(), resolve(address).await) }),
-        }
-    }
-    let mut running = FuturesUnordered::new();
-    let mut next_at = Instant::now();
-    loop {
-        if running.is_empty() && waiting.is_empty() && lookups.is_empty() {
-            return Err(DialError { attempts: failed });
-        }
-        let is_waiting = !waiting.is_empty();
-        let attempted = async {
-            let (address, result) = next_or_never(&mut running).await;
-            Event::Attempted(address, result)
-        };
-        let resolved = async {
-            let (name, found) = next_or_never(&mut lookups).await;
-            Event::Resolved(name, found)
-        };
-        let due = async {
-            if !is_waiting {
-                std::future::pending::<()>().await;
-            }
-            Timer::at(next_at).await;
-            Event::NextIsDue
-        };
-        match smol::future::or(smol::future::or(attempted, resolved), due).await {
-            Event::Attempted(address, Ok(found)) => return Ok((address, found)),
-            Event::Attempted(address, Err(error)) => {
-                failed.push((address.to_string(), error));
-                next_at = Instant::now();
-            }
-            Event::Resolved(_, Ok(found)) => {
-                found.into_iter().for_each(|address| enqueue(address, &mut seen, &mut waiting));
-            }
-            Event::Resolved(name, Err(error)) => failed.push((name, HandshakeError::Unreachable(error))),
-            Event::NextIsDue => {
-                running.extend(waiting.pop_front().map(|address| attempt(address, &greet)));
-                next_at = Instant::now() + STAGGER;
-            }
-        }
-    }
+    let mut seen = HashSet::new();
+    let unlike = addresses.iter().take(ATTEMPTS_MAX).filter(|address| seen.insert(*address));
+    let attempts = unlike.map(|address| dial_one(address, &greet));
+    race(attempts, STAGGER)
+        .await
+        .map_err(|failed| DialError { attempts: failed.into_iter().flatten().collect() })
 }
 
-fn enqueue(address: SocketAddr, seen: &mut Vec<SocketAddr>, waiting: &mut VecDeque<SocketAddr>) {
-    if seen.len() < ATTEMPTS_MAX && !seen.contains(&address) {
-        seen.push(address);
-        waiting.push_back(address);
-    }
-}
-
-async fn next_or_never<F: Future>(futures: &mut FuturesUnordered<F>) -> F::Output {
-    match futures.next().await {
-        Some(output) => output,
-        None => std::future::pending().await,
-    }
+/// All addresses that a name has, like several of one cell.
+async fn dial_one<T, F>(
+    address: &str,
+    greet: &impl Fn(TcpStream) -> F,
+) -> Result<(SocketAddr, T), Vec<(String, HandshakeError)>>
+where
+    F: Future<Output = Result<T, HandshakeError>>,
+{
+    let found = match address.parse() {
+        Ok(address) => vec![address],
+        Err(_) => resolve(address)
+            .await
+            .map_err(|why| vec![(address.to_owned(), HandshakeError::Unreachable(why))])?,
+    };
+    let attempts = found.into_iter().map(|address| async move {
+        let (address, tried) = attempt(address, greet).await;
+        tried.map(|done| (address, done)).map_err(|why| (address.to_string(), why))
+    });
+    race(attempts, STAGGER).await
 }
 
 async fn attempt<T, F>(
@@ -203,7 +199,8 @@ where
     (address, work.await)
 }
 
-async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+/// Up to 4 addresses of `host:port`, within 5 s.
+pub(crate) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     let found = within(RESOLVE_TIME_MAX, smol::net::resolve(address)).await;
     let mut found = found.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
     found.truncate(ADDRESSES_PER_NAME_MAX);

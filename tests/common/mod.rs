@@ -22,6 +22,11 @@ use grove::cli::client::{Client, ClientError};
 use grove::keys::{random, sha256};
 use miniserde::json::{self, Number, Object, Value};
 
+pub mod fleet;
+pub mod net;
+pub mod relayed;
+pub mod wire;
+
 /// How long anything may take before a test gives up.
 pub const DEADLINE: Duration = Duration::from_secs(45);
 
@@ -217,6 +222,8 @@ pub struct Cell {
     pub uid: Option<u32>,
     /// What the running cell has in its environment besides.
     pub env: Vec<(String, String)>,
+    /// The network namespace it lives in, if not the test's own.
+    pub host: Option<net::Host>,
     run: Option<(Child, u16)>,
     log: PathBuf,
 }
@@ -230,7 +237,17 @@ impl Cell {
 
     pub fn with(dir: PathBuf, home: PathBuf, log: PathBuf) -> Self {
         let program = PathBuf::from(GROVE);
-        Self { dir, home, peer_port: free_port(), program, uid: None, env: Vec::new(), run: None, log }
+        Self {
+            dir,
+            home,
+            peer_port: free_port(),
+            program,
+            uid: None,
+            env: Vec::new(),
+            host: None,
+            run: None,
+            log,
+        }
     }
 
     /// Makes the cell, with these settings besides the defaults of tests.
@@ -258,7 +275,10 @@ impl Cell {
 
     /// `grove` with this cell's folders and ports.
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.host {
+            None => Command::new(&self.program),
+            Some(host) => host.command(&self.program),
+        };
         command.arg("--dir").arg(&self.dir).arg("--home").arg(&self.home);
         command.args(["--port", "0", "--peer-port", &self.peer_port.to_string()]);
         command.args(words).stdin(Stdio::null()).env_remove("GROVE_DIR").env_remove("GROVE_HOME");
@@ -354,8 +374,17 @@ impl Cell {
         Client::new(self.run.as_ref().expect("the cell runs").1, &secret)
     }
 
+    /// Asks the running cell, from inside the namespace it lives in.
+    pub fn ask<T: Send>(&self, question: impl FnOnce(&Client) -> T + Send) -> T {
+        let client = self.client();
+        match &self.host {
+            None => question(&client),
+            Some(host) => host.inside(|| question(&client)),
+        }
+    }
+
     pub fn try_get(&self, path: &str) -> Result<Object, ClientError> {
-        self.client().get_json(&format!("/api/v1{path}")).map(|text| object(&text))
+        self.ask(|client| client.get_json(&format!("/api/v1{path}"))).map(|text| object(&text))
     }
 
     pub fn get(&self, path: &str) -> Object {
@@ -363,7 +392,7 @@ impl Cell {
     }
 
     pub fn try_post(&self, path: &str, body: &str) -> Result<Object, ClientError> {
-        self.client().post_json(&format!("/api/v1{path}"), body).map(|text| object(&text))
+        self.ask(|client| client.post_json(&format!("/api/v1{path}"), body)).map(|text| object(&text))
     }
 
     pub fn post(&self, path: &str, body: &str) -> Object {
@@ -398,8 +427,10 @@ impl Cell {
     /// The bytes of the newest version of a file, from the chunks, not from GroveHome.
     pub fn content(&self, wire_path: &str) -> Result<Vec<u8>, ClientError> {
         let path = grove::cli::client::percent_encode(wire_path.as_bytes());
-        let answer = self.client().request("GET", &format!("/api/v1/content?path={path}"), None)?;
-        answer.into_ok()?.bytes(1 << 30)
+        self.ask(|client| {
+            let answer = client.request("GET", &format!("/api/v1/content?path={path}"), None)?;
+            answer.into_ok()?.bytes(1 << 30)
+        })
     }
 
     /// The 24 words.
@@ -586,4 +617,9 @@ pub fn set_mtime(path: &Path, s: i64, ns: i64) {
 /// The one head of a peer that a cell keeps; its newest file in `heads/`.
 pub fn kept_heads(cell: &Cell) -> Vec<PathBuf> {
     names_in(&cell.dir.join("heads"))
+}
+
+/// An answer as text, for what is said when a test fails.
+pub fn json_text(object: &Object) -> String {
+    json::to_string(object)
 }

@@ -14,6 +14,7 @@ stderr); 2 wrong usage; 3 the phrase is none; 4 no catalog head, or another cell
 import argparse
 import hashlib
 import hmac
+import ipaddress
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from collections import namedtuple
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -238,6 +239,32 @@ class Keys:
 
     def recovery_secret(self):
         return hkdf(self.master, "grove/v1/recover")
+
+
+def beacon_key(sender, receiver, secret, public):
+    """Key of what `sender` says to `receiver` (ids), from the secret of one and the public key of the other (X25519)."""
+    shared = X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(public))
+    return hkdf(shared, "grove/v1/beacon", sender + receiver)
+
+
+def beacon_read(key, datagram, source):
+    """(slot, port, number) of a LAN beacon from the IP address `source`, or None if it says nothing under this key."""
+    if len(datagram) != 438 or datagram[:5] != b"GRVB\x01" or datagram[5] > 1:
+        return None
+    address = ipaddress.ip_address(source)
+    packed = address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+    header, slots = datagram[:22], datagram[22:]
+
+    def mac(what, sealed=b""):
+        return hmac.new(key, bytes([what]) + header + packed + sealed, hashlib.sha256).digest()
+
+    first = mac(0)
+    for at in range(16):
+        slot = slots[26 * at : 26 * at + 26]
+        if slot[:8] == first[:8] and mac(1, slot[8:18])[:8] == slot[18:]:
+            plain = bytes(a ^ b for a, b in zip(slot[8:18], first[8:18]))
+            return (at, *struct.unpack("<HQ", plain))
+    return None
 
 
 def commitment(file_key):

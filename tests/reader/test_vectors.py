@@ -86,6 +86,20 @@ class Vectors(unittest.TestCase):
         self.assertTrue(reader.is_signed(KEYS.id(), b"grove test", signature))
         self.assertFalse(reader.is_signed(KEYS.id(), b"grove tesT", signature))
 
+    def test_beacon(self):
+        v = load("beacon.json")
+        ann, bob = v["sender_index"], v["receiver_index"]
+        key = reader.beacon_key(KEYS.id(ann), KEYS.id(bob), KEYS.x25519_secret(bob), KEYS.x25519_public(ann))
+        self.assertEqual(key.hex(), v["key"])
+        noise = pattern(438, 3)
+        for one in v["beacons"]:
+            datagram = unhex(one["bytes"])
+            self.assertEqual(datagram[5], one["purpose"])
+            read = reader.beacon_read(key, datagram, one["from"])
+            self.assertEqual(read, (one["slot"], one["port"], one["number"]))
+            self.assertEqual((datagram[6:22], datagram[74:]), (noise[6:22], noise[74:]))
+            self.assertIsNone(reader.beacon_read(key, datagram, "192.168.1.8"))
+
     def test_keys_of_small_order_sign_nothing(self):
         for point in (bytes(32), b"\x01" + bytes(31), b"\xee" + b"\xff" * 30 + b"\x7f"):
             self.assertFalse(reader.is_signed(point, b"anything", point + bytes(32)))

@@ -1,0 +1,774 @@
+//! Joins yamux streams of clients to circuits. Decides only: bytes and time in, bytes and names of those to wake out.
+//!
+//! The hub is the server of each client's yamux connection. A caller opens a stream, and its first 33 bytes say whom
+//! it wants; the hub opens a stream to that client with the caller's id in their place, and from then on forwards
+//! bytes. Credit passes through: a sender may send what the receiver has room for, and not more than the hub is ready
+//! to hold until the receiver's socket takes it.
+//!
+//! Promise: no byte of a circuit is dropped while both its ends live, a receiver that takes nothing stalls its own
+//! circuits only, and what a client makes the hub hold is bounded by `Limits`.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::id::CellId;
+
+/// What a stream may send before it gets any credit (yamux specification).
+pub const WINDOW_BYTES_MIN: u64 = 256 * 1024;
+/// What the hub is ready to hold of one direction of a circuit, as long as the receiver has few of them.
+pub const WINDOW_BYTES_MAX: u64 = 1024 * 1024;
+/// What the hub is ready to hold for one receiver, beyond what yamux grants each circuit at least.
+pub const WINDOWS_PER_CLIENT_BYTES: u64 = 2 * 1024 * 1024;
+/// Credit is given in steps of this, unless the sender waits for it.
+const CREDIT_STEP_BYTES: u64 = 64 * 1024;
+/// Of one circuit, before it is another's turn; who is alone has no turns.
+const TURN_BYTES: usize = 16 * 1024;
+/// Answers and resets that wait for a client's socket; over this, nothing is read from it, and nobody is joined to it.
+const CONTROL_BYTES_MAX: usize = 64 * 1024;
+/// The head of a circuit must have come after this.
+pub const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// A circuit is closed when a receiver takes nothing of what waits for so long.
+pub const STALL_TIME_MAX: Duration = Duration::from_secs(60);
+/// A queue that is empty keeps at most this for the next bytes, until the client is quiet.
+const QUEUE_KEPT_BYTES: usize = 256 * 1024;
+
+/// The first byte of a circuit's head.
+pub const VERSION: u8 = 1;
+/// Version and id, both ways.
+pub const CIRCUIT_HEAD_BYTES: usize = 1 + CellId::LEN;
+
+/// The first byte that comes back on a circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Status {
+    /// The other cell has taken it.
+    Joined = 0,
+    /// No such cell is connected to this relay.
+    NotHere = 1,
+    /// The hub or the other cell does not want it.
+    Refused = 2,
+    /// A limit is reached; later it may work.
+    Busy = 3,
+}
+
+impl Status {
+    /// Of the byte on the wire; bytes of later versions are refusals.
+    pub fn of(byte: u8) -> Self {
+        match byte {
+            0 => Self::Joined,
+            1 => Self::NotHere,
+            3 => Self::Busy,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// What the switch allows.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Circuits of one client, opened by it or to it.
+    pub circuits: usize,
+    /// Bytes held for all clients together; over this no circuit is joined.
+    pub held_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { circuits: 32, held_bytes: 128 << 20 }
+    }
+}
+
+/// A client, from `enter` to `leave`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Port(usize);
+
+/// A client breaks the rules of yamux and must go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Violation(pub &'static str);
+
+/// What a client's bytes came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Went {
+    /// On.
+    On,
+    /// The client has said its last word (go away).
+    Away,
+}
+
+/// Sums since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Payload that came in on circuits.
+    pub bytes: u64,
+    /// Circuits joined.
+    pub joined: u64,
+    /// Circuits to clients that were not there.
+    pub not_here: u64,
+    /// Circuits against a rule.
+    pub refused: u64,
+    /// Circuits over a limit.
+    pub busy: u64,
+    /// Circuits closed because a receiver took nothing.
+    pub stalled: u64,
+}
+
+// yamux frames (specification: hashicorp/yamux, spec.md).
+
+const FRAME_HEAD_BYTES: usize = 12;
+const DATA: u8 = 0;
+const WINDOW_UPDATE: u8 = 1;
+const PING: u8 = 2;
+const GO_AWAY: u8 = 3;
+const SYN: u16 = 1;
+const ACK: u16 = 2;
+const FIN: u16 = 4;
+const RST: u16 = 8;
+
+fn frame_head(kind: u8, flags: u16, stream: u32, length: u32) -> [u8; FRAME_HEAD_BYTES] {
+    let mut head = [0; FRAME_HEAD_BYTES];
+    head[1] = kind;
+    head[2..4].copy_from_slice(&flags.to_be_bytes());
+    head[4..8].copy_from_slice(&stream.to_be_bytes());
+    head[8..12].copy_from_slice(&length.to_be_bytes());
+    head
+}
+
+/// Things by number, the numbers used again.
+#[derive(Debug)]
+struct Slots<T> {
+    items: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slots<T> {
+    fn put(&mut self, item: T) -> usize {
+        match self.free.pop() {
+            Some(at) => {
+                self.items[at] = Some(item);
+                at
+            }
+            None => {
+                self.items.push(Some(item));
+                self.items.len() - 1
+            }
+        }
+    }
+
+    fn take(&mut self, at: usize) -> Option<T> {
+        let item = self.items.get_mut(at)?.take()?;
+        self.free.push(at);
+        Some(item)
+    }
+
+    fn get(&mut self, at: usize) -> Option<&mut T> {
+        self.items.get_mut(at)?.as_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.items.len() - self.free.len()
+    }
+
+    fn keys(&self) -> impl Iterator<Item = usize> + '_ {
+        self.items.iter().enumerate().filter(|(_, item)| item.is_some()).map(|(at, _)| at)
+    }
+}
+
+/// A frame of a client of which the head is in.
+#[derive(Debug, Clone, Copy)]
+struct Incoming {
+    stream: u32,
+    left: u32,
+    ends: bool,
+}
+
+#[derive(Debug)]
+struct Client {
+    id: CellId,
+    /// Which end of which circuit each of its streams is.
+    streams: HashMap<u32, (usize, usize)>,
+    next_stream: u32,
+    head: [u8; FRAME_HEAD_BYTES],
+    head_len: usize,
+    incoming: Option<Incoming>,
+    /// Frames that carry no circuit's bytes and wait for the socket.
+    control: Vec<u8>,
+    /// Ends of circuits that have something for this client.
+    ready: VecDeque<(usize, usize)>,
+    is_woken: bool,
+}
+
+/// One of the two ends of a circuit: what goes to a client, and what has come from it.
+#[derive(Debug)]
+struct End {
+    port: usize,
+    stream: u32,
+    /// Flags for the next frame to this client.
+    flags: u16,
+    is_ready: bool,
+    /// Waits for this client's socket.
+    queue: VecDeque<u8>,
+    /// Bytes that went to this client, and how many it allows.
+    sent: u64,
+    allowed: u64,
+    /// Bytes that came from this client, and how many it was allowed.
+    received: u64,
+    granted: u64,
+    /// It has said that it sends no more.
+    has_ended: bool,
+    /// It has been told that no more comes.
+    is_told_end: bool,
+    /// When it last took something or allowed more, or was owed nothing.
+    moved_at: Instant,
+}
+
+impl End {
+    fn new(port: usize, stream: u32, flags: u16, now: Instant) -> Self {
+        Self {
+            port,
+            stream,
+            flags,
+            is_ready: false,
+            queue: VecDeque::new(),
+            sent: 0,
+            allowed: WINDOW_BYTES_MIN,
+            received: 0,
+            granted: WINDOW_BYTES_MIN,
+            has_ended: false,
+            is_told_end: false,
+            moved_at: now,
+        }
+    }
+}
+
+/// Caller and target; before the target is known, the head as far as it has come.
+#[derive(Debug)]
+struct Circuit {
+    caller: End,
+    target: Option<End>,
+    head: Vec<u8>,
+    opened_at: Instant,
+}
+
+const CALLER: usize = 0;
+const TARGET: usize = 1;
+
+impl Circuit {
+    fn ends(&mut self, side: usize) -> Option<(&mut End, &mut End)> {
+        let target = self.target.as_mut()?;
+        Some(if side == CALLER { (&mut self.caller, target) } else { (target, &mut self.caller) })
+    }
+
+    fn end(&mut self, side: usize) -> Option<&mut End> {
+        if side == CALLER { Some(&mut self.caller) } else { self.target.as_mut() }
+    }
+}
+
+/// All clients and their circuits.
+#[derive(Debug)]
+pub struct Switch {
+    limits: Limits,
+    clients: Slots<Client>,
+    circuits: Slots<Circuit>,
+    by_id: HashMap<CellId, usize>,
+    held: usize,
+    woken: Vec<Port>,
+    totals: Totals,
+}
+
+impl Switch {
+    /// Nobody is connected.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            clients: Slots::default(),
+            circuits: Slots::default(),
+            by_id: HashMap::new(),
+            held: 0,
+            woken: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// A client that has proved its id. One that was here under the same id is given back: it must `leave`, and gets
+    /// no new circuits from now on.
+    pub fn enter(&mut self, id: CellId) -> (Port, Option<Port>) {
+        let client = Client {
+            id,
+            streams: HashMap::new(),
+            next_stream: 2,
+            head: [0; FRAME_HEAD_BYTES],
+            head_len: 0,
+            incoming: None,
+            control: Vec::new(),
+            ready: VecDeque::new(),
+            is_woken: false,
+        };
+        let port = self.clients.put(client);
+        (Port(port), self.by_id.insert(id, port).map(Port))
+    }
+
+    /// Whether a client of this id is here.
+    pub fn has(&self, id: &CellId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
+    /// A client is gone; the other ends of its circuits are reset.
+    pub fn leave(&mut self, port: Port) {
+        let Some(client) = self.clients.get(port.0) else { return };
+        let circuits: Vec<(usize, usize)> = client.streams.values().copied().collect();
+        for (circuit, side) in circuits {
+            self.drop_circuit(circuit, Some(side));
+        }
+        let client = self.clients.take(port.0).expect("it is there");
+        if self.by_id.get(&client.id) == Some(&port.0) {
+            self.by_id.remove(&client.id);
+        }
+    }
+
+    /// Clients that are connected.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Circuits, those included whose head has not come.
+    pub fn circuits(&self) -> usize {
+        self.circuits.len()
+    }
+
+    /// Bytes that wait for the sockets of receivers.
+    pub fn held_bytes(&self) -> usize {
+        self.held
+    }
+
+    /// Sums since the start.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Who has something to send since it was last asked; each is named once until `fill` finds nothing for it.
+    pub fn take_woken(&mut self, into: &mut Vec<Port>) {
+        into.append(&mut self.woken);
+    }
+
+    /// Nothing should be read from this client: it does not take the answers to what it sent.
+    pub fn is_clogged(&mut self, port: Port) -> bool {
+        self.clients.get(port.0).is_some_and(|client| client.control.len() > CONTROL_BYTES_MAX)
+    }
+
+    /// Bytes of a client's yamux connection, in pieces of any size.
+    pub fn on_bytes(&mut self, port: Port, mut bytes: &[u8], now: Instant) -> Result<Went, Violation> {
+        while !bytes.is_empty() {
+            let client = self.clients.get(port.0).expect("a client speaks only while it is here");
+            if let Some(incoming) = client.incoming.as_mut() {
+                let here = (incoming.left as usize).min(bytes.len());
+                incoming.left -= here as u32;
+                let Incoming { stream, left, ends } = *incoming;
+                if left == 0 {
+                    client.incoming = None;
+                }
+                self.on_data(port.0, stream, &bytes[..here], now);
+                if left == 0 && ends {
+                    self.on_end(port.0, stream);
+                }
+                bytes = &bytes[here..];
+                continue;
+            }
+            let here = (FRAME_HEAD_BYTES - client.head_len).min(bytes.len());
+            client.head[client.head_len..client.head_len + here].copy_from_slice(&bytes[..here]);
+            client.head_len += here;
+            bytes = &bytes[here..];
+            if client.head_len == FRAME_HEAD_BYTES {
+                client.head_len = 0;
+                let head = client.head;
+                if self.on_head(port.0, head, now)? == Went::Away {
+                    return Ok(Went::Away);
+                }
+            }
+        }
+        Ok(Went::On)
+    }
+
+    fn on_head(
+        &mut self,
+        port: usize,
+        head: [u8; FRAME_HEAD_BYTES],
+        now: Instant,
+    ) -> Result<Went, Violation> {
+        let flags = u16::from_be_bytes([head[2], head[3]]);
+        let stream = u32::from_be_bytes(head[4..8].try_into().expect("four bytes"));
+        let length = u32::from_be_bytes(head[8..12].try_into().expect("four bytes"));
+        if head[0] != 0 {
+            return Err(Violation("another version of yamux"));
+        }
+        match head[1] {
+            PING if flags & ACK == 0 => self.control(port, frame_head(PING, ACK, 0, length)),
+            PING => {}
+            GO_AWAY => return Ok(Went::Away),
+            DATA | WINDOW_UPDATE => self.on_stream_head(port, head[1], flags, (stream, length), now)?,
+            _ => return Err(Violation("a frame of an unknown kind")),
+        }
+        Ok(Went::On)
+    }
+
+    fn on_stream_head(
+        &mut self,
+        port: usize,
+        kind: u8,
+        flags: u16,
+        (stream, length): (u32, u32),
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if flags & SYN != 0 {
+            self.open(port, stream, now)?;
+        }
+        let client = self.clients.get(port).expect("it speaks");
+        let place = client.streams.get(&stream).copied();
+        if kind == DATA && length > 0 {
+            client.incoming = Some(Incoming { stream, left: length, ends: flags & FIN != 0 });
+        }
+        // Frames may still be under way to a circuit that is no more.
+        let Some((circuit, side)) = place else { return Ok(()) };
+        if flags & RST != 0 {
+            self.drop_circuit(circuit, Some(side));
+            return Ok(());
+        }
+        let end =
+            self.circuits.get(circuit).and_then(|circuit| circuit.end(side)).expect("streams have ends");
+        if kind == WINDOW_UPDATE {
+            end.allowed =
+                end.allowed.checked_add(u64::from(length)).ok_or(Violation("credit without end"))?;
+            end.moved_at = now;
+            self.give_credit(circuit, 1 - side);
+        } else {
+            end.received += u64::from(length);
+            if end.received > end.granted {
+                return Err(Violation("more bytes than credit"));
+            }
+            if end.has_ended && length > 0 {
+                return Err(Violation("bytes after the end of a stream"));
+            }
+        }
+        if flags & FIN != 0 && (kind == WINDOW_UPDATE || length == 0) {
+            self.on_end(port, stream);
+        }
+        Ok(())
+    }
+
+    /// A client opens a stream.
+    fn open(&mut self, port: usize, stream: u32, now: Instant) -> Result<(), Violation> {
+        let max = self.limits.circuits;
+        let client = self.clients.get(port).expect("it speaks");
+        if stream % 2 == 0 || client.streams.contains_key(&stream) {
+            return Err(Violation("a stream of an impossible number"));
+        }
+        if client.streams.len() >= max {
+            self.totals.busy += 1;
+            self.answer(port, stream, Status::Busy);
+            return Ok(());
+        }
+        let caller = End::new(port, stream, ACK, now);
+        let circuit = self.circuits.put(Circuit { caller, target: None, head: Vec::new(), opened_at: now });
+        self.clients.get(port).expect("it speaks").streams.insert(stream, (circuit, CALLER));
+        Ok(())
+    }
+
+    /// Answers a stream that becomes no circuit.
+    fn answer(&mut self, port: usize, stream: u32, status: Status) {
+        self.control(port, frame_head(DATA, ACK | FIN, stream, 1));
+        if let Some(client) = self.clients.get(port) {
+            client.control.push(status as u8);
+        }
+    }
+
+    fn control(&mut self, port: usize, frame: [u8; FRAME_HEAD_BYTES]) {
+        if let Some(client) = self.clients.get(port) {
+            client.control.extend_from_slice(&frame);
+            self.wake(port);
+        }
+    }
+
+    fn wake(&mut self, port: usize) {
+        if let Some(client) = self.clients.get(port) {
+            if !client.is_woken {
+                client.is_woken = true;
+                self.woken.push(Port(port));
+            }
+        }
+    }
+
+    fn on_data(&mut self, port: usize, stream: u32, mut bytes: &[u8], now: Instant) {
+        let client = self.clients.get(port).expect("it speaks");
+        let Some((circuit, side)) = client.streams.get(&stream).copied() else { return };
+        let joined = self.circuits.get(circuit).expect("streams have circuits");
+        if joined.target.is_none() {
+            let missing = CIRCUIT_HEAD_BYTES - joined.head.len();
+            let (head, rest) = bytes.split_at(missing.min(bytes.len()));
+            joined.head.extend_from_slice(head);
+            bytes = rest;
+            if joined.head.len() < CIRCUIT_HEAD_BYTES {
+                return;
+            }
+            if let Err(status) = self.join(circuit, now) {
+                self.refuse(circuit, status);
+                return;
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let joined = self.circuits.get(circuit).expect("it is joined");
+        let (_, to) = joined.ends(side).expect("it is joined");
+        if to.queue.is_empty() {
+            to.moved_at = now;
+        }
+        to.queue.extend(bytes);
+        self.held += bytes.len();
+        self.totals.bytes += bytes.len() as u64;
+        self.make_ready(circuit, 1 - side);
+    }
+
+    /// The head of a circuit has come: opens the stream to its target.
+    fn join(&mut self, circuit: usize, now: Instant) -> Result<(), Status> {
+        let opening = self.circuits.get(circuit).expect("it is being opened");
+        let caller = opening.caller.port;
+        let is_known = opening.head[0] == VERSION;
+        let target = CellId::from_slice(&opening.head[1..]).expect("the rest of a head is an id");
+        opening.head = Vec::new();
+        let caller_id = self.clients.get(caller).expect("it speaks").id;
+        if !is_known || target == caller_id {
+            self.totals.refused += 1;
+            return Err(Status::Refused);
+        }
+        let Some(port) = self.by_id.get(&target).copied() else {
+            self.totals.not_here += 1;
+            return Err(Status::NotHere);
+        };
+        let is_full = self.held > self.limits.held_bytes;
+        let client = self.clients.get(port).expect("ids lead to clients");
+        if is_full
+            || client.streams.len() >= self.limits.circuits
+            || client.control.len() > CONTROL_BYTES_MAX
+            || client.next_stream > u32::MAX - 2
+        {
+            self.totals.busy += 1;
+            return Err(Status::Busy);
+        }
+        let stream = client.next_stream;
+        client.next_stream += 2;
+        client.streams.insert(stream, (circuit, TARGET));
+        let mut end = End::new(port, stream, SYN, now);
+        end.queue.push_back(VERSION);
+        end.queue.extend(caller_id.as_bytes());
+        self.held += CIRCUIT_HEAD_BYTES;
+        let joined = self.circuits.get(circuit).expect("it is being opened");
+        // What the caller allowed while it was opened holds for the target; both heads have the same length.
+        joined.target = Some(end);
+        self.totals.joined += 1;
+        self.make_ready(circuit, TARGET);
+        self.give_credit(circuit, TARGET);
+        Ok(())
+    }
+
+    /// Answers a caller whose circuit is not joined, and forgets it.
+    fn refuse(&mut self, circuit: usize, status: Status) {
+        let Some(refused) = self.circuits.take(circuit) else { return };
+        let End { port, stream, .. } = refused.caller;
+        if let Some(client) = self.clients.get(port) {
+            client.streams.remove(&stream);
+        }
+        self.answer(port, stream, status);
+    }
+
+    /// An end has sent its last byte.
+    fn on_end(&mut self, port: usize, stream: u32) {
+        let client = self.clients.get(port).expect("it speaks");
+        let Some((circuit, side)) = client.streams.get(&stream).copied() else { return };
+        let ending = self.circuits.get(circuit).expect("streams have circuits");
+        let end = ending.end(side).expect("streams have ends");
+        end.has_ended = true;
+        if ending.target.is_none() {
+            // Nothing more can come, and it has not said whom it wants.
+            self.drop_circuit(circuit, None);
+        } else {
+            self.make_ready(circuit, 1 - side);
+        }
+    }
+
+    /// Lists an end of a circuit as having something for its client.
+    fn make_ready(&mut self, circuit: usize, side: usize) {
+        let Some(end) = self.circuits.get(circuit).and_then(|circuit| circuit.end(side)) else { return };
+        let port = end.port;
+        if !end.is_ready {
+            end.is_ready = true;
+            self.clients.get(port).expect("ends have clients").ready.push_back((circuit, side));
+        }
+        self.wake(port);
+    }
+
+    /// Looks whether the sender at `side` may be given credit.
+    fn give_credit(&mut self, circuit: usize, side: usize) {
+        if self.credit_due(circuit, side) > 0 {
+            self.make_ready(circuit, side);
+        }
+    }
+
+    /// Credit that the sender at `side` should get now.
+    fn credit_due(&mut self, circuit: usize, side: usize) -> u64 {
+        let Some((from, to)) = self.circuits.get(circuit).and_then(|circuit| circuit.ends(side)) else {
+            return 0;
+        };
+        if from.has_ended {
+            return 0;
+        }
+        let (allowed, sent, granted, received) = (to.allowed, to.sent, from.granted, from.received);
+        let to_port = to.port;
+        let circuits = self.clients.get(to_port).map_or(1, |client| client.streams.len().max(1)) as u64;
+        let window = (WINDOWS_PER_CLIENT_BYTES / circuits).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        let due = allowed.min(sent + window).saturating_sub(granted);
+        let is_waited_for = granted - received < CREDIT_STEP_BYTES;
+        if due >= CREDIT_STEP_BYTES || is_waited_for { due.min(u64::from(u32::MAX)) } else { 0 }
+    }
+
+    /// Ends a circuit at once, with a reset to both ends but the one that knows.
+    fn drop_circuit(&mut self, circuit: usize, knows: Option<usize>) {
+        let Some(mut gone) = self.circuits.take(circuit) else { return };
+        for side in [CALLER, TARGET] {
+            let Some(end) = gone.end(side) else { continue };
+            self.held -= end.queue.len();
+            let (port, stream, is_unheard) = (end.port, end.stream, end.flags & SYN != 0);
+            let Some(client) = self.clients.get(port) else { continue };
+            client.streams.remove(&stream);
+            if end.is_ready {
+                client.ready.retain(|place| *place != (circuit, side));
+            }
+            if knows != Some(side) && !is_unheard {
+                self.control(port, frame_head(DATA, RST, stream, 0));
+            }
+        }
+    }
+
+    /// Appends what there is for a client to `out`, as yamux frames, until `out` has about `bytes_max` bytes.
+    ///
+    /// The caller must send all of it.
+    pub fn fill(&mut self, port: Port, out: &mut Vec<u8>, bytes_max: usize, now: Instant) {
+        let Some(client) = self.clients.get(port.0) else { return };
+        client.is_woken = false;
+        let control = client.control.len().min(bytes_max.saturating_sub(out.len()));
+        out.extend_from_slice(&client.control[..control]);
+        // Frames may be cut: the rest comes first the next time.
+        client.control.drain(..control);
+        if client.control.is_empty() {
+            client.control = Vec::new();
+        } else {
+            return;
+        }
+        while out.len() + FRAME_HEAD_BYTES < bytes_max {
+            let client = self.clients.get(port.0).expect("it was here");
+            let Some((circuit, side)) = client.ready.pop_front() else { return };
+            let is_alone = client.ready.is_empty();
+            self.fill_from((circuit, side), is_alone, out, bytes_max, now);
+        }
+    }
+
+    /// One turn of one circuit.
+    fn fill_from(
+        &mut self,
+        (circuit, side): (usize, usize),
+        is_alone: bool,
+        out: &mut Vec<u8>,
+        bytes_max: usize,
+        now: Instant,
+    ) {
+        let due = self.credit_due(circuit, side);
+        let Some(joined) = self.circuits.get(circuit) else { return };
+        let Some((end, other)) = joined.ends(side) else { return };
+        end.is_ready = false;
+        if due > 0 {
+            end.granted += due;
+            out.extend_from_slice(&frame_head(WINDOW_UPDATE, end.flags, end.stream, due as u32));
+            end.flags = 0;
+        }
+        let turn = if is_alone { usize::MAX } else { TURN_BYTES };
+        let room = bytes_max.saturating_sub(out.len() + FRAME_HEAD_BYTES).min(turn);
+        let here = end.queue.len().min(room);
+        let ends = other.has_ended && here == end.queue.len() && !end.is_told_end;
+        if here > 0 || ends {
+            let flags = end.flags | if ends { FIN } else { 0 };
+            out.extend_from_slice(&frame_head(DATA, flags, end.stream, here as u32));
+            let (a, b) = end.queue.as_slices();
+            let first = here.min(a.len());
+            out.extend_from_slice(&a[..first]);
+            out.extend_from_slice(&b[..here - first]);
+            end.queue.drain(..here);
+            end.flags = 0;
+            end.sent += here as u64;
+            end.moved_at = now;
+            end.is_told_end |= ends;
+            self.held -= here;
+        }
+        if end.queue.is_empty() && end.queue.capacity() > QUEUE_KEPT_BYTES {
+            end.queue = VecDeque::new();
+        }
+        let has_more = !end.queue.is_empty() || (other.has_ended && !end.is_told_end);
+        if end.is_told_end && other.is_told_end {
+            self.forget(circuit);
+            return;
+        }
+        if has_more {
+            self.make_ready(circuit, side);
+        }
+        if here > 0 {
+            self.give_credit(circuit, 1 - side);
+        }
+    }
+
+    /// Both ends were told the end: nothing of the circuit is left.
+    fn forget(&mut self, circuit: usize) {
+        let Some(mut done) = self.circuits.take(circuit) else { return };
+        for side in [CALLER, TARGET] {
+            let Some(end) = done.end(side) else { continue };
+            let (port, stream, is_ready) = (end.port, end.stream, end.is_ready);
+            let Some(client) = self.clients.get(port) else { continue };
+            client.streams.remove(&stream);
+            if is_ready {
+                client.ready.retain(|place| *place != (circuit, side));
+            }
+        }
+    }
+
+    /// Closes circuits that stand still and gives back memory of quiet ones; to be called about every second.
+    pub fn tick(&mut self, now: Instant) {
+        let keys: Vec<usize> = self.circuits.keys().collect();
+        for key in keys {
+            let Some(circuit) = self.circuits.get(key) else { continue };
+            if circuit.target.is_none() {
+                if now.saturating_duration_since(circuit.opened_at) > HEAD_TIME_MAX {
+                    self.totals.refused += 1;
+                    self.refuse(key, Status::Refused);
+                }
+                continue;
+            }
+            let is_stalled = [CALLER, TARGET].into_iter().any(|side| {
+                let (from, to) = circuit.ends(side).expect("it is joined");
+                let owes = !to.queue.is_empty() || (from.received == from.granted && !from.has_ended);
+                if !owes {
+                    to.moved_at = now;
+                    if to.queue.capacity() > 0 {
+                        to.queue = VecDeque::new();
+                    }
+                }
+                now.saturating_duration_since(to.moved_at) > STALL_TIME_MAX
+            });
+            if is_stalled {
+                self.totals.stalled += 1;
+                self.drop_circuit(key, None);
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! A peer as it is reached: all connections with it, and which one carries the next request.
+//!
+//! Promise: a request goes over the best connection that answers; one that breaks under a request is replaced by another
+//! without the asker noticing, where there is another.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use smol::channel::{self, Sender};
+use smol::lock::Mutex;
+use smol::net::TcpStream;
+
+use crate::id::{CellId, ChunkName};
+use crate::placement::CellNumber;
+use crate::routes::{Kind, LineFacts, Signs, Speed, Way, pick, pick_quick};
+use crate::wire::message::{self, AskError, Reply, Request, Usage};
+use crate::wire::session::{Session, SessionError};
+use crate::wire::tcp::unanswered;
+use crate::wire::within;
+
+/// Connections with one peer at once: two in use, one being measured, and the dying.
+pub(super) const LINES_MAX: usize = 6;
+/// A request waits this long for a new connection after the last one broke.
+const LINE_WAIT: Duration = Duration::from_secs(4);
+/// A request is tried over so many connections.
+const TRIES_MAX: usize = 3;
+/// So many bytes in one stretch of work tell how fast a line is.
+const TALLY_BYTES: u64 = 8 << 20;
+
+/// Bytes without meaning that a peer may move in `MEASURED_EVERY`.
+const MEASURED_BYTES_MAX: u64 = 1 << 30;
+const MEASURED_EVERY: Duration = Duration::from_secs(3600);
+
+/// A connection that is to become a line.
+pub(super) struct NewLine {
+    pub(super) session: Session,
+    /// As it was dialled; where the peer dialled, its IP address.
+    pub(super) address: String,
+    pub(super) kind: Kind,
+    /// The other end, unless it is a circuit.
+    pub(super) ip: Option<IpAddr>,
+    pub(super) socket: Option<TcpStream>,
+    pub(super) is_ours: bool,
+    pub(super) is_trial: bool,
+    pub(super) speed: Speed,
+}
+
+/// One connection with a peer.
+pub(super) struct Line {
+    pub(super) session: Session,
+    pub(super) address: String,
+    pub(super) kind: Kind,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) is_ours: bool,
+    pub(super) at: Instant,
+    pub(super) speed: Cell<Speed>,
+    /// Made to be measured.
+    pub(super) is_trial: Cell<bool>,
+    pub(super) is_stalled: Cell<bool>,
+    /// Since when a ping is out.
+    pub(super) pinged: Cell<Option<Instant>>,
+    /// For what the kernel knows of it.
+    socket: Option<TcpStream>,
+    unacknowledged: Cell<Option<Instant>>,
+    number: u64,
+    tally: Cell<Option<Tally>>,
+}
+
+/// Bytes and time since work began.
+#[derive(Debug, Clone, Copy)]
+struct Tally {
+    since: Instant,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Line {
+    /// What can be seen of it now.
+    pub(super) fn signs(&self, now: Instant) -> Signs {
+        let heard = self.socket.as_ref().and_then(unanswered);
+        let since = heard.map(|_| self.unacknowledged.get().unwrap_or(now));
+        self.unacknowledged.set(since);
+        let waited = since.map(|since| now.saturating_duration_since(since));
+        Signs {
+            silent: now.saturating_duration_since(self.session.active_at()),
+            unacknowledged: waited.zip(heard).map(|(waited, heard)| waited.min(heard)),
+            pinged: self.pinged.get().map(|at| now.saturating_duration_since(at)),
+            is_relay: self.kind == Kind::Relay,
+        }
+    }
+
+    /// Counts while requests are under way; gives what is worth telling: which way, bytes, microseconds.
+    pub(super) fn tally(&self, now: Instant) -> Option<(Way, u64, u64)> {
+        let (bytes_in, bytes_out) = (self.session.bytes_in(), self.session.bytes_out());
+        let fresh = Tally { since: now, bytes_in, bytes_out };
+        let is_busy = self.session.streams_live() > 0;
+        let Some(tally) = self.tally.get() else {
+            self.tally.set(is_busy.then_some(fresh));
+            return None;
+        };
+        let (came, went) = (bytes_in - tally.bytes_in, bytes_out - tally.bytes_out);
+        if is_busy && came.max(went) < TALLY_BYTES {
+            return None;
+        }
+        self.tally.set(is_busy.then_some(fresh));
+        let us = now.saturating_duration_since(tally.since).as_micros() as u64;
+        let (way, bytes) = if came > went { (Way::Down, came) } else { (Way::Up, went) };
+        (is_busy && us > 0).then_some((way, bytes, us))
+    }
+}
+
+/// Which request a line is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    Chunks,
+    Small,
+}
+
+/// A peer with whom there was a connection since the start.
+pub(super) struct Link {
+    pub(super) peer: CellId,
+    pub(super) cell: CellNumber,
+    is_smaller: bool,
+    lines: RefCell<Vec<Rc<Line>>>,
+    numbers: Cell<u64>,
+    /// Lines that ended.
+    losses: Cell<u64>,
+    waiters: RefCell<Vec<Sender<()>>>,
+    wake: Sender<()>,
+    pub(super) rounding: Mutex<()>,
+    pub(super) is_introduced: Cell<bool>,
+    pub(super) usage: Cell<Option<Usage>>,
+    pub(super) is_full: Cell<bool>,
+    /// Chunks wait that would fit neither here nor with anybody else.
+    pub(super) lacks_room: Cell<bool>,
+    /// Segments of ours that it holds, as far as is known since it was connected.
+    pub(super) segments: RefCell<HashSet<ChunkName>>,
+    /// Since when, and how many bytes it has measured with.
+    measured: Cell<(Instant, u64)>,
+    /// How it sees our address.
+    pub(super) observed: RefCell<String>,
+}
+
+impl Link {
+    pub(super) fn new(own: &CellId, peer: CellId, cell: CellNumber, wake: Sender<()>) -> Self {
+        Self {
+            peer,
+            cell,
+            is_smaller: own.0 < peer.0,
+            lines: RefCell::default(),
+            numbers: Cell::new(0),
+            losses: Cell::new(0),
+            waiters: RefCell::default(),
+            wake,
+            rounding: Mutex::new(()),
+            is_introduced: Cell::new(false),
+            usage: Cell::new(None),
+            is_full: Cell::new(false),
+            lacks_room: Cell::new(false),
+            segments: RefCell::default(),
+            measured: Cell::new((Instant::now(), 0)),
+            observed: RefCell::default(),
+        }
+    }
+
+    /// The peer takes no more of what it should have.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.is_full.get() || self.lacks_room.get()
+    }
+
+    /// A round is wanted; one that is wanted already serves.
+    pub(super) fn nudge(&self) {
+        let _ = self.wake.try_send(());
+    }
+
+    /// Takes a connection in. Where there are too many, the oldest that the same side dialled is closed.
+    pub(super) fn add(&self, new: NewLine) -> Rc<Line> {
+        if !self.is_alive() {
+            // What the peer was told and what it said may be forgotten there.
+            self.is_introduced.set(false);
+            self.segments.borrow_mut().clear();
+            self.is_full.set(false);
+            self.lacks_room.set(false);
+        }
+        self.numbers.set(self.numbers.get() + 1);
+        let line = Rc::new(Line {
+            session: new.session,
+            address: new.address,
+            kind: new.kind,
+            ip: new.ip,
+            is_ours: new.is_ours,
+            at: Instant::now(),
+            speed: Cell::new(new.speed),
+            is_trial: Cell::new(new.is_trial),
+            is_stalled: Cell::new(false),
+            pinged: Cell::new(None),
+            socket: new.socket,
+            unacknowledged: Cell::new(None),
+            number: self.numbers.get(),
+            tally: Cell::new(None),
+        });
+        let mut lines = self.lines.borrow_mut();
+        if lines.len() >= LINES_MAX {
+            let oldest = lines.iter().find(|line| line.is_ours == new.is_ours).or(lines.first());
+            oldest.expect("there are six").session.close();
+        }
+        lines.push(Rc::clone(&line));
+        drop(lines);
+        self.ring();
+        line
+    }
+
+    /// A connection has ended.
+    pub(super) fn remove(&self, line: &Rc<Line>) {
+        self.lines.borrow_mut().retain(|other| !Rc::ptr_eq(other, line));
+        self.losses.set(self.losses.get() + 1);
+        self.ring();
+    }
+
+    pub(super) fn losses(&self) -> u64 {
+        self.losses.get()
+    }
+
+    /// Something about the lines has changed.
+    pub(super) fn ring(&self) {
+        for waiter in self.waiters.borrow_mut().drain(..) {
+            let _ = waiter.try_send(());
+        }
+    }
+
+    /// Waits for the next change of the lines.
+    pub(super) async fn changed(&self) {
+        let (ring, rung) = channel::bounded(1);
+        self.waiters.borrow_mut().push(ring);
+        let _ = rung.recv().await;
+    }
+
+    /// All connections, the closing ones too.
+    pub(super) fn lines(&self) -> Vec<Rc<Line>> {
+        self.lines.borrow().clone()
+    }
+
+    fn live(&self) -> Vec<Rc<Line>> {
+        self.lines.borrow().iter().filter(|line| line.session.is_alive()).cloned().collect()
+    }
+
+    fn facts(&self, line: &Line) -> LineFacts {
+        LineFacts {
+            speed: line.speed.get(),
+            is_from_smaller: line.is_ours == self.is_smaller,
+            is_stalled: line.is_stalled.get(),
+            is_trial: line.is_trial.get(),
+            number: line.number,
+        }
+    }
+
+    /// The line for a request, if there is any.
+    pub(super) fn best(&self, purpose: For) -> Option<Rc<Line>> {
+        let lines = self.live();
+        let facts: Vec<LineFacts> = lines.iter().map(|line| self.facts(line)).collect();
+        let best = match purpose {
+            For::Chunks => pick(&facts),
+            For::Small => pick_quick(&facts),
+        };
+        best.map(|at| Rc::clone(&lines[at]))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.lines.borrow().iter().any(|line| line.session.is_alive())
+    }
+
+    /// There are connections, and none of them answers.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.best(For::Chunks).is_some_and(|line| line.is_stalled.get())
+    }
+
+    /// The line for a request; waits a little for a new one where the last has broken.
+    pub(super) async fn line(&self, purpose: For) -> Result<Rc<Line>, AskError> {
+        let found = within(LINE_WAIT, async {
+            loop {
+                match self.best(purpose) {
+                    Some(line) => return line,
+                    None => self.changed().await,
+                }
+            }
+        });
+        found.await.ok_or(AskError::Session(SessionError::Closed))
+    }
+
+    /// Asks what has no body either way. All such requests may be asked twice.
+    pub(super) async fn ask(&self, request: &Request) -> Result<Reply, AskError> {
+        let mut tries = 1;
+        loop {
+            let line = self.line(For::Small).await?;
+            match message::ask(&line.session, request).await {
+                Err(_) if !line.session.is_alive() && tries < TRIES_MAX => tries += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Closes lines that we dialled and that carry nothing, where better ones are there.
+    pub(super) fn retire_lines(&self, young: Duration) {
+        let (chunks, small) = (self.best(For::Chunks), self.best(For::Small));
+        let is_wanted =
+            |line: &Rc<Line>| [&chunks, &small].into_iter().flatten().any(|wanted| Rc::ptr_eq(wanted, line));
+        for line in self.live() {
+            let is_idle = line.session.streams_live() == 0 && line.at.elapsed() > young;
+            if line.is_ours && is_idle && !line.is_trial.get() && !is_wanted(&line) {
+                log::debug!("the connection over {} is no longer used", line.address);
+                line.session.close();
+            }
+        }
+    }
+
+    /// Whether the peer may measure with so many bytes: a GiB an hour is far beyond what is needed.
+    pub(super) fn may_measure(&self, bytes: u64) -> bool {
+        let (since, spent) = self.measured.get();
+        let (since, spent) =
+            if since.elapsed() > MEASURED_EVERY { (Instant::now(), 0) } else { (since, spent) };
+        let may = spent + bytes <= MEASURED_BYTES_MAX;
+        self.measured.set((since, if may { spent + bytes } else { spent }));
+        may
+    }
+
+    pub(super) fn close(&self) {
+        self.lines.borrow().iter().for_each(|line| line.session.close());
+    }
+
+    /// Waits until all connections have ended.
+    pub(super) async fn ended(&self) {
+        for line in self.lines() {
+            line.session.ended().await;
+        }
+    }
+}
