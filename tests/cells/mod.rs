@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use miniserde::json::{self, Number, Object, Value};
+use miniserde::json::{Number, Object, Value};
 
 pub use common::object;
 
