@@ -45,6 +45,8 @@ const FAREWELL_TIME_MAX: Duration = Duration::from_secs(3);
 const STOP_TIME_MAX: Duration = Duration::from_millis(800);
 /// Connections over which one round is tried.
 const ROUND_TRIES_MAX: u32 = 8;
+/// Times that one `round` goes through all peers while chunks wait.
+const LEVELS_MAX: usize = 3;
 /// Rounds that one `round` runs with a peer before it reports.
 const ROUNDS_MAX: usize = 16;
 /// How long an invite may last. s.
@@ -105,6 +107,21 @@ pub struct RoundReport {
     pub peers: Vec<PeerRound>,
     /// Chunks of files that still have fewer copies than wanted.
     pub waiting_chunks: u64,
+}
+
+impl RoundReport {
+    /// Takes in what more rounds with the same peers did.
+    fn absorb(&mut self, more: Vec<PeerRound>) {
+        let before = std::mem::replace(&mut self.peers, more);
+        for (round, known) in self.peers.iter_mut().zip(before) {
+            if round.name == known.name {
+                round.pushed_chunks += known.pushed_chunks;
+                round.pushed_bytes += known.pushed_bytes;
+                round.pulled_chunks += known.pulled_chunks;
+                round.pulled_bytes += known.pulled_bytes;
+            }
+        }
+    }
 }
 
 /// What a fetch brought.
@@ -394,11 +411,20 @@ impl Sync {
 
     /// Rounds with every peer until each that can be reached has all it should.
     pub async fn round(self: &Rc<Self>) -> RoundReport {
-        let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
-        let peers = join_all(rounds).await;
-        let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-        let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
-        RoundReport { peers, waiting_chunks: totals.map_or(0, |(_, _, short)| short) }
+        let mut report = RoundReport::default();
+        for _ in 0..LEVELS_MAX {
+            let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
+            report.absorb(join_all(rounds).await);
+            let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
+            let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
+            report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
+            // A chunk that one round left to another peer may have come after that one's last.
+            let reached = report.peers.iter().filter(|peer| peer.reached).count();
+            if report.waiting_chunks == 0 || reached < 2 {
+                break;
+            }
+        }
+        report
     }
 
     async fn level(self: &Rc<Self>, peer: PeerRow) -> PeerRound {
