@@ -370,8 +370,10 @@ impl Cell {
         let is_news =
             |line: &&str| !line.contains(" is not in /") && !line.contains("was damaged on this disk");
         let end: Vec<&str> = text.lines().filter(is_news).rev().take(30).collect();
-        end.into_iter().rev().collect::<Vec<_>>().join("
-")
+        end.into_iter().rev().collect::<Vec<_>>().join(
+            "
+",
+        )
     }
 
     pub fn client(&self) -> Client {
