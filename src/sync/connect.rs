@@ -34,7 +34,7 @@ const RECOVERIES_MAX: usize = 8;
 /// A recovering cell that says nothing for so long is let go.
 const RECOVERY_IDLE_MAX: Duration = Duration::from_secs(300);
 /// Busy connections are looked at this often.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// A new connection is not given up for a better one before this.
 const LINE_AGE_MIN: Duration = Duration::from_secs(3);
 /// While nothing answers, other routes are tried this often.
@@ -816,7 +816,9 @@ impl Sync {
     async fn measure_route(self: &Rc<Self>, link: &Rc<Link>, route: &Route) -> Result<(), String> {
         let is_it =
             |line: &Rc<Line>| line.is_ours && line.address == route.address && line.session.is_alive();
-        let line = match link.lines().into_iter().find(is_it) {
+        let known = link.lines().into_iter().find(is_it);
+        let is_trial = known.is_none();
+        let line = match known {
             Some(line) => line,
             None => {
                 let Some(peer) = self.gate.peer(&link.peer) else { return Ok(()) };
@@ -834,6 +836,9 @@ impl Sync {
         line.speed.set(speed);
         self.routes.borrow_mut().note_speed(&link.peer, &route.address, speed, self.vault.now() as i64);
         link.ring();
+        if is_trial && !link.is_wanted(&line) {
+            line.session.close();
+        }
         Ok(())
     }
 

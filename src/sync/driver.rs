@@ -337,7 +337,7 @@ impl Sync {
     // ---- Rounds ----
 
     pub(super) async fn rounds_with(self: Rc<Self>, link: Rc<Link>, woken: Receiver<()>) {
-        while woken.recv().await.is_ok() && !self.is_stopping.get() {
+        while woken.recv().await.is_ok() && !self.is_stopping.get() && !link.is_over() {
             // Once a peer is connected again there is a new reason.
             if link.is_alive() {
                 self.round_with(&link).await.ok();
@@ -736,7 +736,7 @@ impl Sync {
         self.dialers.borrow_mut().remove(&id);
         let link = self.links.borrow_mut().remove(&id);
         if let Some(link) = link {
-            link.close();
+            link.part();
         }
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);
