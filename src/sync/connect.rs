@@ -18,7 +18,9 @@ use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::id::CellId;
 use crate::keys::random;
+use crate::routes::gateway::PortMap;
 use crate::routes::lan::{Event, Lan};
+use crate::routes::portmap::Change;
 use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict, interfaces};
 use crate::vault::{VaultError, write_whole};
 use crate::wire::handshake::{Approach, Established, HandshakeError, Kind as Right, initiate, respond};
@@ -145,7 +147,8 @@ impl Sync {
         }
     }
 
-    /// Where this cell can be reached, best first: what config.json says, its own interfaces, and where peers see it.
+    /// Where this cell can be reached, best first: what config.json says, its own interfaces, what the
+    /// router has given, and where peers see it.
     pub fn own_addresses(&self) -> Vec<String> {
         let mut addresses: Vec<String> =
             self.vault.config.peer_addresses.iter().filter(|address| is_address(address)).cloned().collect();
@@ -153,8 +156,10 @@ impl Sync {
             ip if !ip.is_unspecified() => vec![ip],
             ip => own_ips(ip.is_ipv6()),
         };
-        for ip in ips.into_iter().chain(self.observed_ips()) {
-            let address = SocketAddr::new(ip, self.port()).to_string();
+        let own = ips.into_iter().map(|ip| SocketAddr::new(ip, self.port()));
+        let seen = self.observed_ips().into_iter().map(|ip| SocketAddr::new(ip, self.port()));
+        for address in own.chain(self.mapped.get()).chain(seen) {
+            let address = address.to_string();
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -281,6 +286,26 @@ impl Sync {
         };
         self.executor.spawn(hear).detach();
         Ok(())
+    }
+
+    /// Asks the router to let peers in from now on, if config.json wants it.
+    pub(super) fn start_port_map(self: &Rc<Self>) {
+        if !self.vault.config.portmap || self.listen.ip().is_loopback() {
+            return;
+        }
+        let (changes, changed) = channel::bounded(4);
+        *self.port_map.borrow_mut() = Some(PortMap::start(&self.executor, self.port(), changes));
+        let sync = Rc::clone(self);
+        let hear = async move {
+            while let Ok(change) = changed.recv().await {
+                sync.mapped.set(match change {
+                    Change::Mapped { external } => Some(external),
+                    Change::Lost => None,
+                });
+                sync.refresh_card().await;
+            }
+        };
+        self.executor.spawn(hear).detach();
     }
 
     /// Whom beacons are for.

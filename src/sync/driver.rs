@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use smol::channel::Receiver;
+use smol::future::zip;
 use smol::lock::{Mutex, Semaphore};
 use smol::{LocalExecutor, Task, Timer};
 
@@ -29,6 +30,7 @@ use crate::placement::planner::Candidate;
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
 use crate::publish;
 use crate::routes::RouteBook;
+use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
@@ -197,6 +199,9 @@ pub struct Sync {
     pub(super) relays: Relays,
     /// Beacons of the local network, if they are wanted.
     pub(super) lan: RefCell<Option<Lan>>,
+    /// The router's word, if it is asked, and the address that it has given.
+    pub(super) port_map: RefCell<Option<PortMap>>,
+    pub(super) mapped: Cell<Option<SocketAddr>>,
     /// Caps on the lines.
     pub(super) pace: Pace,
     /// The last problem with each peer.
@@ -233,6 +238,8 @@ impl Sync {
             near: RefCell::default(),
             relays: Relays::new(&vault.config),
             lan: RefCell::default(),
+            port_map: RefCell::default(),
+            mapped: Cell::new(None),
             pace: Pace::new(Caps::from(&vault.config)),
             errors: RefCell::default(),
             tasks: RefCell::default(),
@@ -258,6 +265,7 @@ impl Sync {
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
         sync.start_lan().await.map_err(other)?;
+        sync.start_port_map();
         for peer in sync.gate.peers() {
             sync.dial_from_now_on(peer.id);
         }
@@ -276,12 +284,18 @@ impl Sync {
         self.dialers.borrow_mut().clear();
         self.relays.stop();
         self.lan.borrow_mut().take();
+        let port_map = self.port_map.borrow_mut().take();
         let links = self.links();
         let ends = links.iter().map(|link| async {
             link.close();
             link.ended().await;
         });
-        within(STOP_TIME_MAX, join_all(ends)).await;
+        let unmapped = async {
+            if let Some(port_map) = port_map {
+                port_map.stop().await;
+            }
+        };
+        within(STOP_TIME_MAX, zip(join_all(ends), unmapped)).await;
         self.links.borrow_mut().clear();
         self.save_routes().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());

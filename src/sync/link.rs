@@ -303,14 +303,17 @@ impl Link {
         }
     }
 
+    /// Whether requests go over it.
+    pub(super) fn is_wanted(&self, line: &Rc<Line>) -> bool {
+        let wanted = [self.best(For::Chunks), self.best(For::Small)];
+        wanted.iter().flatten().any(|wanted| Rc::ptr_eq(wanted, line))
+    }
+
     /// Closes lines that we dialled and that carry nothing, where better ones are there.
     pub(super) fn retire_lines(&self, young: Duration) {
-        let (chunks, small) = (self.best(For::Chunks), self.best(For::Small));
-        let is_wanted =
-            |line: &Rc<Line>| [&chunks, &small].into_iter().flatten().any(|wanted| Rc::ptr_eq(wanted, line));
         for line in self.live() {
             let is_idle = line.session.streams_live() == 0 && line.at.elapsed() > young;
-            if line.is_ours && is_idle && !line.is_trial.get() && !is_wanted(&line) {
+            if line.is_ours && is_idle && !line.is_trial.get() && !self.is_wanted(&line) {
                 log::debug!("the connection over {} is no longer used", line.address);
                 line.session.close();
             }

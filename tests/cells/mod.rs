@@ -76,6 +76,7 @@ impl Cell {
         let cell = Self::at(temp.0.join(name).join("state"), temp.0.join(name).join("home"));
         cell.ok(&["init", "--name", name]);
         cell.set(&[("disk.reserve_percent", 0), ("disk.reserve_bytes_min", 0)]);
+        cell.keep_to_itself();
         cell.set(settings);
         cell
     }

@@ -260,7 +260,16 @@ impl Cell {
     pub fn set(&self, settings: &[(&str, &str)]) {
         // A disk that is nearly full is no matter of most tests.
         self.change(&[("disk.reserve_percent", "0"), ("disk.reserve_bytes_min", "1048576")]);
+        self.keep_to_itself();
         self.change(settings);
+    }
+
+    /// A cell in no network of the test's own says nothing to the neighbours and the router of this machine; what is
+    /// recovered of it neither.
+    pub fn keep_to_itself(&self) {
+        if self.host.is_none() {
+            self.change(&[("lan.discovery", "false"), ("portmap", "false")]);
+        }
     }
 
     /// Like `set`, and nothing else.
