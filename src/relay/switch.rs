@@ -665,7 +665,7 @@ impl Switch {
         }
     }
 
-    /// Appends what there is for a client to `out`, as yamux frames, until `out` has about `bytes_max` bytes.
+    /// Appends what there is for a client to `out`, as yamux frames, until `out` has at most `bytes_max` bytes.
     ///
     /// The caller must send all of it.
     pub fn fill(&mut self, port: Port, out: &mut Vec<u8>, bytes_max: usize, now: Instant) {
@@ -680,7 +680,8 @@ impl Switch {
         } else {
             return;
         }
-        while out.len() + FRAME_HEAD_BYTES < bytes_max {
+        // Credit and data of one circuit are two frames.
+        while out.len() + 2 * FRAME_HEAD_BYTES < bytes_max {
             let client = self.clients.get(port.0).expect("it was here");
             let Some((circuit, side)) = client.ready.pop_front() else { return };
             let is_alone = client.ready.is_empty();
@@ -995,6 +996,28 @@ mod tests {
         let sent = world.sent(world.bob);
         let at = sent.iter().position(|sent| sent.2 == 4).unwrap();
         assert!(sent[..at].iter().map(|sent| sent.4.len()).sum::<usize>() <= TURN_BYTES);
+    }
+
+    #[test]
+    fn what_is_sent_at_once_is_no_longer_than_asked() {
+        for bytes_max in 25..80 {
+            let mut world = World::joined(Limits::default());
+            world.call(world.ann, 3, BOB);
+            world.data(world.ann, 1, &[1; 500]);
+            world.say(world.ann, DATA, FIN, 3, 3, b"end");
+            world.say(world.ann, WINDOW_UPDATE, FIN, 1, 100_000, &[]);
+            let (mut total, mut out) = (0, Vec::new());
+            loop {
+                out.clear();
+                world.switch.fill(world.bob, &mut out, bytes_max, world.now);
+                assert!(out.len() <= bytes_max, "{} of {bytes_max}", out.len());
+                total += out.len();
+                if out.is_empty() {
+                    break;
+                }
+            }
+            assert!(total > 500 + 36);
+        }
     }
 
     #[test]
