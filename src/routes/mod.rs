@@ -201,12 +201,14 @@ pub struct LineFacts {
     pub is_stalled: bool,
     /// Made only to be measured: taken if there is no other.
     pub is_trial: bool,
+    /// It burdens others: of nearly equal ones it is the last.
+    pub is_relay: bool,
     /// Younger ones have higher numbers.
     pub number: u64,
 }
 
-/// The connection to move chunks over: the fastest that is not stalled; of nearly equal ones the one that the smaller id
-/// dialled, then the older one.
+/// The connection to move chunks over: the fastest that is not stalled; of nearly equal ones a direct one, then that
+/// which the smaller id dialled, then the older one.
 pub fn pick(lines: &[LineFacts]) -> Option<usize> {
     let all: Vec<usize> = (0..lines.len()).collect();
     let awake: Vec<usize> = all.iter().copied().filter(|at| !lines[*at].is_stalled).collect();
@@ -216,7 +218,7 @@ pub fn pick(lines: &[LineFacts]) -> Option<usize> {
     among
         .into_iter()
         .filter(|at| !best.is_better_than(&lines[*at].speed))
-        .min_by_key(|at| (!lines[*at].is_from_smaller, lines[*at].number))
+        .min_by_key(|at| (lines[*at].is_relay, !lines[*at].is_from_smaller, lines[*at].number))
 }
 
 /// The connection for small requests: that for chunks, unless another one answers much sooner.
@@ -294,6 +296,7 @@ mod tests {
             is_from_smaller: false,
             is_stalled: false,
             is_trial: false,
+            is_relay: false,
             number,
         }
     }
@@ -362,6 +365,11 @@ mod tests {
         let mut younger = line(1_000, 9_500_000, 2);
         younger.is_from_smaller = true;
         assert_eq!(pick(&[line(1_000, 10_000_000, 1), younger]), Some(1));
+        // A relay only if it is faster.
+        let mut relay = line(1_000, 11_000_000, 1);
+        (relay.is_relay, relay.is_from_smaller) = (true, true);
+        assert_eq!(pick(&[relay, line(1_000, 10_000_000, 2)]), Some(1));
+        assert_eq!(pick(&[relay, line(1_000, 5_000_000, 2)]), Some(0));
     }
 
     #[test]

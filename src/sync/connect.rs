@@ -495,6 +495,7 @@ impl Sync {
             is_ours: arrived.is_ours,
             is_trial: arrived.is_trial,
             speed: measured.unwrap_or(arrived.kind.usual()),
+            is_measured: measured.is_some(),
         });
         if line.is_ours {
             let wall = self.vault.clock.wall();
@@ -594,6 +595,7 @@ impl Sync {
                         pause = WATCH_EVERY;
                     }
                 });
+                link.give_up_stalled();
                 link.retire_lines(LINE_AGE_MIN);
             }
         }
@@ -756,16 +758,29 @@ impl Sync {
         true
     }
 
-    /// Dials routes that should be better than what is in use; whether one answered.
+    /// Dials routes that should be better than what is in use; whether one is. In place of a relay every direct one is
+    /// tried and measured, however fast the relay is: what is usual for a kind says too little to stay with it.
     async fn look_for_better(self: &Rc<Self>, link: &Rc<Link>) -> bool {
         let Some(current) = link.best(For::Chunks) else { return false };
+        let is_relayed = current.kind == Kind::Relay;
         let dialled: Vec<String> = link.lines().iter().map(|line| line.address.clone()).collect();
         let mut better = self.routes.borrow().ranked(&link.peer);
         better.retain(|route| {
-            let is_there = dialled.contains(&route.address);
-            !is_there && route.expected().is_better_than(&current.speed.get())
+            let is_worth_it = route.expected().is_better_than(&current.speed.get())
+                || (is_relayed && route.kind != Kind::Relay);
+            is_worth_it && !dialled.contains(&route.address)
         });
-        !better.is_empty() && self.dial_and_attach(&link.peer, &better).await.is_ok()
+        let has_dialled = !better.is_empty() && self.dial_and_attach(&link.peer, &better).await.is_ok();
+        if !is_relayed {
+            return has_dialled;
+        }
+        let is_unknown = |line: &Rc<Line>| line.kind != Kind::Relay && !line.is_measured.get();
+        for line in link.lines().into_iter().filter(is_unknown) {
+            if let Err(why) = self.measure_line(link, &line).await {
+                log::debug!("{}: measuring {}: {why}", self.name_of(&link.peer), line.address);
+            }
+        }
+        link.best(For::Chunks).is_some_and(|line| line.kind != Kind::Relay)
     }
 
     /// Connects over one of the routes, best first, the next one 250 ms after the one before.
@@ -862,15 +877,22 @@ impl Sync {
                 attached.ok_or("the connection was given up")?.1
             }
         };
+        self.measure_line(link, &line).await?;
+        if is_trial && !link.is_wanted(&line) {
+            line.session.close();
+        }
+        Ok(())
+    }
+
+    /// Measures a connection, whoever dialled it.
+    async fn measure_line(&self, link: &Link, line: &Line) -> Result<(), String> {
         let measured = within(MEASURE_TIME_MAX, measure(&line.session)).await;
         line.is_trial.set(false);
         let speed = measured.ok_or("measuring it took too long")?.map_err(|why| why.to_string())?;
         line.speed.set(speed);
-        self.routes.borrow_mut().note_speed(&link.peer, &route.address, speed, self.vault.now() as i64);
+        line.is_measured.set(true);
+        self.routes.borrow_mut().note_speed(&link.peer, &line.address, speed, self.vault.now() as i64);
         link.ring();
-        if is_trial && !link.is_wanted(&line) {
-            line.session.close();
-        }
         Ok(())
     }
 

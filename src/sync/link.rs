@@ -46,6 +46,7 @@ pub(super) struct NewLine {
     pub(super) is_ours: bool,
     pub(super) is_trial: bool,
     pub(super) speed: Speed,
+    pub(super) is_measured: bool,
 }
 
 /// One connection with a peer.
@@ -57,6 +58,8 @@ pub(super) struct Line {
     pub(super) is_ours: bool,
     pub(super) at: Instant,
     pub(super) speed: Cell<Speed>,
+    /// The speed is more than what is usual for its kind.
+    pub(super) is_measured: Cell<bool>,
     /// Made to be measured.
     pub(super) is_trial: Cell<bool>,
     pub(super) is_stalled: Cell<bool>,
@@ -196,6 +199,7 @@ impl Link {
             is_ours: new.is_ours,
             at: Instant::now(),
             speed: Cell::new(new.speed),
+            is_measured: Cell::new(new.is_measured),
             is_trial: Cell::new(new.is_trial),
             is_stalled: Cell::new(false),
             pinged: Cell::new(None),
@@ -254,6 +258,7 @@ impl Link {
             is_from_smaller: line.is_ours == self.is_smaller,
             is_stalled: line.is_stalled.get(),
             is_trial: line.is_trial.get(),
+            is_relay: line.kind == Kind::Relay,
             number: line.number,
         }
     }
@@ -300,6 +305,17 @@ impl Link {
                 Err(_) if !line.session.is_alive() && tries < TRIES_MAX => tries += 1,
                 outcome => return outcome,
             }
+        }
+    }
+
+    /// Breaks off lines that stand still where another one answers: what is under way there goes on over that one.
+    pub(super) fn give_up_stalled(&self) {
+        if self.is_stalled() {
+            return;
+        }
+        for line in self.live().into_iter().filter(|line| line.is_stalled.get()) {
+            log::info!("the connection over {} is given up: another one answers", line.address);
+            line.session.abort();
         }
     }
 
