@@ -148,6 +148,9 @@ settings! {
     "limit.peer_down_bytes_per_s" limit_peer_down: u64 = 0;
     /// The limits hold for peers in the local network, too.
     "limit.lan" limit_lan: bool = false;
+    /// All routes to each peer are measured this often, by real transfers of at most 16 MiB a route. Hours; 0: only by
+    /// `grove routes --bench`.
+    "routes.measure_hours" routes_measure_hours: u64 = 6;
     /// Relays that this cell waits at: `ws://…` or `wss://…`, at most 8.
     "relay.urls" relay_urls: Vec<String> = Vec::new();
     /// SHA-256 of TLS certificates of relays that are accepted whoever vouches for them, in hexadecimal.
@@ -279,6 +282,7 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
+            ("routes.measure_hours", self.routes_measure_hours <= 8760, "from 0 to 8760"),
             ("limit.up_bytes_per_s", is_limit(self.limit_up), LIMIT_WANTED),
             ("limit.down_bytes_per_s", is_limit(self.limit_down), LIMIT_WANTED),
             ("limit.peer_up_bytes_per_s", is_limit(self.limit_peer_up), LIMIT_WANTED),

@@ -149,7 +149,8 @@ fn killed_import_without_a_running_cell_loses_nothing_acknowledged() {
     cell.init("ann", &[]);
     let mut kept = Kept::default();
     let mut killed = 0;
-    // An import that is quicker than the kill is acknowledged and another one is tried.
+    // An import that is quicker than the kill is acknowledged, and another one is tried with a sooner kill.
+    let mut latest_us = 250_000;
     for round in 0..4 * IMPORTS_IN_PROCESS {
         if killed == IMPORTS_IN_PROCESS {
             break;
@@ -159,7 +160,7 @@ fn killed_import_without_a_running_cell_loses_nothing_acknowledged() {
         let files = make_files(&folder, &name, &mut chance);
         let mut command = cell.command([OsStr::new("add"), folder.as_os_str()]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(chance.below(250_000)));
+        std::thread::sleep(Duration::from_micros(chance.below(latest_us)));
         let ended = child.try_wait().unwrap();
         let _ = child.kill();
         child.wait().unwrap();
@@ -167,6 +168,7 @@ fn killed_import_without_a_running_cell_loses_nothing_acknowledged() {
             Some(status) => {
                 assert!(status.success(), "{status}");
                 kept.take(files);
+                latest_us = latest_us * 4 / 5;
             }
             None => killed += 1,
         }

@@ -468,8 +468,7 @@ impl Restorer {
         for item in large {
             done.push(self.large(item, into_home).await?);
         }
-        let written =
-            done.iter().filter_map(|d| if let Done::Put(_, item) = d { Some(item) } else { None });
+        let written = done.iter().filter_map(|d| if let Done::Put(_, item) = d { Some(item) } else { None });
         landing.bytes += written.map(|item| item.manifest.size).sum::<u64>();
         landing.done.extend(done);
         landing.leaving.extend(batch.leaving);

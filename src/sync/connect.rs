@@ -46,8 +46,6 @@ const STALL_PAUSE: Duration = Duration::from_secs(1);
 /// Better routes are tried after this, and then ever more rarely.
 const BETTER_PAUSE_MIN: Duration = Duration::from_secs(10);
 const BETTER_PAUSE_MAX: Duration = Duration::from_secs(600);
-/// All routes of a peer are measured this often. Observed seconds.
-const MEASURE_EVERY_S: i64 = 6 * 3600;
 /// Routes of one peer that are measured.
 const MEASURED_MAX: usize = 12;
 /// One route is measured within this.
@@ -841,10 +839,11 @@ impl Sync {
     // ---- Measuring ----
 
     async fn measure_if_due(self: &Rc<Self>, link: &Rc<Link>) {
+        let every_s = self.vault.config.routes_measure_hours as i64 * 3600;
         let measured_at = self.routes.borrow().measured_at(&link.peer);
-        let is_due = measured_at == 0 || measured_at + MEASURE_EVERY_S < self.vault.now() as i64;
+        let is_due = measured_at == 0 || measured_at + every_s < self.vault.now() as i64;
         // A round tells more than a measurement, and is not to be disturbed by one.
-        if is_due && link.rounding.try_lock().is_some() {
+        if every_s > 0 && is_due && link.rounding.try_lock().is_some() {
             self.measure_routes(link).await;
         }
     }
