@@ -38,7 +38,6 @@ fn hidden_cells_meet_at_a_relay_and_move_to_a_port_that_opens() {
     let asker = Asker::start(&a, remote, Duration::from_millis(120));
     left.open(5679, at_a, 5679);
     // Measuring is the order to look for better routes now.
-    bench(&b);
     let (route, took) = wait_route(&b, "the open port", DEADLINE, |route| route.kind == "wan");
     eprintln!("moved to {} after {took:?}", route.address);
     assert_eq!(route.address, format!("{}:5679", left.public));
