@@ -1,19 +1,20 @@
 //! Load for a relay: one circuit at full speed, short messages beside it, or many idle clients. For `scripts/bench-relay`.
 //!
 //! ```text
-//! relay_load URL bulk BYTES              a line of JSON: bytes and seconds
-//! relay_load URL latency SECONDS         one-way times of 100-byte messages, beside a bulk transfer
-//! relay_load URL quiet SECONDS           the same without the bulk transfer
-//! relay_load URL idle CLIENTS            connects them, prints "ready", waits for the end of its input
+//! relay_load WAY bulk BYTES              a line of JSON: bytes and seconds
+//! relay_load WAY latency SECONDS         one-way times of 100-byte messages, beside a bulk transfer
+//! relay_load WAY quiet SECONDS           the same without the bulk transfer
+//! relay_load ws://… idle CLIENTS         connects them, prints "ready", waits for the end of its input
 //! ```
 //!
-//! Bulk and messages speak the protocol by hand, in blocking threads, so that the load costs as little as it can: the
-//! relay is what is measured.
+//! A way is a relay of Grove (`ws://…`), one of iroh (`iroh://host:port`), or two sessions of Syncthing's
+//! (`splice://host:port/KEY,KEY` and two more keys for the messages). All are spoken by hand, in blocking threads, so that
+//! the load costs as little as it can and the same for each: the relay is what is measured.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use grove::codec::Writer;
@@ -24,7 +25,6 @@ const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
 const SYN: u16 = 1;
 const ACK: u16 = 2;
-const FIN: u16 = 4;
 const WINDOW_BYTES: u64 = 256 * 1024;
 const BODY_BYTES: usize = 60_000;
 /// Time between two short messages.
@@ -96,15 +96,14 @@ struct Frame {
 }
 
 impl Line {
-    fn connect(url: &Url, number: u32) -> io::Result<Self> {
-        let mut out = TcpStream::connect(url.address())?;
+    /// A WebSocket; `more` are further headers.
+    fn upgrade(address: &str, path: &str, host: &str, more: &str) -> io::Result<Self> {
+        let mut out = TcpStream::connect(address)?;
         out.set_nodelay(true)?;
         write!(
             out,
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            url.path,
-            url.authority()
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
         )?;
         let mut inner = BufReader::with_capacity(256 * 1024, out.try_clone()?);
         let mut last = [0; 4];
@@ -112,7 +111,11 @@ impl Line {
             last.rotate_left(1);
             inner.read_exact(&mut last[3..])?;
         }
-        let mut line = Self { out, from: Messages { inner, left: 0 } };
+        Ok(Self { out, from: Messages { inner, left: 0 } })
+    }
+
+    fn connect(url: &Url, number: u32) -> io::Result<Self> {
+        let mut line = Self::upgrade(&url.address(), &url.path, &url.authority(), "")?;
         let hello = line.from.message()?;
         let identity = identity(number);
         let mut said = Writer::with_label("grove relay login v1");
@@ -197,126 +200,332 @@ impl Line {
     }
 }
 
-/// Sends until `bytes` are gone or `stop` is set.
-fn send_bulk(mut line: Line, to: u32, bytes: u64, stop: &AtomicBool) -> io::Result<()> {
-    let mut credit = line.open(to)?;
-    let body = vec![0x5a; BODY_BYTES];
-    let mut left = bytes;
-    while left > 0 && !stop.load(Ordering::Relaxed) {
-        let n = left.min(BODY_BYTES as u64);
-        while credit < n {
-            let frame = line.next()?;
-            if frame.kind == WINDOW_UPDATE {
-                credit += u64::from(frame.length);
+/// Where the load goes.
+enum Way {
+    Grove(Url),
+    Iroh(String),
+    /// Address, and the keys of two sessions.
+    Splice(String, Vec<[Vec<u8>; 2]>),
+}
+
+impl Way {
+    fn parse(text: &str) -> io::Result<Self> {
+        if let Some(address) = text.strip_prefix("iroh://") {
+            return Ok(Self::Iroh(address.to_owned()));
+        }
+        if let Some(rest) = text.strip_prefix("splice://") {
+            let (address, keys) = rest.split_once('/').ok_or(io::ErrorKind::InvalidInput)?;
+            let keys: Option<Vec<Vec<u8>>> = keys.split(',').map(unhex).collect();
+            let keys = keys.ok_or(io::ErrorKind::InvalidInput)?;
+            let pairs = keys.chunks_exact(2).map(|pair| [pair[0].clone(), pair[1].clone()]).collect();
+            return Ok(Self::Splice(address.to_owned(), pairs));
+        }
+        text.parse().map(Self::Grove).map_err(io::Error::other)
+    }
+
+    /// Both ends of a circuit; each pair has clients of its own.
+    fn join(&self, pair: u32) -> io::Result<(Out, In)> {
+        let (a, b) = (2 * pair, 2 * pair + 1);
+        let taken = Arc::new(AtomicU64::new(0));
+        let (line, mut end, to, credit) = match self {
+            Self::Grove(url) => {
+                let (mut from, mut to) = (Line::connect(url, a)?, Line::connect(url, b)?);
+                let taking = std::thread::spawn(move || to.take().map(|stream| (to, stream)));
+                let credit = from.open(b)?;
+                let (to, stream) = taking.join().expect("it ends")?;
+                let end = In { line: to, way: Kind::Grove { stream, owed: 0 }, taken: Arc::clone(&taken) };
+                (from, end, Kind::Grove { stream: 1, owed: 0 }, credit)
+            }
+            Self::Iroh(address) => {
+                let (from, to) = (iroh(address, a)?, iroh(address, b)?);
+                let end = In { line: to, way: Kind::Iroh(identity(a).id().0), taken: Arc::clone(&taken) };
+                (from, end, Kind::Iroh(identity(b).id().0), 0)
+            }
+            Self::Splice(address, keys) => {
+                let [first, second] = &keys[pair as usize];
+                let (from, to) = (splice(address, first)?, splice(address, second)?);
+                (from, In { line: to, way: Kind::Splice, taken: Arc::clone(&taken) }, Kind::Splice, 0)
+            }
+        };
+        if let Kind::Splice = end.way {
+            end.line.from.left = usize::MAX;
+        }
+        Ok((Out { line, way: to, credit, sent: 0, taken }, end))
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    grove::id::unhex(text)
+}
+
+/// What an end needs to know of the protocol.
+enum Kind {
+    Grove {
+        stream: u32,
+        owed: u32,
+    },
+    /// The other's key.
+    Iroh([u8; 32]),
+    Splice,
+}
+
+/// Not more than this is under way at iroh's relay, which throws away what is over 512 messages of a client.
+const IROH_UNDER_WAY_BYTES: u64 = 4 << 20;
+
+struct Out {
+    line: Line,
+    way: Kind,
+    credit: u64,
+    sent: u64,
+    /// By the other end.
+    taken: Arc<AtomicU64>,
+}
+
+impl Out {
+    fn send(&mut self, body: &[u8]) -> io::Result<()> {
+        match &self.way {
+            Kind::Grove { .. } => {
+                while self.credit < body.len() as u64 {
+                    let frame = self.line.next()?;
+                    if frame.kind == WINDOW_UPDATE {
+                        self.credit += u64::from(frame.length);
+                    }
+                }
+                self.credit -= body.len() as u64;
+                self.line.frame(DATA, 0, 1, body.len() as u32, body)?;
+            }
+            Kind::Iroh(to) => {
+                while self.sent - self.taken.load(Ordering::Acquire) > IROH_UNDER_WAY_BYTES {
+                    std::thread::yield_now();
+                }
+                let to = *to;
+                self.line.message(&[&[4], &to, &[0], body])?;
+            }
+            Kind::Splice => self.line.out.write_all(body)?,
+        }
+        self.sent += body.len() as u64;
+        Ok(())
+    }
+}
+
+struct In {
+    line: Line,
+    way: Kind,
+    taken: Arc<AtomicU64>,
+}
+
+impl In {
+    /// Takes what comes, at least some bytes.
+    fn receive(&mut self, buf: &mut [u8], see: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let mut left = match &mut self.way {
+            Kind::Grove { stream, owed } => {
+                if *owed >= 256 * 1024 {
+                    let (stream, credit) = (*stream, std::mem::take(owed));
+                    self.line.frame(WINDOW_UPDATE, 0, stream, credit, &[])?;
+                }
+                let frame = self.line.next()?;
+                if frame.kind != DATA {
+                    return Ok(());
+                }
+                if let Kind::Grove { owed, .. } = &mut self.way {
+                    *owed += frame.length;
+                }
+                frame.length as usize
+            }
+            Kind::Iroh(_) => {
+                self.line.from.next_head()?;
+                let mut kind = [0];
+                self.line.from.read_exact(&mut kind)?;
+                if kind != [6] {
+                    let rest = self.line.from.left;
+                    self.line.from.read_exact(&mut buf[..rest])?;
+                    return Ok(());
+                }
+                self.line.from.read_exact(&mut [0; 33])?;
+                self.line.from.left
+            }
+            Kind::Splice => 1,
+        };
+        let is_splice = matches!(self.way, Kind::Splice);
+        while left > 0 {
+            let max = if is_splice { buf.len() } else { left.min(buf.len()) };
+            let n = self.line.from.read(&mut buf[..max])?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            see(&buf[..n]);
+            self.taken.fetch_add(n as u64, Ordering::Release);
+            left = left.saturating_sub(n);
+        }
+        Ok(())
+    }
+}
+
+/// A client of iroh's relay (iroh-relay 1.4, protos/handshake.rs).
+fn iroh(address: &str, number: u32) -> io::Result<Line> {
+    let mut line = Line::upgrade(address, "/relay", address, "Sec-WebSocket-Protocol: iroh-relay-v2\r\n")?;
+    let challenge = line.from.message()?;
+    assert_eq!((challenge.len(), challenge[0]), (17, 0), "a challenge");
+    let identity = identity(number);
+    let said = derive_key("iroh-relay handshake v1 challenge signature", &challenge[1..]);
+    line.message(&[&[1], identity.id().as_bytes(), &[64], &identity.sign(&said)])?;
+    assert_eq!(line.from.message()?[0], 2, "iroh's relay lets us in");
+    Ok(line)
+}
+
+/// BLAKE3's key derivation, for a context and a material of one block each (BLAKE3 specification, section 2).
+fn derive_key(context: &str, material: &[u8]) -> [u8; 32] {
+    const IV: [u32; 8] = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
+    const ONE_ROOT_BLOCK: u32 = 1 | 2 | 8;
+    let key = compress(&IV, context.as_bytes(), ONE_ROOT_BLOCK | 32);
+    let words = compress(&key, material, ONE_ROOT_BLOCK | 64);
+    let mut bytes = [0; 32];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+fn compress(key: &[u32; 8], bytes: &[u8], flags: u32) -> [u32; 8] {
+    let mut block = [0; 64];
+    block[..bytes.len()].copy_from_slice(bytes);
+    let mut m: [u32; 16] =
+        std::array::from_fn(|i| u32::from_le_bytes(block[4 * i..4 * i + 4].try_into().unwrap()));
+    let mut v = [0; 16];
+    v[..8].copy_from_slice(key);
+    v[8..12].copy_from_slice(&[0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a]);
+    (v[14], v[15]) = (bytes.len() as u32, flags);
+    const LANES: [[usize; 4]; 8] = [
+        [0, 4, 8, 12],
+        [1, 5, 9, 13],
+        [2, 6, 10, 14],
+        [3, 7, 11, 15],
+        [0, 5, 10, 15],
+        [1, 6, 11, 12],
+        [2, 7, 8, 13],
+        [3, 4, 9, 14],
+    ];
+    const ORDER: [usize; 16] = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8];
+    for _ in 0..7 {
+        for (lane, [a, b, c, d]) in LANES.into_iter().enumerate() {
+            for (word, [x, y]) in [(m[2 * lane], [16, 12]), (m[2 * lane + 1], [8, 7])] {
+                v[a] = v[a].wrapping_add(v[b]).wrapping_add(word);
+                v[d] = (v[d] ^ v[a]).rotate_right(x);
+                v[c] = v[c].wrapping_add(v[d]);
+                v[b] = (v[b] ^ v[c]).rotate_right(y);
             }
         }
-        line.frame(DATA, 0, 1, n as u32, &body[..n as usize])?;
-        credit -= n;
+        m = std::array::from_fn(|i| m[ORDER[i]]);
+    }
+    std::array::from_fn(|i| v[i] ^ v[i + 8])
+}
+
+/// One end of a session of Syncthing's relay (its protocol, `JoinSessionRequest`).
+fn splice(address: &str, key: &[u8]) -> io::Result<Line> {
+    let mut out = TcpStream::connect(address)?;
+    out.set_nodelay(true)?;
+    let padded = key.len().div_ceil(4) * 4;
+    let mut request = Vec::new();
+    for word in [0x9e79_bc40, 3, 4 + padded as u32, key.len() as u32] {
+        request.extend(word.to_be_bytes());
+    }
+    request.extend_from_slice(key);
+    request.resize(16 + padded, 0);
+    out.write_all(&request)?;
+    let mut inner = BufReader::with_capacity(256 * 1024, out.try_clone()?);
+    let mut head = [0; 12];
+    inner.read_exact(&mut head)?;
+    let mut response = vec![0; u32::from_be_bytes(head[8..].try_into().unwrap()) as usize];
+    inner.read_exact(&mut response)?;
+    assert_eq!(response[..4], [0; 4], "Syncthing's relay lets us in");
+    Ok(Line { out, from: Messages { inner, left: 0 } })
+}
+
+fn bulk(way: &Way, bytes: u64) -> io::Result<()> {
+    let (mut sender, mut receiver) = way.join(0)?;
+    let start = Instant::now();
+    let receiving = std::thread::spawn(move || {
+        let (mut buf, mut got) = (vec![0; 1 << 16], 0);
+        while got < bytes {
+            receiver.receive(&mut buf, &mut |bytes| got += bytes.len() as u64)?;
+        }
+        io::Result::Ok(got)
+    });
+    let body = vec![0x5a; BODY_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let n = left.min(BODY_BYTES as u64);
+        sender.send(&body[..n as usize])?;
         left -= n;
     }
-    line.frame(DATA, FIN, 1, 0, &[])?;
-    // Until the other side has had all of it.
-    loop {
-        let frame = line.next()?;
-        if frame.flags & FIN != 0 {
-            return Ok(());
-        }
-    }
-}
-
-/// Reads to the end of the circuit; gives the bytes.
-fn receive(mut line: Line, mut see: impl FnMut(&[u8])) -> io::Result<u64> {
-    let stream = line.take()?;
-    let mut buf = vec![0; 1 << 16];
-    let (mut total, mut owed) = (0, 0);
-    loop {
-        let frame = line.next()?;
-        if frame.kind != DATA {
-            continue;
-        }
-        let mut left = frame.length as usize;
-        while left > 0 {
-            let max = left.min(buf.len());
-            let n = line.from.read(&mut buf[..max])?;
-            see(&buf[..n]);
-            left -= n;
-        }
-        total += u64::from(frame.length);
-        owed += frame.length;
-        if owed >= 256 * 1024 {
-            line.frame(WINDOW_UPDATE, 0, stream, owed, &[])?;
-            owed = 0;
-        }
-        if frame.flags & FIN != 0 {
-            line.frame(DATA, FIN, stream, 0, &[])?;
-            return Ok(total);
-        }
-    }
-}
-
-fn bulk(url: &Url, bytes: u64) -> io::Result<()> {
-    let (sender, receiver) = (Line::connect(url, 1)?, Line::connect(url, 2)?);
-    let start = Instant::now();
-    let receiving = std::thread::spawn(move || receive(receiver, |_| ()));
-    send_bulk(sender, 2, bytes, &AtomicBool::new(false))?;
     let got = receiving.join().expect("the receiver lives")?;
     assert_eq!(got, bytes);
     println!("{{\"bytes\":{got},\"seconds\":{:.4}}}", start.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn latency(url: &Url, seconds: u64, with_bulk: bool) -> io::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut threads = Vec::new();
-    if with_bulk {
-        let (sender, receiver) = (Line::connect(url, 1)?, Line::connect(url, 2)?);
-        let stop = Arc::clone(&stop);
-        threads.push(std::thread::spawn(move || receive(receiver, |_| ()).map(drop)));
-        threads.push(std::thread::spawn(move || send_bulk(sender, 2, u64::MAX, &stop)));
-    }
-    let (mut sender, receiver) = (Line::connect(url, 3)?, Line::connect(url, 4)?);
+/// Sends and takes as fast as it goes, until the process ends.
+fn flood(way: &Way) -> io::Result<Arc<AtomicU64>> {
+    let (mut sender, mut receiver) = way.join(0)?;
+    let taken = Arc::clone(&receiver.taken);
+    std::thread::spawn(move || {
+        let mut buf = vec![0; 1 << 16];
+        while receiver.receive(&mut buf, &mut |_| ()).is_ok() {}
+    });
+    std::thread::spawn(move || {
+        let body = vec![0x5a; BODY_BYTES];
+        while sender.send(&body).is_ok() {}
+    });
+    Ok(taken)
+}
+
+fn latency(way: &Way, seconds: u64, with_bulk: bool) -> io::Result<()> {
+    let flooded = if with_bulk { Some(flood(way)?) } else { None };
+    let (mut sender, mut receiver) = way.join(1)?;
     let start = Instant::now();
-    let times = Arc::new(Mutex::new(Vec::new()));
-    let (seen, noted) = (mpsc::channel(), Arc::clone(&times));
-    let (seen_to, seen_from) = seen;
-    threads.push(std::thread::spawn(move || {
+    let (seen_to, seen_from) = mpsc::channel();
+    std::thread::spawn(move || {
         let mut pending = Vec::new();
-        receive(receiver, |bytes| {
+        let mut buf = vec![0; 1 << 16];
+        let mut see = |bytes: &[u8]| {
             pending.extend_from_slice(bytes);
             while pending.len() >= MESSAGE_BYTES {
                 let sent = u64::from_le_bytes(pending[..8].try_into().unwrap());
-                noted.lock().unwrap().push(start.elapsed().as_nanos() as u64 - sent);
+                let _ = seen_to.send(start.elapsed().as_nanos() as u64 - sent);
                 pending.drain(..MESSAGE_BYTES);
-                let _ = seen_to.send(());
             }
-        })
-        .map(drop)
-    }));
-    let mut credit = sender.open(4)?;
+        };
+        while receiver.receive(&mut buf, &mut see).is_ok() {}
+    });
+    let mut times = Vec::new();
     while start.elapsed().as_secs() < seconds {
         std::thread::sleep(MESSAGE_EVERY);
         let mut body = [0; MESSAGE_BYTES];
         body[..8].copy_from_slice(&(start.elapsed().as_nanos() as u64).to_le_bytes());
-        while credit < MESSAGE_BYTES as u64 {
-            let frame = sender.next()?;
-            if frame.kind == WINDOW_UPDATE {
-                credit += u64::from(frame.length);
-            }
-        }
-        credit -= MESSAGE_BYTES as u64;
-        sender.frame(DATA, 0, 1, MESSAGE_BYTES as u32, &body)?;
+        sender.send(&body)?;
         // One at a time: the time of a message is not that of a queue of them.
-        seen_from.recv().map_err(io::Error::other)?;
+        times.push(seen_from.recv().map_err(io::Error::other)?);
     }
-    sender.frame(DATA, FIN, 1, 0, &[])?;
-    stop.store(true, Ordering::Relaxed);
-    for thread in threads {
-        thread.join().expect("threads end")?;
-    }
-    let mut times = times.lock().unwrap().clone();
+    let bulk =
+        flooded.map_or(0, |taken| taken.load(Ordering::Relaxed)) as f64 / start.elapsed().as_secs_f64();
     times.sort_unstable();
     let part = |percent: usize| times[(times.len() - 1) * percent / 100] as f64 / 1000.0;
-    println!("{{\"messages\":{},\"p50_us\":{:.1},\"p99_us\":{:.1}}}", times.len(), part(50), part(99));
+    println!(
+        "{{\"messages\":{},\"p50_us\":{:.1},\"p99_us\":{:.1},\"bulk_mb_s\":{:.0}}}",
+        times.len(),
+        part(50),
+        part(99),
+        bulk / 1e6
+    );
     Ok(())
 }
 
@@ -340,14 +549,14 @@ fn idle(url: &Url, count: u32) -> io::Result<()> {
 
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [url, what, number] = &words[..] else { return Err(io::Error::other("relay_load URL WHAT NUMBER")) };
-    let url: Url = url.parse().map_err(io::Error::other)?;
+    let [url, what, number] = &words[..] else { return Err(io::Error::other("relay_load WAY WHAT NUMBER")) };
+    let way = Way::parse(url)?;
     let number: u64 = number.parse().map_err(io::Error::other)?;
-    match what.as_str() {
-        "bulk" => bulk(&url, number),
-        "latency" => latency(&url, number, true),
-        "quiet" => latency(&url, number, false),
-        "idle" => idle(&url, number as u32),
+    match (what.as_str(), &way) {
+        ("bulk", _) => bulk(&way, number),
+        ("latency", _) => latency(&way, number, true),
+        ("quiet", _) => latency(&way, number, false),
+        ("idle", Way::Grove(url)) => idle(url, number as u32),
         _ => Err(io::Error::other("bulk, latency, quiet or idle")),
     }
 }

@@ -296,6 +296,18 @@ pub fn is_address(text: &str) -> bool {
     is_graphic(text) && host_is_sound && port_is_sound
 }
 
+/// A cell by way of a relay, as `ID@URL`: 64 hexadecimal digits, and a `ws://` or `wss://` URL.
+pub fn relayed(text: &str) -> Option<(CellId, &str)> {
+    let (id, url) = text.split_once('@')?;
+    let is_url = (url.starts_with("ws://") || url.starts_with("wss://")) && is_graphic(url);
+    Some((id.parse().ok().filter(|_| is_url)?, url))
+}
+
+/// Whether `text` says where a cell is: `host:port`, or `ID@URL` through a relay.
+pub fn is_place(text: &str) -> bool {
+    is_address(text) || relayed(text).is_some()
+}
+
 /// What an invited cell becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {

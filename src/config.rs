@@ -136,6 +136,8 @@ settings! {
     "sync.every_s" sync_every_s: u64 = 300;
     /// Peers in the same network are found by beacons (UDP, port 5680).
     "lan.discovery" lan_discovery: bool = true;
+    /// The router is asked to let peers in (PCP, NAT-PMP).
+    "portmap" portmap: bool = true;
     /// Upload, all peers together. Bytes a second; 0: no limit.
     "limit.up_bytes_per_s" limit_up: u64 = 0;
     /// Download, all peers together. Bytes a second; 0: no limit.

@@ -4,7 +4,7 @@
 
 use zeroize::Zeroizing;
 
-use crate::card::is_address;
+use crate::card::{is_place, relayed};
 
 /// Addresses read from a text, at most.
 const ADDRESSES_MAX: usize = 64;
@@ -20,7 +20,7 @@ pub struct RecoveryCard {
     pub id: String,
     /// The 24 words.
     pub phrase: Zeroizing<String>,
-    /// Peers as (name, `host:port` each, best first).
+    /// Peers as (name, `host:port` or `ID@URL` of a relay each, best first).
     pub peers: Vec<(String, Vec<String>)>,
     /// Relays: URLs.
     pub relays: Vec<String>,
@@ -66,7 +66,12 @@ impl RecoveryCard {
     /// What the QR code holds: the phrase on one line, then one address a line. Reads back with `read`.
     pub fn to_qr_payload(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(format!("phrase: {}", *self.phrase));
-        for address in self.peers.iter().filter_map(|(_, addresses)| addresses.first()).take(ADDRESSES_MAX) {
+        let ways = |(_, addresses): &'_ (String, Vec<String>)| {
+            let direct = addresses.iter().find(|address| relayed(address).is_none()).cloned();
+            let round = addresses.iter().find(|address| relayed(address).is_some()).cloned();
+            direct.into_iter().chain(round)
+        };
+        for address in self.peers.iter().flat_map(ways).take(ADDRESSES_MAX) {
             text.push_str(&format!("\npeer: {address}"));
         }
         for relay in &self.relays {
@@ -123,7 +128,7 @@ pub fn read(text: &str) -> (Zeroizing<String>, Vec<String>) {
             _ => {
                 let found = line
                     .split(|c: char| c.is_whitespace() || matches!(c, ',' | ';' | '(' | ')'))
-                    .filter(|word| is_address(word))
+                    .filter(|word| is_place(word))
                     .map(str::to_owned);
                 let before = addresses.len();
                 for address in found {
@@ -131,7 +136,7 @@ pub fn read(text: &str) -> (Zeroizing<String>, Vec<String>) {
                         addresses.push(address);
                     }
                 }
-                let has_address = addresses.len() > before || line.split_whitespace().any(is_address);
+                let has_address = addresses.len() > before || line.split_whitespace().any(is_place);
                 let is_peer = label.is_some_and(|(label, _)| label == "peer");
                 let to = match () {
                     () if has_address || is_peer => continue,
@@ -174,10 +179,15 @@ mod tests {
             phrase: MasterKey::from_bytes([7; 32]).phrase(),
             peers: vec![
                 ("bob of 24 words".into(), vec!["192.168.1.20:5679".into(), "bob.example:5679".into()]),
-                ("cy".into(), vec!["[fd00::1]:5679".into()]),
+                ("cy".into(), vec!["[fd00::1]:5679".into(), hidden()]),
             ],
             relays: vec!["wss://relay.example:443/grove".into()],
         }
+    }
+
+    /// Behind a router, at a relay.
+    fn hidden() -> String {
+        format!("{}@wss://relay.example/relay", "cd".repeat(32))
     }
 
     fn is_phrase(text: &str) -> bool {
@@ -191,7 +201,7 @@ mod tests {
         assert_eq!(text.lines().filter(|line| is_numbered(line.trim())).count(), 6);
         let (phrase, addresses) = read(&text);
         assert!(is_phrase(&phrase), "{}", *phrase);
-        assert_eq!(addresses, ["192.168.1.20:5679", "bob.example:5679", "[fd00::1]:5679"]);
+        assert_eq!(addresses, ["192.168.1.20:5679", "bob.example:5679", "[fd00::1]:5679", &hidden()]);
         assert!(!format!("{:?}", card()).contains(card().phrase.split(' ').next().unwrap()));
     }
 
@@ -199,7 +209,7 @@ mod tests {
     fn payload_of_the_code_reads_back() {
         let (phrase, addresses) = read(&card().to_qr_payload());
         assert!(is_phrase(&phrase));
-        assert_eq!(addresses, ["192.168.1.20:5679", "[fd00::1]:5679"]);
+        assert_eq!(addresses, ["192.168.1.20:5679", "[fd00::1]:5679", &hidden()]);
         let code = card().to_qr_text();
         let widths: Vec<usize> = code.lines().map(|line| line.chars().count()).collect();
         assert!(widths.len() > 20 && widths.iter().all(|width| *width == widths[0]));

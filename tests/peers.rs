@@ -5,15 +5,15 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::rc::Rc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::proxy::Proxy;
+use common::{DEADLINE, TempDir, wait_for};
 use grove::card::{Card, CardBody, Invite};
-use grove::cli::client::Client;
 use grove::id::{ChunkName, hex};
 use grove::keys::{MasterKey, random, sha256};
 use grove::wire::Transport;
@@ -21,20 +21,7 @@ use grove::wire::handshake::{Approach, initiate};
 use grove::wire::message::{self, Class, PutStatus, Reply, Request};
 use grove::wire::session::{self, Limits, Session};
 use miniserde::json::{self, Number, Value};
-use rustix::process::{Pid, Signal};
-
-const DEADLINE: Duration = Duration::from_secs(40);
-
-fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = ask() {
-            return found;
-        }
-        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
+use rustix::process::Signal;
 
 /// The value at a path of keys; a number is an index.
 fn at(text: &str, path: &str) -> Value {
@@ -66,73 +53,50 @@ fn words(text: &str, path: &str) -> String {
     }
 }
 
-struct Folder(PathBuf);
+struct Folder(PathBuf, #[allow(dead_code, reason = "it removes the folder")] TempDir);
 
 impl Folder {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("grove-peers-{}", hex(&random::<6>())));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        let temp = TempDir::new("peers");
+        Self(temp.path().to_owned(), temp)
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
+/// A cell that is asked for JSON as text.
 struct Cell {
     root: PathBuf,
-    child: Option<Child>,
-    /// 0: any that is free.
-    peer_port: u16,
+    cell: common::Cell,
 }
 
-impl Drop for Cell {
-    fn drop(&mut self) {
-        self.kill();
+impl Deref for Cell {
+    type Target = common::Cell;
+
+    fn deref(&self) -> &common::Cell {
+        &self.cell
+    }
+}
+
+impl DerefMut for Cell {
+    fn deref_mut(&mut self) -> &mut common::Cell {
+        &mut self.cell
     }
 }
 
 impl Cell {
     fn new(folder: &Folder, name: &str) -> Self {
-        let root = folder.0.join(name);
-        fs::create_dir(&root).unwrap();
-        let cell = Self { root, child: None, peer_port: 0 };
-        cell.ok(&["init", "--name", name]);
-        cell.settings();
+        let cell = Self { root: folder.0.join(name), cell: common::Cell::at(&folder.0, name) };
+        cell.init(name, &[("sync.every_s", "3600")]);
         cell
     }
 
     fn started(folder: &Folder, name: &str) -> Self {
         let mut cell = Self::new(folder, name);
-        cell.start();
+        cell.run();
         cell
     }
 
-    fn settings(&self) {
-        let path = self.root.join("state/config.json");
-        let text = fs::read_to_string(&path).unwrap();
-        let Value::Object(mut config) = json::from_str(&text).unwrap() else { panic!("{text}") };
-        for (key, value) in
-            [("disk.reserve_percent", 0), ("disk.reserve_bytes_min", 1 << 20), ("sync.every_s", 3600)]
-        {
-            config.insert(key.into(), Value::Number(Number::U64(value)));
-        }
-        fs::write(path, json::to_string(&config)).unwrap();
-    }
-
-    fn home(&self) -> PathBuf {
-        self.root.join("home")
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grove"));
-        command.arg("--dir").arg(self.root.join("state")).arg("--home").arg(self.home());
-        command.args(["--port", "0", "--peer-port", &self.peer_port.to_string()]).args(words);
-        command.stdin(Stdio::null()).env_remove("GROVE_DIR").env_remove("GROVE_HOME");
-        command
+    fn home(&self) -> &Path {
+        &self.home
     }
 
     fn say(&self, words: &[&str]) -> Output {
@@ -140,10 +104,7 @@ impl Cell {
     }
 
     fn ok(&self, words: &[&str]) -> String {
-        let said = self.say(words);
-        let err = String::from_utf8_lossy(&said.stderr);
-        assert!(said.status.success(), "{words:?}: {err}\n{}", self.log());
-        String::from_utf8(said.stdout).unwrap()
+        self.cli(words).ok().out
     }
 
     /// What is said when it fails.
@@ -153,57 +114,10 @@ impl Cell {
         String::from_utf8_lossy(&said.stderr).into_owned()
     }
 
-    fn start(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.root.join("log")).unwrap();
-        let child = self.command(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let pid = u64::from(child.id());
-        self.child = Some(child);
-        wait_for("the cell starts", || {
-            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("{status}: {}", self.log());
-            }
-            let lock = self.lock();
-            let is_there = lock.trim_end().ends_with('}') && number(&lock, "pid") == pid;
-            (is_there && number(&lock, "http_port") > 0).then_some(())
-        });
-        wait_for("the cell answers", || self.client().get_json("/api/v1/status").ok());
-        self.peer_port = number(&self.lock(), "peer_port") as u16;
-    }
-
-    fn lock(&self) -> String {
-        fs::read_to_string(self.root.join("state/lock")).unwrap_or_default()
-    }
-
-    fn client(&self) -> Client {
-        let secret = fs::read_to_string(self.root.join("state/peer_secret")).unwrap();
-        Client::new(number(&self.lock(), "http_port") as u16, &secret)
-    }
-
     fn get(&self, path: &str) -> String {
         self.client()
             .get_json(&format!("/api/v1{path}"))
             .unwrap_or_else(|why| panic!("{why}\n{}", self.log()))
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.root.join("log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn stop(&mut self, signal: Signal) -> Duration {
-        let mut child = self.child.take().unwrap();
-        let began = Instant::now();
-        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
-        let status = wait_for("the cell stops", || child.try_wait().unwrap());
-        let took = began.elapsed();
-        assert!(status.success(), "{status}: {}", self.log());
-        took
     }
 
     /// Brings `other` in.
@@ -241,8 +155,7 @@ impl Cell {
     }
 
     fn memory_kib(&self) -> u64 {
-        let pid = self.child.as_ref().unwrap().id();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
@@ -635,7 +548,7 @@ fn quota_is_said_and_a_killed_peer_goes_on_where_it_was() {
     b.kill();
     let known = a.copies().0;
     wait_for("the job ends", || (!a.get(&format!("/jobs/{job}")).contains("\"running\"")).then_some(()));
-    b.start();
+    b.run();
     wait_for("they meet again", || {
         matches!(at(&a.get("/peers"), "peers.0.online"), Value::Bool(true)).then_some(())
     });
@@ -660,15 +573,14 @@ fn peer_without_its_database_still_gives_everything_back() {
     wait_for("all are in", || (number(&a.get("/status"), "files.count") >= 40).then_some(()));
     a.sync();
     let phrase = words(&a.ok(&["phrase", "--json"]), "phrase");
-    b.stop(Signal::TERM);
+    b.stop();
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(b.root.join(format!("state/placement.db{suffix}")));
     }
-    b.start();
+    b.run();
     a.kill();
     fs::remove_dir_all(&a.root).unwrap();
     fs::create_dir(&a.root).unwrap();
-    a.peer_port = 0;
     let file = folder.0.join("phrase");
     fs::write(&file, phrase).unwrap();
     let address = format!("127.0.0.1:{}", b.peer_port);
@@ -683,7 +595,7 @@ fn peer_without_its_database_still_gives_everything_back() {
 fn cell_stops_cleanly_and_its_folder_and_port_are_its_own() {
     let folder = Folder::new();
     let (mut a, b) = (Cell::started(&folder, "a"), Cell::started(&folder, "b"));
-    let pid = a.child.as_ref().unwrap().id().to_string();
+    let pid = a.pid().to_string();
     let second = a.refused(&["run"]);
     assert!(second.contains(&pid), "{second}");
     let mut c = Cell::new(&folder, "c");
@@ -692,12 +604,12 @@ fn cell_stops_cleanly_and_its_folder_and_port_are_its_own() {
     println!("second: {second}busy port: {busy}");
     assert!(busy.contains(&a.peer_port.to_string()), "{busy}");
     a.pair(&b);
-    let took = a.stop(Signal::INT);
+    let took = a.stop_by(Signal::INT);
     assert!(took < Duration::from_secs(2), "SIGINT: {took:?}");
-    a.start();
+    a.run();
     fs::write(a.home().join("big"), noise("stop", 100 << 20)).unwrap();
     wait_for("a sync runs", || (a.copies().1 > 0).then_some(()));
-    let busy = a.stop(Signal::TERM);
+    let busy = a.stop();
     println!("stopped after {took:?}, in a sync {busy:?}");
     assert!(busy < Duration::from_secs(2), "SIGTERM: {busy:?}");
 }

@@ -219,7 +219,7 @@ fn freed_file_outlives_a_power_cut_right_after() {
                 let (ann, name) = (&ann, &name);
                 scope.spawn(move || ann.grove(&["rm", "--local", name]));
                 std::thread::sleep(Duration::from_millis(4 * n as u64));
-                let pid = rustix::process::Pid::from_raw(ann.ports().unwrap().0 as i32).unwrap();
+                let pid = rustix::process::Pid::from_raw(ann.pid() as i32).unwrap();
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
             });
         }

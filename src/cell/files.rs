@@ -146,7 +146,7 @@ fn try_copy(from: &Path, folder: &Folder, name: &[u8], added: &mut Added) -> io:
     }
     temp.set(meta.mode() & 0o7777, mtime)?;
     temp.file().sync_data()?;
-    temp.put(name, false)?;
+    temp.put(folder, name, false)?;
     added.copied.0 += 1;
     added.copied.1 += meta.size();
     Ok(())

@@ -190,9 +190,9 @@ impl Cell {
         Ok((list(peers.iter().map(peer_json)), held))
     }
 
-    /// Names of peers and the addresses at which they were or may be reached.
+    /// Names of peers and where they may be reached, for a cell that has nothing but its phrase.
     pub(super) async fn peer_addresses(&self) -> Result<Vec<(String, Vec<String>)>, VaultError> {
-        Ok(self.peer_views().await?.into_iter().map(|peer| (peer.name, peer.addresses)).collect())
+        Ok(self.peer_views().await?.into_iter().map(|peer| (peer.name, peer.places)).collect())
     }
 
     /// Names of peers who are not connected now.
@@ -344,6 +344,7 @@ fn peers_at_rest(vault: &Vault) -> Result<Vec<PeerView>, VaultError> {
             quota_bytes: peer.quota_bytes.unwrap_or(vault.config.quota_bytes),
             favorite: peer.is_favorite,
             addresses: peer.addresses(),
+            places: peer.places(),
             error: "this cell is not running".into(),
         });
     }

@@ -536,7 +536,7 @@ pub fn recover(
         let mut vault = vault;
         if needs_catalog {
             super::peers::recover_catalog(&vault, addresses).await?;
-            let (paths, options, begun) = (paths.clone(), options.clone(), begun.clone());
+            let (paths, options, begun) = (paths.clone(), *options, begun.clone());
             let work = move || -> Result<Vault, CellError> {
                 super::peers::adopt_settings(&vault)?;
                 open_home(&vault, true)?;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::ask::{CliError, Holder, holder, lives_in};
 use super::job::{Line, Progress};
 use super::{Context, RecoverWish, Word, show, terminal};
-use crate::card::is_address;
+use crate::card::is_place;
 use crate::files::unix::from_wire;
 use crate::keys::MasterKey;
 use crate::{logger, recovery_card};
@@ -126,7 +126,7 @@ impl Recover {
         let mut addresses = Vec::new();
         for peer in &self.peer {
             let text = peer.text()?;
-            if !is_address(text) {
+            if !is_place(text) {
                 let why = format!("\"{text}\" is no address; write host:port, for example 192.168.1.20:5679");
                 return Err(CliError::Usage(why));
             }

@@ -123,8 +123,11 @@ pub(crate) struct Shared {
     /// No more requests are taken.
     pub closing: Cell<bool>,
     /// Who takes connections that ask for the relay's WebSocket.
-    pub relay: RefCell<Option<Rc<dyn Fn(Upgrade)>>>,
+    pub relay: RefCell<Option<Upgrades>>,
 }
+
+/// Takes such connections, and answers them.
+pub(crate) type Upgrades = Rc<dyn Fn(Upgrade)>;
 
 /// A connection that asked for a WebSocket and was not answered; it counts among the door's no longer.
 pub struct Upgrade {

@@ -21,13 +21,23 @@ use super::unix::{Folder, Stat, Temp, show};
 use super::version;
 use super::walk::Problem;
 use crate::buffers;
-use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES};
+use crate::config::SMALL_FILE_BYTES;
 use crate::id::ChunkName;
 use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
 use crate::placement::{Device, Node, NodeId, NodeState};
 use crate::seal::ENCODING_RAW;
 use crate::vault::{Vault, VaultError, lock};
 
+/// Files that are written while the chunks of the next ones are fetched.
+const BATCH_FILES: usize = 1024;
+/// And their bytes.
+const BATCH_BYTES: u64 = 16 << 20;
+/// Chunks of a large file that are written while the next ones are fetched.
+const WINDOW_CHUNKS: usize = 16;
+/// Files and folders that are made durable together at most; a batch more may come on top.
+const LANDING_MAX: usize = 2048;
+/// And their bytes.
+const LANDING_BYTES: u64 = 64 << 20;
 /// Hard links remembered during a restore.
 const LINKS_MAX: usize = 100_000;
 /// Nodes read at a time.
@@ -127,6 +137,14 @@ struct Batch {
     is_done: bool,
 }
 
+impl Batch {
+    /// What its small files are made of.
+    fn small_chunks(&self) -> Vec<ChunkName> {
+        let small = self.items.iter().filter(|item| item.manifest.size <= SMALL_FILE_BYTES);
+        small.flat_map(|item| item.manifest.entries.iter().filter_map(Entry::chunk)).collect()
+    }
+}
+
 /// Goes through the tree, folder by folder, children before their folder is left.
 struct RestoreWalk {
     vault: Arc<Vault>,
@@ -156,7 +174,7 @@ impl RestoreWalk {
     fn step(&mut self) -> Result<Batch, VaultError> {
         let mut batch = Batch::default();
         let mut bytes = 0;
-        while batch.items.len() < JOB_FILES && bytes < JOB_BYTES {
+        while batch.items.len() < BATCH_FILES && bytes < BATCH_BYTES {
             if let Some((folder, node, path)) = self.pending.take() {
                 self.stack.push(Level {
                     folder,
@@ -244,6 +262,28 @@ impl Vault {
     }
 }
 
+/// Files that are written and wait for their names, so that many share the syncs that names and records need.
+#[derive(Default)]
+struct Landing {
+    done: Vec<Done>,
+    leaving: Vec<Leaving>,
+    restored: Restored,
+    /// Of files that were written.
+    bytes: u64,
+}
+
+impl Landing {
+    fn is_full(&self, most: usize) -> bool {
+        self.done.len() + self.leaving.len() >= most || self.bytes >= LANDING_BYTES
+    }
+}
+
+/// What waits is open, and so is its folder: half of the descriptors are left to others.
+fn landing_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(LANDING_MAX, |limit| (limit / 4).min(LANDING_MAX as u64) as usize)
+}
+
 type LinkMap = Arc<Mutex<HashMap<[u8; 16], (Arc<Folder>, Vec<u8>, Vec<Entry>)>>>;
 
 /// Brings files back.
@@ -263,6 +303,16 @@ enum Done {
     Unchanged(Item),
     NeedsChunks(Item, Vec<ChunkName>),
     Failed(String, String),
+}
+
+impl Done {
+    /// The folder of a file that was or will be put there.
+    fn place(&self) -> Option<&Arc<Folder>> {
+        match self {
+            Self::Put(_, item, _) | Self::There(item, _) | Self::Unchanged(item) => Some(&item.at),
+            Self::NeedsChunks(..) | Self::Failed(..) => None,
+        }
+    }
 }
 
 impl Restorer {
@@ -304,19 +354,33 @@ impl Restorer {
             Ok((RestoreWalk::new(Arc::clone(&vault), root, top, into_home), device))
         })
         .await?;
-        let mut restored = Restored::default();
+        let (mut restored, mut landing) = (Restored::default(), Landing::default());
+        let most = landing_max();
         let (mut walk, mut batch) = step(walk).await?;
         loop {
             let is_done = batch.is_done;
-            let work = self.batch(batch, into_home, device);
+            let work = self.write(batch, into_home, &mut landing);
             if is_done {
-                restored.absorb(work.await?);
+                work.await?;
+                restored.absorb(self.land(landing, into_home, device).await?);
                 break;
             }
-            let (done, next) = smol::future::zip(work, step(walk)).await;
-            restored.absorb(done?);
+            let next = async {
+                let (walk, batch) = step(walk).await?;
+                // Elsewhere most is here, and to look would cost more than to try.
+                if into_home {
+                    self.ensure(batch.small_chunks()).await?;
+                }
+                Ok::<_, VaultError>((walk, batch))
+            };
+            let (done, next) = smol::future::zip(work, next).await;
+            done?;
             (walk, batch) = next?;
-            progress(restored.files, restored.bytes);
+            // Nothing outside GroveHome waits for a sync.
+            if !into_home || landing.is_full(most) {
+                restored.absorb(self.land(std::mem::take(&mut landing), into_home, device).await?);
+                progress(restored.files, restored.bytes);
+            }
         }
         progress(restored.files, restored.bytes);
         Ok(restored)
@@ -388,7 +452,14 @@ impl Restorer {
     }
 
     async fn batch(&self, batch: Batch, into_home: bool, device: Device) -> Result<Restored, VaultError> {
-        let mut restored = batch.restored;
+        let mut landing = Landing::default();
+        self.write(batch, into_home, &mut landing).await?;
+        self.land(landing, into_home, device).await
+    }
+
+    /// Writes the files of a batch; they have no names yet.
+    async fn write(&self, batch: Batch, into_home: bool, landing: &mut Landing) -> Result<(), VaultError> {
+        landing.restored.absorb(batch.restored);
         let (large, small): (Vec<_>, Vec<_>) = batch
             .items
             .into_iter()
@@ -397,12 +468,17 @@ impl Restorer {
         for item in large {
             done.push(self.large(item, into_home).await?);
         }
-        let vault = Arc::clone(&self.vault);
-        let links = Arc::clone(&self.links);
-        let leaving = batch.leaving;
-        restored
-            .absorb(smol::unblock(move || put_all(&vault, done, leaving, into_home, device, &links)).await?);
-        Ok(restored)
+        let written =
+            done.iter().filter_map(|d| if let Done::Put(_, item, _) = d { Some(item) } else { None });
+        landing.bytes += written.map(|item| item.manifest.size).sum::<u64>();
+        landing.done.extend(done);
+        landing.leaving.extend(batch.leaving);
+        Ok(())
+    }
+
+    async fn land(&self, landing: Landing, into_home: bool, device: Device) -> Result<Restored, VaultError> {
+        let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
+        smol::unblock(move || put_all(&vault, landing, into_home, device, &links)).await
     }
 
     /// Small files, in as many jobs as there are cores; what lacks chunks is fetched and tried once more.
@@ -472,33 +548,25 @@ impl Restorer {
         }
         let file = Arc::new(temp.file().try_clone().map_err(VaultError::io("cannot write"))?);
         let manifest = Arc::new(item.manifest.clone());
-        let mut offset = 0;
-        let mut at = 0;
-        let window = self.jobs * 2;
+        let (mut at, mut offset) = (0, 0);
+        let mut window = self.window(&manifest, at).await?;
         loop {
-            // A window of entries; lists are opened again for each, which is cheap beside 8 chunks.
-            let (vault, manifest) = (Arc::clone(&self.vault), Arc::clone(&manifest));
-            let some: Vec<Entry> = smol::unblock(move || {
-                EntryCursor::new(&vault, &manifest).skip(at).take(window).collect::<Result<_, _>>()
-            })
-            .await?;
-            if some.is_empty() {
+            let Some(entries) = window else { return Ok(Done::Failed(item.path, NOT_REACHED.into())) };
+            if entries.is_empty() {
                 break;
             }
-            at += some.len();
-            let missing = self.ensure(some.iter().filter_map(Entry::chunk).collect()).await?;
-            if !missing.is_empty() {
-                return Ok(Done::Failed(item.path, NOT_REACHED.into()));
-            }
+            at += entries.len();
             let mut jobs = Vec::new();
-            for entry in some {
+            for entry in entries {
                 let len = entry.len();
                 if matches!(entry, Entry::Chunk { .. }) {
                     jobs.push(self.write_chunk(Arc::clone(&file), offset, item.manifest.epoch, entry));
                 }
                 offset += len;
             }
-            for written in futures_util::future::join_all(jobs).await {
+            let writing = futures_util::future::join_all(jobs);
+            let (written, next) = smol::future::zip(writing, self.window(&manifest, at)).await;
+            for written in written {
                 match written {
                     Ok(()) => {}
                     Err(VaultError::Io { doing, why }) => {
@@ -507,12 +575,25 @@ impl Restorer {
                     Err(why) => return Err(why),
                 }
             }
+            window = next?;
         }
         // A hole at the end is written by nobody.
         if let Err(why) = file.set_len(item.manifest.size) {
             return Ok(Done::Failed(item.path, why.to_string()));
         }
-        Ok(Done::Put(temp, item, before))
+        Ok(smol::unblock(move || written(temp, item, before)).await)
+    }
+
+    /// The next entries of a large file, with their chunks here; `None`: they cannot all be had.
+    async fn window(&self, manifest: &Arc<Manifest>, at: usize) -> Result<Option<Vec<Entry>>, VaultError> {
+        // Lists are opened again for each window, which is cheap beside its chunks.
+        let (vault, manifest) = (Arc::clone(&self.vault), Arc::clone(manifest));
+        let entries: Vec<Entry> = smol::unblock(move || {
+            EntryCursor::new(&vault, &manifest).skip(at).take(WINDOW_CHUNKS).collect::<Result<_, _>>()
+        })
+        .await?;
+        let missing = self.ensure(entries.iter().filter_map(Entry::chunk).collect()).await?;
+        Ok(missing.is_empty().then_some(entries))
     }
 
     async fn write_chunk(
@@ -561,6 +642,14 @@ enum Begun {
     Done(Box<Done>),
 }
 
+/// The bytes are there: mode and time come before the name, which must never stand for less after a power cut.
+fn written(temp: Temp, item: Item, before: Option<Stat>) -> Done {
+    match temp.set(item.manifest.mode, item.manifest.mtime) {
+        Ok(()) => Done::Put(temp, item, before),
+        Err(why) => failed(item, &why),
+    }
+}
+
 fn failed(item: Item, why: &io::Error) -> Done {
     Done::Failed(item.path, why.to_string())
 }
@@ -582,15 +671,8 @@ fn begin(item: Item, into_home: bool, links: &LinkMap) -> Result<Begun, VaultErr
             return Ok(Begun::Done(Box::new(Done::Unchanged(item))));
         }
     }
-    if let Some(group) = m.link_group.filter(|_| before.is_none()) {
-        let first = lock(links)
-            .get(&group)
-            .map(|(at, name, entries)| (Arc::clone(at), name.clone(), *entries == m.entries));
-        if let Some((at, name, true)) = first {
-            if item.at.link(&at, &name, &item.name).is_ok() {
-                return Ok(Begun::Done(Box::new(Done::There(item, true))));
-            }
-        }
+    if before.is_none() && link_to_first(&item, links) {
+        return Ok(Begun::Done(Box::new(Done::There(item, true))));
     }
     match item.at.create_temp() {
         Ok(temp) => Ok(Begun::Write(temp, Box::new(item), before)),
@@ -630,7 +712,7 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
             return Ok(failed(item, &why));
         }
     }
-    Ok(Done::Put(temp, item, before))
+    Ok(written(temp, item, before))
 }
 
 fn write_link(item: Item) -> Done {
@@ -716,92 +798,110 @@ fn is_replaceable(node: &Node, stat: &Stat) -> bool {
         && node.ino == stat.ino
 }
 
-/// Makes what was written durable, gives it its name, and records that it is here.
+/// Makes what was written durable, gives it its name, makes that durable, and records that it is here: in GroveHome a
+/// record of a file that a power cut took would look as if it was deleted here.
 fn put_all(
     vault: &Vault,
-    done: Vec<Done>,
-    leaving: Vec<Leaving>,
+    landing: Landing,
     into_home: bool,
     device: Device,
     links: &LinkMap,
 ) -> Result<Restored, VaultError> {
-    let mut restored = Restored::default();
-    // Bytes, modes and times before names: a name must never stand for less after a power cut.
-    let mut ready = Vec::with_capacity(done.len());
-    for done in done {
-        match done {
-            Done::Put(temp, item, before) => match temp.set(item.manifest.mode, item.manifest.mtime) {
-                Ok(()) => ready.push(Done::Put(temp, item, before)),
-                Err(why) => restored.miss(item.path, why.to_string()),
-            },
-            other => ready.push(other),
-        }
-    }
-    let first = ready.iter().find_map(|d| if let Done::Put(_, item, _) = d { Some(&item.at) } else { None });
-    if let Some(at) = first.filter(|_| into_home) {
-        at.sync_file_system().map_err(VaultError::io("cannot make restored files durable"))?;
-    }
-    let mut here: Vec<(Item, Vec<u8>)> = Vec::new();
-    for done in ready {
-        match done {
-            Done::Put(temp, item, before) => {
-                let m = &item.manifest;
-                let replace =
-                    before.as_ref().is_some_and(|stat| into_home && is_replaceable(&item.node, stat));
-                let size = m.size;
-                match put(temp, &item, replace, before.is_some()) {
-                    Ok(name) => {
-                        restored.files += 1;
-                        restored.bytes += size;
-                        if name != item.name {
-                            restored.set_aside.push(format!(
-                                "{} → {}",
-                                item.path,
-                                show(std::slice::from_ref(&name))
-                            ));
-                        } else {
-                            here.push((item, name));
-                        }
-                    }
-                    Err(why) => restored.miss(item.path, why.to_string()),
-                }
-            }
-            Done::There(item, is_new) => {
-                restored.files += u64::from(is_new);
-                restored.unchanged += u64::from(!is_new);
-                restored.bytes +=
-                    if is_new && item.manifest.kind == Kind::File { item.manifest.size } else { 0 };
-                let name = item.name.clone();
-                here.push((item, name));
-            }
-            Done::Unchanged(item) => {
-                restored.unchanged += 1;
-                let name = item.name.clone();
-                here.push((item, name));
-            }
-            Done::NeedsChunks(item, _) => restored.miss(item.path, NOT_REACHED),
-            Done::Failed(path, why) => restored.miss(path, why),
-        }
-    }
-    for (item, name) in &here {
-        if let Some(group) = item.manifest.link_group {
-            let mut links = lock(links);
-            if links.len() < LINKS_MAX {
-                links
-                    .entry(group)
-                    .or_insert_with(|| (Arc::clone(&item.at), name.clone(), item.manifest.entries.clone()));
-            }
-        }
+    let Landing { done, leaving, mut restored, .. } = landing;
+    let at = done.iter().find_map(Done::place).filter(|_| into_home).cloned();
+    let sync = || match &at {
+        Some(at) => at.sync_file_system().map_err(VaultError::io("cannot make restored files durable")),
+        None => Ok(()),
+    };
+    if done.iter().any(|done| matches!(done, Done::Put(..))) {
+        sync()?;
     }
     let mut seen = Vec::new();
-    for (item, name) in here {
+    for done in done {
+        let Some((item, name)) = put_one(done, into_home, links, &mut restored) else { continue };
+        remember_link(links, &item, &name);
         if into_home {
             if let Ok(stat) = item.at.stat(&name) {
                 seen.push((item.node, stat));
             }
         }
     }
+    sync()?;
     note_seen(vault, seen, device)?;
+    leave(vault, leaving, into_home, device, &mut restored)?;
+    Ok(restored)
+}
+
+/// Gives one file its name; gives it back if it has its own.
+fn put_one(done: Done, into_home: bool, links: &LinkMap, restored: &mut Restored) -> Option<(Item, Vec<u8>)> {
+    match done {
+        Done::Put(temp, item, before) => {
+            let replace = before.as_ref().is_some_and(|stat| into_home && is_replaceable(&item.node, stat));
+            // Another name of the same file may have come with the same batch.
+            let put = match before.is_none() && link_to_first(&item, links) {
+                true => Ok(item.name.clone()),
+                false => put(temp, &item, replace, before.is_some()),
+            };
+            match put {
+                Ok(name) => {
+                    restored.files += 1;
+                    restored.bytes += item.manifest.size;
+                    if name == item.name {
+                        return Some((item, name));
+                    }
+                    let name = show(std::slice::from_ref(&name));
+                    restored.set_aside.push(format!("{} → {name}", item.path));
+                }
+                Err(why) => restored.miss(item.path, why.to_string()),
+            }
+            return None;
+        }
+        Done::There(item, is_new) => {
+            restored.files += u64::from(is_new);
+            restored.unchanged += u64::from(!is_new);
+            restored.bytes += if is_new && item.manifest.kind == Kind::File { item.manifest.size } else { 0 };
+            let name = item.name.clone();
+            return Some((item, name));
+        }
+        Done::Unchanged(item) => {
+            restored.unchanged += 1;
+            let name = item.name.clone();
+            return Some((item, name));
+        }
+        Done::NeedsChunks(item, _) => restored.miss(item.path, NOT_REACHED),
+        Done::Failed(path, why) => restored.miss(path, why),
+    }
+    None
+}
+
+/// Makes a name a link to what was brought back under another one of the same file; `false`: it was not.
+fn link_to_first(item: &Item, links: &LinkMap) -> bool {
+    let Some(group) = item.manifest.link_group else { return false };
+    let first = lock(links)
+        .get(&group)
+        .filter(|(.., entries)| *entries == item.manifest.entries)
+        .map(|(at, name, _)| (Arc::clone(at), name.clone()));
+    first.is_some_and(|(at, name)| item.at.link(&at, &name, &item.name).is_ok())
+}
+
+fn remember_link(links: &LinkMap, item: &Item, name: &[u8]) {
+    let Some(group) = item.manifest.link_group else { return };
+    let mut links = lock(links);
+    if links.len() < LINKS_MAX {
+        links
+            .entry(group)
+            .or_insert_with(|| (Arc::clone(&item.at), name.to_vec(), item.manifest.entries.clone()));
+    }
+}
+
+/// Gives folders their modes and times, now that all in them is there.
+fn leave(
+    vault: &Vault,
+    leaving: Vec<Leaving>,
+    into_home: bool,
+    device: Device,
+    restored: &mut Restored,
+) -> Result<(), VaultError> {
     for leaving in leaving {
         if into_home && leaving.node.id == NodeId::ROOT && leaving.node.seq == 0 {
             continue;
@@ -810,11 +910,8 @@ fn put_all(
         if into_home && vault.db.read(|t| t.has_awaiting_child(leaving.node.id))? {
             continue;
         }
-        match leaving
-            .folder
-            .set_self(leaving.node.mode, leaving.node.mtime)
-            .and_then(|()| leaving.folder.stat_self())
-        {
+        let set = leaving.folder.set_self(leaving.node.mode, leaving.node.mtime);
+        match set.and_then(|()| leaving.folder.stat_self()) {
             Ok(stat) => {
                 restored.folders += 1;
                 // At once: the folder above looks whether this one still awaits something.
@@ -825,7 +922,7 @@ fn put_all(
             Err(why) => restored.miss(leaving.path, why.to_string()),
         }
     }
-    Ok(restored)
+    Ok(())
 }
 
 /// Records that these are here.
@@ -848,9 +945,9 @@ fn note_seen(vault: &Vault, seen: Vec<(Node, Stat)>, device: Device) -> Result<(
 /// Puts a file in place, or beside what has its place by right. Gives the name it got.
 fn put(temp: Temp, item: &Item, replace: bool, is_taken: bool) -> io::Result<Vec<u8>> {
     if replace || !is_taken {
-        let written = temp.put(&item.name, replace);
+        let written = temp.put(&item.at, &item.name, replace);
         return match written {
-            Ok(_) => Ok(item.name.clone()),
+            Ok(()) => Ok(item.name.clone()),
             // Somebody was faster: it stays, and a later restore puts ours beside it.
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
                 Err(io::Error::other("something newer got its name meanwhile; it is kept as it is"))
@@ -859,7 +956,7 @@ fn put(temp: Temp, item: &Item, replace: bool, is_taken: bool) -> io::Result<Vec
         };
     }
     let name = free_name(item)?;
-    temp.put(&name, false)?;
+    temp.put(&item.at, &name, false)?;
     Ok(name)
 }
 

@@ -253,12 +253,12 @@ impl Folder {
         let mode = Mode::from(0o600);
         // A file without a name: nothing is left of it if we die before it is whole.
         match rustix::fs::openat(&self.fd, c".", flags | OFlags::TMPFILE, mode) {
-            Ok(fd) => Ok(Temp { folder: self.again()?, file: File::from(fd), name: None }),
+            Ok(fd) => Ok(Temp { file: File::from(fd), named: None }),
             Err(_) => {
                 let name = temp_name();
                 let fd =
                     rustix::fs::openat(&self.fd, &name[..], flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-                Ok(Temp { folder: self.again()?, file: File::from(fd), name: Some(name) })
+                Ok(Temp { file: File::from(fd), named: Some((self.again()?, name)) })
             }
         }
     }
@@ -316,10 +316,9 @@ impl Iterator for Names {
 /// A file being written; dropped before it is put in place, it leaves nothing.
 #[derive(Debug)]
 pub struct Temp {
-    folder: Folder,
     file: File,
-    /// Where the file system cannot keep a file without a name.
-    name: Option<Vec<u8>>,
+    /// Its folder and the name it has meanwhile, where the file system cannot keep a file without one.
+    named: Option<(Folder, Vec<u8>)>,
 }
 
 impl Temp {
@@ -334,32 +333,32 @@ impl Temp {
         Ok(rustix::fs::futimens(&self.file, &timestamps(mtime))?)
     }
 
-    /// Puts the file in place; `replace` what is there or fail with `AlreadyExists`. Durability is the caller's.
-    pub fn put(mut self, name: &[u8], replace: bool) -> io::Result<File> {
-        if self.name.is_none() {
-            let proc_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-            let link = |to: &[u8]| {
-                rustix::fs::linkat(CWD, proc_path.as_str(), &self.folder.fd, to, AtFlags::SYMLINK_FOLLOW)
-            };
-            if !replace {
-                link(name)?;
-                return self.file.try_clone();
-            }
-            let temp = temp_name();
-            link(&temp)?;
-            self.name = Some(temp);
+    /// Puts the file in place in `folder`, in which it was made; `replace` what is there or fail with `AlreadyExists`.
+    /// Durability is the caller's.
+    pub fn put(mut self, folder: &Folder, name: &[u8], replace: bool) -> io::Result<()> {
+        if let Some((_, temp)) = &self.named {
+            folder.rename(temp, name, replace)?;
+            self.named = None;
+            return Ok(());
         }
-        let temp = self.name.as_ref().expect("given above");
-        self.folder.rename(temp, name, replace)?;
-        self.name = None;
-        self.file.try_clone()
+        let proc_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
+        let link =
+            |to: &[u8]| rustix::fs::linkat(CWD, proc_path.as_str(), &folder.fd, to, AtFlags::SYMLINK_FOLLOW);
+        if !replace {
+            return Ok(link(name)?);
+        }
+        let temp = temp_name();
+        link(&temp)?;
+        folder.rename(&temp, name, true).inspect_err(|_| {
+            let _ = folder.remove_file(&temp);
+        })
     }
 }
 
 impl Drop for Temp {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            let _ = self.folder.remove_file(name);
+        if let Some((folder, name)) = &self.named {
+            let _ = folder.remove_file(name);
         }
     }
 }

@@ -24,6 +24,14 @@ pub struct Deficit {
     pub holders: Vec<CellNumber>,
 }
 
+/// Free space to four binary digits. What peers say of their disks is of different age; were it taken to the byte, two
+/// peers whose disks fill could each look worse than the other in its own round, and neither would be sent anything.
+fn coarse(free: u64) -> u64 {
+    let digits = u64::BITS - free.leading_zeros();
+    let lost = digits.saturating_sub(4);
+    free >> lost << lost
+}
+
 /// For each deficit the peers that should be sent it: favorites first, then those with most free space, never more than
 /// bring it to `copies` copies on peers. What is planned is taken from the candidates' free space.
 pub fn plan(deficits: &[Deficit], candidates: &mut [Candidate], copies: u64) -> Vec<Vec<CellNumber>> {
@@ -36,7 +44,7 @@ pub fn plan(deficits: &[Deficit], candidates: &mut [Candidate], copies: u64) -> 
                     .iter_mut()
                     .filter(|c| c.free >= u64::from(deficit.len))
                     .filter(|c| !deficit.holders.contains(&c.cell) && !targets.contains(&c.cell))
-                    .max_by_key(|c| (c.is_favorite, c.free, std::cmp::Reverse(c.cell)));
+                    .max_by_key(|c| (c.is_favorite, coarse(c.free), std::cmp::Reverse(c.cell)));
                 let Some(best) = best else { break };
                 best.free -= u64::from(deficit.len);
                 targets.push(best.cell);
@@ -70,6 +78,15 @@ mod tests {
         let deficits = [deficit(1, 100, &[]), deficit(2, 100, &[]), deficit(3, 100, &[])];
         assert_eq!(planned(&deficits, &cells, 1), [[2], [3], [3]]);
         assert_eq!(planned(&deficits[..1], &cells, 2), [[2, 3]]);
+    }
+
+    #[test]
+    fn peers_with_nearly_the_same_room_are_told_apart_the_same_way_by_all() {
+        let deficits = [deficit(1, 100, &[])];
+        for (one, other) in [(77_380_173_824, 77_380_100_000), (77_380_100_000, 77_380_173_824)] {
+            let cells = [candidate(1, false, one), candidate(2, false, other)];
+            assert_eq!(planned(&deficits, &cells, 1), [[1]]);
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::pace::{Backoff, Gone};
 use super::switch::{CIRCUIT_HEAD_BYTES, Status, VERSION};
 use super::websocket::{AskError, MessageStream, Signals, ask};
 use super::{DEAD_AFTER, LOGIN_TIME_MAX, PING_AFTER, Url};
-use crate::id::CellId;
+use crate::config::Config;
+use crate::id::{CellId, unhex};
 use crate::keys::{Identity, random};
 use crate::wire::session::{self, Session, Stream};
 use crate::wire::{BoxStream, flush, read_full, tcp, within, write_full};
@@ -40,6 +41,14 @@ pub type Circuit = Stream;
 pub struct Options {
     /// SHA-256 of TLS certificates that are accepted beside those that the roots vouch for.
     pub pins: Vec<[u8; 32]>,
+}
+
+impl Options {
+    /// Those of config.json, which has checked that its pins are hashes.
+    pub fn of(config: &Config) -> Self {
+        let pin = |text: &String| unhex(text).and_then(|bytes| bytes.try_into().ok());
+        Self { pins: config.relay_pins.iter().filter_map(pin).collect() }
+    }
 }
 
 /// Why there is no connection to a relay.

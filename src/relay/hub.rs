@@ -30,9 +30,9 @@ use crate::wire::handshake::{HandshakeLimiter, Rate};
 use crate::wire::{read_some, within, write_full};
 
 /// Read from a client at once.
-const READ_BYTES: usize = 128 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// Sent to a client before others have their turn.
-const SEND_TURN_BYTES: usize = 256 * 1024;
+const SEND_TURN_BYTES: usize = 128 * 1024;
 /// Room for the head of a message in front of it.
 const HEAD_ROOM: usize = 4;
 /// Clients that are still logging in; one more pushes out the one that has taken longest.

@@ -427,13 +427,28 @@ impl Switch {
         if flags & SYN != 0 {
             self.open(port, stream, now)?;
         }
-        let client = self.clients.get(port).expect("it speaks");
-        let place = client.streams.get(&stream).copied();
-        if kind == DATA && length > 0 {
-            client.incoming = Some(Incoming { stream, left: length, ends: flags & FIN != 0 });
-        }
         // Frames may still be under way to a circuit that is no more.
-        let Some((circuit, side)) = place else { return Ok(()) };
+        if let Some(place) = self.clients.get(port).expect("it speaks").streams.get(&stream).copied() {
+            self.on_frame_of(place, kind, flags, length, now)?;
+        }
+        if kind == DATA && length > 0 {
+            let client = self.clients.get(port).expect("it speaks");
+            client.incoming = Some(Incoming { stream, left: length, ends: flags & FIN != 0 });
+        } else if flags & FIN != 0 {
+            self.on_end(port, stream);
+        }
+        Ok(())
+    }
+
+    /// The head of a frame for an end of a circuit.
+    fn on_frame_of(
+        &mut self,
+        (circuit, side): (usize, usize),
+        kind: u8,
+        flags: u16,
+        length: u32,
+        now: Instant,
+    ) -> Result<(), Violation> {
         if flags & RST != 0 {
             self.drop_circuit(circuit, Some(side));
             return Ok(());
@@ -453,9 +468,6 @@ impl Switch {
             if end.has_ended && length > 0 {
                 return Err(Violation("bytes after the end of a stream"));
             }
-        }
-        if flags & FIN != 0 && (kind == WINDOW_UPDATE || length == 0) {
-            self.on_end(port, stream);
         }
         Ok(())
     }
@@ -653,7 +665,7 @@ impl Switch {
         }
     }
 
-    /// Appends what there is for a client to `out`, as yamux frames, until `out` has about `bytes_max` bytes.
+    /// Appends what there is for a client to `out`, as yamux frames, until `out` has at most `bytes_max` bytes.
     ///
     /// The caller must send all of it.
     pub fn fill(&mut self, port: Port, out: &mut Vec<u8>, bytes_max: usize, now: Instant) {
@@ -668,7 +680,8 @@ impl Switch {
         } else {
             return;
         }
-        while out.len() + FRAME_HEAD_BYTES < bytes_max {
+        // Credit and data of one circuit are two frames.
+        while out.len() + 2 * FRAME_HEAD_BYTES < bytes_max {
             let client = self.clients.get(port.0).expect("it was here");
             let Some((circuit, side)) = client.ready.pop_front() else { return };
             let is_alone = client.ready.is_empty();
@@ -769,6 +782,337 @@ impl Switch {
                 self.totals.stalled += 1;
                 self.drop_circuit(key, None);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::noise::tests::Dice;
+
+    const ANN: CellId = CellId([1; 32]);
+    const BOB: CellId = CellId([2; 32]);
+    const S: Duration = Duration::from_secs(1);
+
+    /// What a client was sent: kind, flags, stream, length, body.
+    type Sent = (u8, u16, u32, u32, Vec<u8>);
+
+    struct World {
+        switch: Switch,
+        now: Instant,
+        ann: Port,
+        bob: Port,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self::with(Limits::default())
+        }
+
+        fn with(limits: Limits) -> Self {
+            let mut switch = Switch::new(limits);
+            let (ann, bob) = (switch.enter(ANN).0, switch.enter(BOB).0);
+            Self { switch, now: Instant::now(), ann, bob }
+        }
+
+        fn say(&mut self, port: Port, kind: u8, flags: u16, stream: u32, length: u32, body: &[u8]) {
+            self.try_say(port, kind, flags, stream, length, body).unwrap();
+        }
+
+        fn try_say(
+            &mut self,
+            port: Port,
+            kind: u8,
+            flags: u16,
+            stream: u32,
+            length: u32,
+            body: &[u8],
+        ) -> Result<Went, Violation> {
+            let bytes = [&frame_head(kind, flags, stream, length)[..], body].concat();
+            self.switch.on_bytes(port, &bytes, self.now)
+        }
+
+        fn data(&mut self, port: Port, stream: u32, body: &[u8]) {
+            self.say(port, DATA, 0, stream, body.len() as u32, body);
+        }
+
+        /// A caller's head; what comes back on this stream is for the caller.
+        fn call(&mut self, port: Port, stream: u32, to: CellId) {
+            let head = [&[VERSION][..], to.as_bytes()].concat();
+            self.say(port, DATA, SYN, stream, 33, &head);
+        }
+
+        /// Everything that waits for a client.
+        fn sent(&mut self, port: Port) -> Vec<Sent> {
+            let mut out = Vec::new();
+            loop {
+                let before = out.len();
+                self.switch.fill(port, &mut out, before + 65_535, self.now);
+                if out.len() == before {
+                    break;
+                }
+            }
+            let mut sent = Vec::new();
+            let mut rest = &out[..];
+            while !rest.is_empty() {
+                let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().unwrap());
+                let (stream, length) = (number(4), number(8));
+                let body = if rest[1] == DATA { length as usize } else { 0 };
+                let flags = u16::from_be_bytes([rest[2], rest[3]]);
+                sent.push((rest[1], flags, stream, length, rest[12..12 + body].to_vec()));
+                rest = &rest[12 + body..];
+            }
+            sent
+        }
+
+        /// Ann's stream 1 to Bob's stream 2.
+        fn joined(limits: Limits) -> Self {
+            let mut world = Self::with(limits);
+            world.call(world.ann, 1, BOB);
+            let head = [&[VERSION][..], ANN.as_bytes()].concat();
+            assert_eq!(world.sent(world.bob), [(DATA, SYN, 2, 33, head)]);
+            world.say(world.bob, DATA, ACK, 2, 1, &[0]);
+            assert_eq!(world.sent(world.ann), [(DATA, ACK, 1, 1, vec![0])]);
+            world
+        }
+    }
+
+    #[test]
+    fn bytes_pass_in_order_both_ways_and_half_an_end_passes_alone() {
+        let mut world = World::joined(Limits::default());
+        world.data(world.ann, 1, b"one ");
+        world.say(world.ann, DATA, FIN, 1, 3, b"two");
+        assert_eq!(world.sent(world.bob), [(DATA, FIN, 2, 7, b"one two".to_vec())]);
+        world.data(world.bob, 2, b"still here");
+        assert_eq!(world.sent(world.ann), [(DATA, 0, 1, 10, b"still here".to_vec())]);
+        world.say(world.bob, WINDOW_UPDATE, FIN, 2, 0, &[]);
+        assert_eq!(world.sent(world.ann), [(DATA, FIN, 1, 0, vec![])]);
+        assert_eq!((world.switch.circuits(), world.switch.held_bytes()), (0, 0));
+        // What is still under way to it is passed over.
+        world.data(world.bob, 2, b"late");
+        world.say(world.ann, WINDOW_UPDATE, 0, 1, 5, &[]);
+    }
+
+    #[test]
+    fn head_and_frames_may_come_in_any_pieces() {
+        let mut world = World::new();
+        let head = [&[VERSION][..], BOB.as_bytes(), b"more"].concat();
+        let bytes = [&frame_head(DATA, SYN | FIN, 1, 37)[..], &head].concat();
+        for piece in bytes.chunks(5) {
+            world.switch.on_bytes(world.ann, piece, world.now).unwrap();
+        }
+        let sent = world.sent(world.bob);
+        assert_eq!((sent.len(), sent[0].1, &sent[0].4[33..]), (1, SYN | FIN, &b"more"[..]));
+    }
+
+    #[test]
+    fn caller_is_told_why_not() {
+        let mut world = World::with(Limits { circuits: 1, ..Limits::default() });
+        world.call(world.ann, 1, CellId([9; 32]));
+        world.call(world.ann, 3, ANN);
+        world.say(world.ann, DATA, SYN, 5, 33, &[&[9][..], BOB.as_bytes()].concat());
+        world.call(world.ann, 7, BOB);
+        world.call(world.ann, 9, BOB);
+        let told: Vec<_> = world.sent(world.ann).into_iter().map(|sent| (sent.1, sent.2, sent.4)).collect();
+        let word = |stream, status: Status| (ACK | FIN, stream, vec![status as u8]);
+        let expected = [
+            word(1, Status::NotHere),
+            word(3, Status::Refused),
+            word(5, Status::Refused),
+            word(9, Status::Busy),
+        ];
+        assert_eq!(told, expected);
+        let totals = world.switch.totals();
+        assert_eq!((totals.joined, totals.not_here, totals.refused, totals.busy), (1, 1, 2, 1));
+    }
+
+    #[test]
+    fn credit_passes_through_but_not_beyond_what_the_hub_holds() {
+        let mut world = World::joined(Limits::default());
+        // Bob has read, and gives 100,000 more.
+        world.say(world.bob, WINDOW_UPDATE, 0, 2, 100_000, &[]);
+        assert_eq!(world.sent(world.ann), [(WINDOW_UPDATE, 0, 1, 100_000, vec![])]);
+        // Without end: the hub's own limit holds until Bob's socket takes something.
+        world.say(world.bob, WINDOW_UPDATE, 0, 2, 1 << 30, &[]);
+        let credit = WINDOW_BYTES_MAX + 33 - WINDOW_BYTES_MIN - 100_000;
+        assert_eq!(world.sent(world.ann), [(WINDOW_UPDATE, 0, 1, credit as u32, vec![])]);
+        let body = vec![7; (WINDOW_BYTES_MAX) as usize];
+        world.data(world.ann, 1, &body);
+        assert_eq!(world.switch.held_bytes() as u64, WINDOW_BYTES_MAX);
+        assert_eq!(world.sent(world.ann), []);
+        let taken: usize = world.sent(world.bob).iter().map(|sent| sent.4.len()).sum();
+        assert_eq!(taken as u64, WINDOW_BYTES_MAX);
+        let sent = world.sent(world.ann);
+        assert_eq!(sent.iter().map(|sent| u64::from(sent.3)).sum::<u64>(), WINDOW_BYTES_MAX);
+        // More than was given is against the rules.
+        let more = vec![7; WINDOW_BYTES_MAX as usize + 1];
+        assert!(world.try_say(world.ann, DATA, 0, 1, more.len() as u32, &more).is_err());
+    }
+
+    #[test]
+    fn full_receiver_stalls_nobody_else_and_is_cut_off_in_the_end() {
+        let mut world = World::joined(Limits::default());
+        let cal = world.switch.enter(CellId([3; 32])).0;
+        // Bob's socket takes nothing.
+        world.data(world.ann, 1, &[5; 100_000]);
+        world.call(world.ann, 3, CellId([3; 32]));
+        world.data(world.ann, 3, b"for Cal");
+        let sent = world.sent(cal);
+        assert_eq!(&sent[0].4[33..], b"for Cal");
+        world.now += STALL_TIME_MAX / 2;
+        world.switch.tick(world.now);
+        assert_eq!(world.switch.circuits(), 2);
+        world.now += STALL_TIME_MAX / 2 + S;
+        world.switch.tick(world.now);
+        assert_eq!(world.sent(world.ann), [(DATA, RST, 1, 0, vec![])]);
+        assert_eq!((world.switch.circuits(), world.switch.totals().stalled), (1, 1));
+        assert_eq!(world.switch.held_bytes(), 0);
+        assert_eq!(world.sent(world.bob), [(DATA, RST, 2, 0, vec![])]);
+    }
+
+    #[test]
+    fn reader_that_gives_no_credit_is_cut_off_and_a_quiet_circuit_is_not() {
+        let mut world = World::joined(Limits::default());
+        for _ in 0..100 {
+            world.now += 60 * S;
+            world.switch.tick(world.now);
+        }
+        assert_eq!(world.switch.circuits(), 1, "quiet");
+        world.data(world.ann, 1, &vec![0; WINDOW_BYTES_MIN as usize - 33]);
+        world.sent(world.bob);
+        world.now += STALL_TIME_MAX + S;
+        world.switch.tick(world.now);
+        assert_eq!(world.switch.circuits(), 0);
+    }
+
+    #[test]
+    fn short_message_waits_for_one_turn_of_a_busy_circuit() {
+        let mut world = World::joined(Limits::default());
+        world.call(world.ann, 3, BOB);
+        world.sent(world.bob);
+        world.data(world.ann, 1, &[1; 200_000]);
+        world.data(world.ann, 3, b"short");
+        let sent = world.sent(world.bob);
+        let at = sent.iter().position(|sent| sent.2 == 4).unwrap();
+        assert!(sent[..at].iter().map(|sent| sent.4.len()).sum::<usize>() <= TURN_BYTES);
+    }
+
+    #[test]
+    fn what_is_sent_at_once_is_no_longer_than_asked() {
+        for bytes_max in 25..80 {
+            let mut world = World::joined(Limits::default());
+            world.call(world.ann, 3, BOB);
+            world.data(world.ann, 1, &[1; 500]);
+            world.say(world.ann, DATA, FIN, 3, 3, b"end");
+            world.say(world.ann, WINDOW_UPDATE, FIN, 1, 100_000, &[]);
+            let (mut total, mut out) = (0, Vec::new());
+            loop {
+                out.clear();
+                world.switch.fill(world.bob, &mut out, bytes_max, world.now);
+                assert!(out.len() <= bytes_max, "{} of {bytes_max}", out.len());
+                total += out.len();
+                if out.is_empty() {
+                    break;
+                }
+            }
+            assert!(total > 500 + 36);
+        }
+    }
+
+    #[test]
+    fn reset_and_departure_reach_the_other_end() {
+        let mut world = World::joined(Limits::default());
+        world.say(world.ann, WINDOW_UPDATE, RST, 1, 0, &[]);
+        assert_eq!(world.sent(world.bob), [(DATA, RST, 2, 0, vec![])]);
+        world.call(world.ann, 3, BOB);
+        // Bob has not heard of this one: he hears nothing at all.
+        world.say(world.ann, DATA, RST, 3, 0, &[]);
+        assert_eq!(world.sent(world.bob), []);
+        world.call(world.ann, 5, BOB);
+        world.sent(world.bob);
+        world.switch.leave(world.bob);
+        assert_eq!(world.sent(world.ann), [(DATA, RST, 5, 0, vec![])]);
+        assert_eq!((world.switch.circuits(), world.switch.held_bytes()), (0, 0));
+        world.call(world.ann, 7, BOB);
+        assert_eq!(world.sent(world.ann)[0].4, [Status::NotHere as u8]);
+    }
+
+    #[test]
+    fn head_that_does_not_come_is_not_waited_for() {
+        let mut world = World::new();
+        world.say(world.ann, DATA, SYN, 1, 10, &[VERSION; 10]);
+        world.now += HEAD_TIME_MAX + S;
+        world.switch.tick(world.now);
+        assert_eq!(world.sent(world.ann), [(DATA, ACK | FIN, 1, 1, vec![Status::Refused as u8])]);
+        // And one that ends before it has come.
+        world.say(world.ann, DATA, SYN | FIN, 3, 2, &[VERSION; 2]);
+        assert_eq!(world.sent(world.ann), [(DATA, RST, 3, 0, vec![])]);
+        assert_eq!(world.switch.circuits(), 0);
+    }
+
+    #[test]
+    fn client_that_takes_no_answers_is_not_read_from_and_not_called() {
+        let mut world = World::new();
+        let mut number = 1;
+        while !world.switch.is_clogged(world.bob) {
+            world.say(world.bob, PING, SYN, 0, number, &[]);
+            number += 1;
+        }
+        assert!(number < 10_000);
+        world.call(world.ann, 1, BOB);
+        assert_eq!(world.sent(world.ann)[0].4, [Status::Busy as u8]);
+        world.sent(world.bob);
+        assert!(!world.switch.is_clogged(world.bob));
+    }
+
+    #[test]
+    fn frames_against_the_rules_are_told() {
+        for (kind, flags, stream) in [(DATA, SYN, 2), (DATA, SYN, 0), (7, 0, 1)] {
+            assert!(World::new().try_say(World::new().ann, kind, flags, stream, 0, &[]).is_err());
+        }
+        let mut world = World::joined(Limits::default());
+        assert!(world.try_say(world.ann, DATA, SYN, 1, 0, &[]).is_err(), "the same stream again");
+        world.say(world.ann, DATA, FIN, 1, 0, &[]);
+        assert!(world.try_say(world.ann, DATA, 0, 1, 1, &[0]).is_err(), "more after the end");
+        let mut world = World::new();
+        assert_eq!(world.try_say(world.ann, GO_AWAY, 0, 0, 0, &[]), Ok(Went::Away));
+    }
+
+    #[test]
+    fn newest_of_one_id_is_called() {
+        let mut world = World::new();
+        let (new, old) = world.switch.enter(BOB);
+        assert_eq!(old, Some(world.bob));
+        world.switch.leave(world.bob);
+        world.call(world.ann, 1, BOB);
+        assert_eq!(world.sent(new)[0].1, SYN);
+        assert_eq!(world.switch.clients(), 2);
+    }
+
+    #[test]
+    fn random_frames_leave_nothing_behind() {
+        for seed in 0..200 {
+            let mut dice = Dice(seed);
+            let mut world = World::new();
+            for _ in 0..300 {
+                let port = if dice.roll(2) == 0 { world.ann } else { world.bob };
+                let (kind, flags) = (dice.roll(3) as u8, dice.roll(16) as u16);
+                let (stream, length) = (dice.roll(8) as u32, dice.roll(100) as u32);
+                let other = if port == world.ann { BOB } else { ANN };
+                let head = [&[VERSION][..], other.as_bytes(), &dice.bytes(67)].concat();
+                let body = if kind == DATA { &head[..length as usize] } else { &[] };
+                let _ = world.try_say(port, kind, flags, stream, length, body);
+                if dice.roll(3) == 0 {
+                    world.sent(port);
+                }
+                world.now += S * dice.roll(5) as u32;
+                world.switch.tick(world.now);
+            }
+            world.switch.leave(world.ann);
+            world.switch.leave(world.bob);
+            let switch = &world.switch;
+            assert_eq!((switch.circuits(), switch.held_bytes(), switch.clients()), (0, 0, 0), "seed {seed}");
         }
     }
 }

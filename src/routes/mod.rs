@@ -8,8 +8,10 @@ use std::time::Duration;
 
 pub mod beacon;
 mod book;
+pub mod gateway;
 pub mod interfaces;
 pub mod lan;
+pub mod portmap;
 
 pub use book::{Route, RouteBook};
 

@@ -130,6 +130,14 @@ impl PeerRow {
         Ok(Self { is_favorite, quota_bytes, name, last_seen: None, ..Self::new(&card, role, now) })
     }
 
+    /// Where a cell without anything but its phrase finds this peer: addresses, and its relays as `ID@URL`.
+    pub fn places(&self) -> Vec<String> {
+        let relays = Card::from_bytes(&self.card).map(|card| card.relays.clone()).unwrap_or_default();
+        let mut places = self.addresses();
+        places.extend(relays.iter().map(|url| format!("{}@{url}", self.id)));
+        places
+    }
+
     /// Addresses to dial, best first.
     pub fn addresses(&self) -> Vec<String> {
         let mut addresses = Vec::new();

@@ -18,7 +18,9 @@ use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::id::CellId;
 use crate::keys::random;
+use crate::routes::gateway::PortMap;
 use crate::routes::lan::{Event, Lan};
+use crate::routes::portmap::Change;
 use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict, interfaces};
 use crate::vault::{VaultError, write_whole};
 use crate::wire::handshake::{Approach, Established, HandshakeError, Kind as Right, initiate, respond};
@@ -34,7 +36,7 @@ const RECOVERIES_MAX: usize = 8;
 /// A recovering cell that says nothing for so long is let go.
 const RECOVERY_IDLE_MAX: Duration = Duration::from_secs(300);
 /// Busy connections are looked at this often.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// A new connection is not given up for a better one before this.
 const LINE_AGE_MIN: Duration = Duration::from_secs(3);
 /// While nothing answers, other routes are tried this often.
@@ -145,7 +147,8 @@ impl Sync {
         }
     }
 
-    /// Where this cell can be reached, best first: what config.json says, its own interfaces, and where peers see it.
+    /// Where this cell can be reached, best first: what config.json says, its own interfaces, what the
+    /// router has given, and where peers see it.
     pub fn own_addresses(&self) -> Vec<String> {
         let mut addresses: Vec<String> =
             self.vault.config.peer_addresses.iter().filter(|address| is_address(address)).cloned().collect();
@@ -153,8 +156,10 @@ impl Sync {
             ip if !ip.is_unspecified() => vec![ip],
             ip => own_ips(ip.is_ipv6()),
         };
-        for ip in ips.into_iter().chain(self.observed_ips()) {
-            let address = SocketAddr::new(ip, self.port()).to_string();
+        let own = ips.into_iter().map(|ip| SocketAddr::new(ip, self.port()));
+        let seen = self.observed_ips().into_iter().map(|ip| SocketAddr::new(ip, self.port()));
+        for address in own.chain(self.mapped.get()).chain(seen) {
+            let address = address.to_string();
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -281,6 +286,26 @@ impl Sync {
         };
         self.executor.spawn(hear).detach();
         Ok(())
+    }
+
+    /// Asks the router to let peers in from now on, if config.json wants it.
+    pub(super) fn start_port_map(self: &Rc<Self>) {
+        if !self.vault.config.portmap || self.listen.ip().is_loopback() {
+            return;
+        }
+        let (changes, changed) = channel::bounded(4);
+        *self.port_map.borrow_mut() = Some(PortMap::start(&self.executor, self.port(), changes));
+        let sync = Rc::clone(self);
+        let hear = async move {
+            while let Ok(change) = changed.recv().await {
+                sync.mapped.set(match change {
+                    Change::Mapped { external } => Some(external),
+                    Change::Lost => None,
+                });
+                sync.refresh_card().await;
+            }
+        };
+        self.executor.spawn(hear).detach();
     }
 
     /// Whom beacons are for.
@@ -816,7 +841,9 @@ impl Sync {
     async fn measure_route(self: &Rc<Self>, link: &Rc<Link>, route: &Route) -> Result<(), String> {
         let is_it =
             |line: &Rc<Line>| line.is_ours && line.address == route.address && line.session.is_alive();
-        let line = match link.lines().into_iter().find(is_it) {
+        let known = link.lines().into_iter().find(is_it);
+        let is_trial = known.is_none();
+        let line = match known {
             Some(line) => line,
             None => {
                 let Some(peer) = self.gate.peer(&link.peer) else { return Ok(()) };
@@ -834,6 +861,9 @@ impl Sync {
         line.speed.set(speed);
         self.routes.borrow_mut().note_speed(&link.peer, &route.address, speed, self.vault.now() as i64);
         link.ring();
+        if is_trial && !link.is_wanted(&line) {
+            line.session.close();
+        }
         Ok(())
     }
 

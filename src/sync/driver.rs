@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use smol::channel::Receiver;
+use smol::future::zip;
 use smol::lock::{Mutex, Semaphore};
 use smol::{LocalExecutor, Task, Timer};
 
@@ -29,6 +30,7 @@ use crate::placement::planner::Candidate;
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
 use crate::publish;
 use crate::routes::RouteBook;
+use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
@@ -45,6 +47,8 @@ const FAREWELL_TIME_MAX: Duration = Duration::from_secs(3);
 const STOP_TIME_MAX: Duration = Duration::from_millis(800);
 /// Connections over which one round is tried.
 const ROUND_TRIES_MAX: u32 = 8;
+/// Times that one `round` goes through all peers while chunks wait.
+const LEVELS_MAX: usize = 3;
 /// Rounds that one `round` runs with a peer before it reports.
 const ROUNDS_MAX: usize = 16;
 /// How long an invite may last. s.
@@ -77,6 +81,8 @@ pub struct PeerView {
     pub quota_bytes: u64,
     pub favorite: bool,
     pub addresses: Vec<String>,
+    /// Those, and `ID@URL` for each relay it waits at.
+    pub places: Vec<String>,
     /// The last problem in words, or empty.
     pub error: String,
 }
@@ -103,6 +109,21 @@ pub struct RoundReport {
     pub peers: Vec<PeerRound>,
     /// Chunks of files that still have fewer copies than wanted.
     pub waiting_chunks: u64,
+}
+
+impl RoundReport {
+    /// Takes in what more rounds with the same peers did.
+    fn absorb(&mut self, more: Vec<PeerRound>) {
+        let before = std::mem::replace(&mut self.peers, more);
+        for (round, known) in self.peers.iter_mut().zip(before) {
+            if round.name == known.name {
+                round.pushed_chunks += known.pushed_chunks;
+                round.pushed_bytes += known.pushed_bytes;
+                round.pulled_chunks += known.pulled_chunks;
+                round.pulled_bytes += known.pulled_bytes;
+            }
+        }
+    }
 }
 
 /// What a fetch brought.
@@ -178,6 +199,9 @@ pub struct Sync {
     pub(super) relays: Relays,
     /// Beacons of the local network, if they are wanted.
     pub(super) lan: RefCell<Option<Lan>>,
+    /// The router's word, if it is asked, and the address that it has given.
+    pub(super) port_map: RefCell<Option<PortMap>>,
+    pub(super) mapped: Cell<Option<SocketAddr>>,
     /// Caps on the lines.
     pub(super) pace: Pace,
     /// The last problem with each peer.
@@ -214,6 +238,8 @@ impl Sync {
             near: RefCell::default(),
             relays: Relays::new(&vault.config),
             lan: RefCell::default(),
+            port_map: RefCell::default(),
+            mapped: Cell::new(None),
             pace: Pace::new(Caps::from(&vault.config)),
             errors: RefCell::default(),
             tasks: RefCell::default(),
@@ -239,6 +265,7 @@ impl Sync {
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
         sync.start_lan().await.map_err(other)?;
+        sync.start_port_map();
         for peer in sync.gate.peers() {
             sync.dial_from_now_on(peer.id);
         }
@@ -257,12 +284,18 @@ impl Sync {
         self.dialers.borrow_mut().clear();
         self.relays.stop();
         self.lan.borrow_mut().take();
+        let port_map = self.port_map.borrow_mut().take();
         let links = self.links();
         let ends = links.iter().map(|link| async {
             link.close();
             link.ended().await;
         });
-        within(STOP_TIME_MAX, join_all(ends)).await;
+        let unmapped = async {
+            if let Some(port_map) = port_map {
+                port_map.stop().await;
+            }
+        };
+        within(STOP_TIME_MAX, zip(join_all(ends), unmapped)).await;
         self.links.borrow_mut().clear();
         self.save_routes().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());
@@ -318,7 +351,7 @@ impl Sync {
     // ---- Rounds ----
 
     pub(super) async fn rounds_with(self: Rc<Self>, link: Rc<Link>, woken: Receiver<()>) {
-        while woken.recv().await.is_ok() && !self.is_stopping.get() {
+        while woken.recv().await.is_ok() && !self.is_stopping.get() && !link.is_over() {
             // Once a peer is connected again there is a new reason.
             if link.is_alive() {
                 self.round_with(&link).await.ok();
@@ -392,11 +425,20 @@ impl Sync {
 
     /// Rounds with every peer until each that can be reached has all it should.
     pub async fn round(self: &Rc<Self>) -> RoundReport {
-        let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
-        let peers = join_all(rounds).await;
-        let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-        let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
-        RoundReport { peers, waiting_chunks: totals.map_or(0, |(_, _, short)| short) }
+        let mut report = RoundReport::default();
+        for _ in 0..LEVELS_MAX {
+            let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
+            report.absorb(join_all(rounds).await);
+            let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
+            let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
+            report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
+            // A chunk that one round left to another peer may have come after that one's last.
+            let reached = report.peers.iter().filter(|peer| peer.reached).count();
+            if report.waiting_chunks == 0 || reached < 2 {
+                break;
+            }
+        }
+        report
     }
 
     async fn level(self: &Rc<Self>, peer: PeerRow) -> PeerRound {
@@ -553,6 +595,7 @@ impl Sync {
             let link = self.link(&row.id);
             PeerView {
                 addresses: row.addresses(),
+                places: row.places(),
                 online: link.is_some(),
                 address: link
                     .as_ref()
@@ -707,7 +750,7 @@ impl Sync {
         self.dialers.borrow_mut().remove(&id);
         let link = self.links.borrow_mut().remove(&id);
         if let Some(link) = link {
-            link.close();
+            link.part();
         }
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);

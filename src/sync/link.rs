@@ -129,6 +129,7 @@ pub(super) struct Link {
     /// Lines that ended.
     losses: Cell<u64>,
     waiters: RefCell<Vec<Sender<()>>>,
+    is_over: Cell<bool>,
     wake: Sender<()>,
     pub(super) rounding: Mutex<()>,
     pub(super) is_introduced: Cell<bool>,
@@ -154,6 +155,7 @@ impl Link {
             numbers: Cell::new(0),
             losses: Cell::new(0),
             waiters: RefCell::default(),
+            is_over: Cell::new(false),
             wake,
             rounding: Mutex::new(()),
             is_introduced: Cell::new(false),
@@ -176,7 +178,7 @@ impl Link {
         let _ = self.wake.try_send(());
     }
 
-    /// Takes a connection in. Where there are too many, the oldest that the same side dialled is closed.
+    /// Takes a connection in. Where there are too many, the oldest that is not in use is closed.
     pub(super) fn add(&self, new: NewLine) -> Rc<Line> {
         if !self.is_alive() {
             // What the peer was told and what it said may be forgotten there.
@@ -202,13 +204,12 @@ impl Link {
             number: self.numbers.get(),
             tally: Cell::new(None),
         });
-        let mut lines = self.lines.borrow_mut();
-        if lines.len() >= LINES_MAX {
-            let oldest = lines.iter().find(|line| line.is_ours == new.is_ours).or(lines.first());
-            oldest.expect("there are six").session.close();
+        let live = self.live();
+        if live.len() >= LINES_MAX {
+            let spare = live.iter().find(|line| !self.is_wanted(line)).or(live.first());
+            spare.expect("there are six").session.close();
         }
-        lines.push(Rc::clone(&line));
-        drop(lines);
+        self.lines.borrow_mut().push(Rc::clone(&line));
         self.ring();
         line
     }
@@ -302,14 +303,17 @@ impl Link {
         }
     }
 
+    /// Whether requests go over it.
+    pub(super) fn is_wanted(&self, line: &Rc<Line>) -> bool {
+        let wanted = [self.best(For::Chunks), self.best(For::Small)];
+        wanted.iter().flatten().any(|wanted| Rc::ptr_eq(wanted, line))
+    }
+
     /// Closes lines that we dialled and that carry nothing, where better ones are there.
     pub(super) fn retire_lines(&self, young: Duration) {
-        let (chunks, small) = (self.best(For::Chunks), self.best(For::Small));
-        let is_wanted =
-            |line: &Rc<Line>| [&chunks, &small].into_iter().flatten().any(|wanted| Rc::ptr_eq(wanted, line));
         for line in self.live() {
             let is_idle = line.session.streams_live() == 0 && line.at.elapsed() > young;
-            if line.is_ours && is_idle && !line.is_trial.get() && !is_wanted(&line) {
+            if line.is_ours && is_idle && !line.is_trial.get() && !self.is_wanted(&line) {
                 log::debug!("the connection over {} is no longer used", line.address);
                 line.session.close();
             }
@@ -324,6 +328,17 @@ impl Link {
         let may = spent + bytes <= MEASURED_BYTES_MAX;
         self.measured.set((since, if may { spent + bytes } else { spent }));
         may
+    }
+
+    /// The peer is none any more: all connections end, and no round begins.
+    pub(super) fn part(&self) {
+        self.is_over.set(true);
+        self.close();
+        self.nudge();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.get()
     }
 
     pub(super) fn close(&self) {

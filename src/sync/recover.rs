@@ -5,6 +5,8 @@
 //! an empty placement.db. Segments that are in the store already are not fetched again.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use smol::lock::Semaphore;
@@ -12,17 +14,20 @@ use smol::lock::Semaphore;
 use super::books::{Books, PeerRow};
 use super::round::{local, pull};
 use super::{HeadFacts, tips};
-use crate::card::{Card, Role};
+use crate::card::{Card, Role, relayed};
 use crate::catalog::{Head, RecordKind};
 use crate::id::BodyHash;
 use crate::placement::{DbError, Own};
 use crate::publish;
+use crate::relay::Url;
+use crate::relay::client::{Options, connect};
+use crate::relay::url::BadUrl;
 use crate::vault::{Vault, VaultError};
-use crate::wire::Transport;
-use crate::wire::handshake::{Approach, HandshakeError, initiate};
+use crate::wire::handshake::{Approach, Established, HandshakeError, initiate};
 use crate::wire::message::{self, AskError};
-use crate::wire::session::{self, Limits, Session};
-use crate::wire::tcp::{self, DialError};
+use crate::wire::session::{self, Limits, Session, SessionError};
+use crate::wire::tcp::{self, DialError, STAGGER};
+use crate::wire::{BoxStream, Transport, race};
 
 /// Settings brought back, at most.
 const SETTINGS_MAX: usize = 1024;
@@ -105,25 +110,71 @@ impl From<VaultError> for RecoverError {
     }
 }
 
-/// Brings the catalog, the tree and the books back from the peer at one of `addresses`, into an empty placement.db.
+/// A peer that lets the owner of this phrase read.
+struct Reached {
+    address: String,
+    established: Established<BoxStream>,
+    /// Keeps the connection to a relay moving, and ends with it.
+    carrier: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+async fn reach(vault: &Vault, address: &str) -> Result<Reached, (String, HandshakeError)> {
+    let approach = Approach::Recovery { secret: vault.master.recovery_secret() };
+    let failed = |why: HandshakeError| (address.to_owned(), why);
+    let unreachable = |why: String| failed(HandshakeError::Unreachable(std::io::Error::other(why)));
+    let Some((id, url)) = relayed(address) else {
+        let greet = |stream| {
+            let stream: BoxStream = Box::new(stream);
+            initiate(stream, Transport::Tcp, &vault.identity, &[], &approach)
+        };
+        let dialled = tcp::dial(&[address.to_owned()], greet).await;
+        let (at, established) = dialled.map_err(|mut why| {
+            failed(why.attempts.pop().map_or(HandshakeError::TimedOut, |(_, error)| error))
+        })?;
+        let carrier = Box::pin(std::future::pending());
+        return Ok(Reached { address: at.to_string(), established, carrier });
+    };
+    let url: Url = url.parse().map_err(|why: BadUrl| unreachable(why.to_string()))?;
+    let connected = connect(&url, &vault.identity, &Options::of(&vault.config)).await;
+    let (client, driver) = connected.map_err(|why| unreachable(why.to_string()))?;
+    let mut carrier: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async {
+        driver.await;
+    });
+    let greeting = async {
+        let circuit = client.open(&id).await.map_err(|why| unreachable(why.to_string()))?;
+        let stream: BoxStream = Box::new(circuit);
+        initiate(stream, Transport::Relay, &vault.identity, &[], &approach).await.map_err(failed)
+    };
+    let established = smol::future::or(greeting, async {
+        carrier.as_mut().await;
+        Err(unreachable("the connection to the relay broke".into()))
+    });
+    let established = established.await?;
+    Ok(Reached { address: String::new(), established, carrier })
+}
+
+/// Brings the catalog, the tree and the books back from the peer at one of `addresses` (`host:port`, or `ID@URL` of a relay), into an empty placement.db.
 pub async fn fetch_catalog(
     vault: &Arc<Vault>,
     books: &Arc<Books>,
     addresses: &[String],
 ) -> Result<RecoverReport, RecoverError> {
-    let approach = Approach::Recovery { secret: vault.master.recovery_secret() };
-    let greet = |stream| initiate(stream, Transport::Tcp, &vault.identity, &[], &approach);
-    let (address, established) = tcp::dial(addresses, greet).await.map_err(|why| {
+    let attempts = addresses.iter().map(|address| reach(vault, address));
+    let Reached { address, established, carrier } = race(attempts, STAGGER).await.map_err(|attempts| {
+        let why = DialError { attempts };
         let is_silence =
             matches!(why.best(), Some((_, HandshakeError::Silent(_) | HandshakeError::NotLetIn(_))));
         if is_silence { RecoverError::Silence(why) } else { RecoverError::Unreachable(why) }
     })?;
     let card = established.peer.clone().ok_or_else(|| VaultError::Refused("the peer sent no card".into()))?;
     let (session, driver) = session::start(established.stream, true, &Limits::default());
-    let work = bring_back(vault, books, &session, card, address.to_string());
+    let work = bring_back(vault, books, &session, card, address);
     let broken = async {
-        let why = driver.await;
-        Err(RecoverError::Ask(AskError::Session(why)))
+        let why = smol::future::or(driver, async {
+            carrier.await;
+            SessionError::Closed
+        });
+        Err(RecoverError::Ask(AskError::Session(why.await)))
     };
     let outcome = smol::future::or(work, broken).await;
     session.close();

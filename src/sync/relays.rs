@@ -13,7 +13,7 @@ use smol::lock::Mutex;
 use super::connect::Arrived;
 use super::driver::Sync;
 use crate::config::Config;
-use crate::id::{CellId, unhex};
+use crate::id::CellId;
 use crate::relay::Url;
 use crate::relay::client::{Circuit, CircuitError, Client, Keeper, Options, State, connect, keep};
 use crate::relay::url::BadUrl;
@@ -61,15 +61,8 @@ pub struct RelayView {
 
 impl Relays {
     pub(super) fn new(config: &Config) -> Self {
-        let pin = |text: &String| {
-            let pin = unhex(text).and_then(|bytes| bytes.try_into().ok());
-            if pin.is_none() {
-                log::warn!("relay.pins in config.json: {text} is no SHA-256 in hexadecimal form");
-            }
-            pin
-        };
         Self {
-            options: Options { pins: config.relay_pins.iter().filter_map(pin).collect() },
+            options: Options::of(config),
             own: RefCell::default(),
             visits: RefCell::default(),
             visiting: Mutex::new(()),

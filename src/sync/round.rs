@@ -39,9 +39,11 @@ const GET_NAMES: usize = 64;
 /// Streams of one pull.
 const GET_STREAMS: usize = 2;
 /// Fetched bytes that are made durable together.
-const PULL_COMMIT_BYTES: usize = 8 << 20;
+const PULL_COMMIT_BYTES: usize = 64 << 20;
+/// Of them, bytes of small chunks, which wait in memory.
+const PULL_MEMORY_BYTES: usize = 6 << 20;
 /// And their number.
-const PULL_COMMIT_CHUNKS: usize = 512;
+const PULL_COMMIT_CHUNKS: usize = 1024;
 /// Connections that may break under one pull before it is given up.
 const BREAKS_MAX: u32 = 8;
 /// Pages of an inventory taken in one round; the rest comes with the next.
@@ -784,43 +786,16 @@ pub(super) async fn pull(
     let queue: RefCell<VecDeque<Vec<ChunkName>>> =
         RefCell::new(wanted.chunks(GET_NAMES).map(<[ChunkName]>::to_vec).collect());
     let (got, error, bytes) = (RefCell::new(here), RefCell::new(None), Cell::new(0));
-    let breaks = Cell::new(0);
     let mut workers = FuturesUnordered::new();
     for _ in 0..GET_STREAMS.min(queue.borrow().len()) {
         workers.push(async {
-            loop {
-                // Given away after each batch: whoever else pulls has his turn.
-                let _permit = permits.acquire().await;
-                let Some(batch) = queue.borrow_mut().pop_front() else { return };
-                let mut puller = Puller {
-                    vault,
-                    own,
-                    staged: Vec::new(),
-                    staged_bytes: 0,
-                    taking: None,
-                    done: Vec::new(),
-                };
-                let mut rest = batch.clone();
-                let mut is_broken = false;
-                let outcome = match source.session().await {
-                    Ok(session) => {
-                        let outcome = puller.run(&session, batch).await;
-                        is_broken = !session.is_alive();
-                        outcome
-                    }
-                    Err(why) => Err(why.into()),
-                };
-                bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
-                got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));
-                let Err(why) = outcome else { continue };
-                rest.retain(|name| !got.borrow().contains(name));
-                if is_broken && breaks.get() < BREAKS_MAX {
-                    breaks.set(breaks.get() + 1);
-                    queue.borrow_mut().push_front(rest);
-                } else {
-                    *error.borrow_mut() = Some(why.to_string());
-                    queue.borrow_mut().clear();
-                }
+            let mut puller = Puller::new(vault, own);
+            let outcome = puller.run(source, &queue, permits).await;
+            bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
+            got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));
+            if let Err(why) = outcome {
+                *error.borrow_mut() = Some(why.to_string());
+                queue.borrow_mut().clear();
             }
         });
     }
@@ -837,18 +812,63 @@ struct Puller<'a> {
     vault: &'a Arc<Vault>,
     own: Own,
     staged: Vec<Staged>,
+    /// Of `staged`, in memory and in all.
+    small_bytes: usize,
     staged_bytes: usize,
     taking: Option<Task<Result<Vec<Staged>, StoreError>>>,
     done: Vec<(ChunkName, u32)>,
 }
 
-impl Puller<'_> {
-    async fn run(&mut self, session: &Session, batch: Vec<ChunkName>) -> Result<(), RoundError> {
-        let read = self.read(session, batch).await;
+impl<'a> Puller<'a> {
+    fn new(vault: &'a Arc<Vault>, own: Own) -> Self {
+        let (staged, done) = (Vec::new(), Vec::new());
+        Self { vault, own, staged, small_bytes: 0, staged_bytes: 0, taking: None, done }
+    }
+
+    async fn run(
+        &mut self,
+        source: &impl Source,
+        queue: &RefCell<VecDeque<Vec<ChunkName>>>,
+        permits: &Semaphore,
+    ) -> Result<(), RoundError> {
+        let read = self.read_all(source, queue, permits).await;
         // What has come is kept, however it ended.
         let settled = self.settle().await;
         let committed = self.commit().await;
         read.and(settled).and(committed)
+    }
+
+    async fn read_all(
+        &mut self,
+        source: &impl Source,
+        queue: &RefCell<VecDeque<Vec<ChunkName>>>,
+        permits: &Semaphore,
+    ) -> Result<(), RoundError> {
+        let mut breaks = 0;
+        loop {
+            // Given away after each batch: whoever else pulls has his turn. Who waits for it holds nothing in memory.
+            let _permit = match permits.try_acquire() {
+                Some(permit) => permit,
+                None => {
+                    self.settle().await?;
+                    self.commit().await?;
+                    permits.acquire().await
+                }
+            };
+            let Some(batch) = queue.borrow_mut().pop_front() else { return Ok(()) };
+            let session = source.session().await?;
+            let Err(why) = self.read(&session, batch.clone()).await else { continue };
+            breaks += 1;
+            if session.is_alive() || breaks > BREAKS_MAX {
+                return Err(why);
+            }
+            // The connection broke: what it had brought is kept, and the rest is asked for again.
+            self.settle().await?;
+            self.commit().await?;
+            let here: HashSet<ChunkName> = self.done.iter().map(|(name, _)| *name).collect();
+            let rest: Vec<ChunkName> = batch.into_iter().filter(|name| !here.contains(name)).collect();
+            queue.borrow_mut().push_front(rest);
+        }
     }
 
     async fn read(&mut self, session: &Session, batch: Vec<ChunkName>) -> Result<(), RoundError> {
@@ -875,7 +895,8 @@ impl Puller<'_> {
 
     async fn turn(&mut self, group: Group) -> Result<(), RoundError> {
         self.settle().await?;
-        if self.staged_bytes >= PULL_COMMIT_BYTES || self.staged.len() >= PULL_COMMIT_CHUNKS {
+        let is_much = self.small_bytes >= PULL_MEMORY_BYTES || self.staged_bytes >= PULL_COMMIT_BYTES;
+        if is_much || self.staged.len() >= PULL_COMMIT_CHUNKS {
             self.commit().await?;
         }
         let (vault, own) = (Arc::clone(self.vault), self.own);
@@ -901,14 +922,17 @@ impl Puller<'_> {
     async fn settle(&mut self) -> Result<(), RoundError> {
         if let Some(task) = self.taking.take() {
             let staged = task.await.map_err(VaultError::from)?;
-            self.staged_bytes += staged.iter().map(|s| s.sealed_len() as usize).sum::<usize>();
+            for len in staged.iter().map(|staged| staged.sealed_len() as usize) {
+                self.small_bytes += if len < crate::store::SMALL_BYTES { len } else { 0 };
+                self.staged_bytes += len;
+            }
             self.staged.extend(staged);
         }
         Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), RoundError> {
-        self.staged_bytes = 0;
+        (self.small_bytes, self.staged_bytes) = (0, 0);
         let staged = std::mem::take(&mut self.staged);
         if staged.is_empty() {
             return Ok(());

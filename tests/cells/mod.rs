@@ -1,45 +1,32 @@
-//! Whole cells in temporary folders, run by the program that was built, for tests of what a person sees.
+//! Cells as a person sees them: commands and what they print, files by name.
 #![allow(dead_code)]
+
+#[path = "../common/mod.rs"]
+pub mod common;
 
 use std::fs;
 use std::io::Read;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
-use grove::cli::client::Client;
-use miniserde::json::{self, Number, Object, Value};
+use miniserde::json::{Number, Object, Value};
 
-/// The longest that any state is waited for.
-pub const DEADLINE: Duration = Duration::from_secs(40);
+pub use common::object;
 
 /// A folder that is gone at the end.
-pub struct Temp(pub PathBuf);
+pub struct Temp(pub PathBuf, #[allow(dead_code, reason = "it removes the folder")] common::TempDir);
 
 impl Temp {
     pub fn new(name: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("grove-test-{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let temp = common::TempDir::new(name);
+        Self(temp.path().to_owned(), temp)
     }
 }
 
 /// Waits until `is_so`, or fails with `what`.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !is_so() {
-        assert!(Instant::now() < end, "waited too long: {what}");
-        std::thread::sleep(Duration::from_millis(40));
-    }
+    common::wait_for(what, || is_so().then_some(()));
 }
 
 /// What a command said.
@@ -67,57 +54,57 @@ impl From<Output> for Told {
 }
 
 /// A cell on two folders, which runs or rests.
-pub struct Cell {
-    pub dir: PathBuf,
-    pub home: PathBuf,
-    pub peer_port: u16,
-    child: Option<Child>,
+pub struct Cell(common::Cell);
+
+impl Deref for Cell {
+    type Target = common::Cell;
+
+    fn deref(&self) -> &common::Cell {
+        &self.0
+    }
+}
+
+impl DerefMut for Cell {
+    fn deref_mut(&mut self) -> &mut common::Cell {
+        &mut self.0
+    }
 }
 
 impl Cell {
-    /// A cell made anew below `temp`; `settings` are lines of config.json.
+    /// A cell made anew below `temp`, with these settings.
     pub fn new(temp: &Temp, name: &str, settings: &[(&str, u64)]) -> Self {
         let cell = Self::at(temp.0.join(name).join("state"), temp.0.join(name).join("home"));
         cell.ok(&["init", "--name", name]);
         cell.set(&[("disk.reserve_percent", 0), ("disk.reserve_bytes_min", 0)]);
+        cell.keep_to_itself();
         cell.set(settings);
         cell
     }
 
     /// Folders of a cell that is not made, or made already.
     pub fn at(dir: PathBuf, home: PathBuf) -> Self {
-        Self { dir, home, peer_port: 0, child: None }
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        let log = dir.with_extension("log");
+        Self(common::Cell::with(dir, home, log))
     }
 
     /// Changes settings of a cell at rest.
     pub fn set(&self, settings: &[(&str, u64)]) {
-        let path = self.dir.join("config.json");
-        let mut text = fs::read_to_string(&path).unwrap();
-        for (key, value) in settings {
-            let from = text.find(&format!("\"{key}\":")).expect("a setting");
-            let to = from + text[from..].find(['\n', ',']).unwrap();
-            text.replace_range(from..to, &format!("\"{key}\": {value}"));
-        }
-        fs::write(&path, text).unwrap();
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grove"));
-        command.arg("--dir").arg(&self.dir).arg("--home").arg(&self.home);
-        command.args(["--port", "0", "--peer-port", &self.peer_port.to_string()]);
-        command.args(words).stdin(Stdio::null());
-        command
+        let texts: Vec<(&str, String)> =
+            settings.iter().map(|(key, value)| (*key, value.to_string())).collect();
+        let pairs: Vec<(&str, &str)> = texts.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        self.0.change(&pairs);
     }
 
     /// Runs a command.
     pub fn grove(&self, words: &[&str]) -> Told {
-        self.command(words).output().unwrap().into()
+        self.0.command(words).output().unwrap().into()
     }
 
     /// Runs a command that must succeed; gives what it printed.
     pub fn ok(&self, words: &[&str]) -> String {
         let told = self.grove(words);
-        assert_eq!(told.code, 0, "grove {words:?}: {}{}\n{}", told.text(), told.err, self.log_end());
+        assert_eq!(told.code, 0, "grove {words:?}: {}{}\n{}", told.text(), told.err, self.log_text());
         told.text()
     }
 
@@ -128,33 +115,9 @@ impl Cell {
         object(&self.ok(&words))
     }
 
-    pub fn log(&self) -> String {
-        let bytes = fs::read(self.dir.with_extension("log")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    fn log_end(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
-    }
-
     /// Starts the cell and waits until it answers and its first scan is over.
     pub fn start(&mut self) {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.with_extension("log"))
-            .expect("a log");
-        let child = self.command(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let pid = u64::from(child.id());
-        self.child = Some(child);
-        until("the cell answers", || {
-            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "grove run ended: {}", self.log_end());
-            self.ports().is_some_and(|(owner, http, _)| owner == pid && http != 0)
-        });
-        self.peer_port = self.ports().unwrap().2;
+        self.0.run();
         until("the first scan", || {
             let status = self.status();
             !matches!(inner(&status, "scan").get("last_s"), None | Some(Value::Null))
@@ -162,49 +125,14 @@ impl Cell {
         });
     }
 
-    pub fn ports(&self) -> Option<(u64, u16, u16)> {
-        let Ok(Value::Object(lock)) = json::from_str(&fs::read_to_string(self.dir.join("lock")).ok()?) else {
-            return None;
-        };
-        Some((number(&lock, "pid"), number(&lock, "http_port") as u16, number(&lock, "peer_port") as u16))
-    }
-
-    pub fn client(&self) -> Client {
-        let secret = fs::read_to_string(self.dir.join("peer_secret")).unwrap();
-        Client::new(self.ports().unwrap().1, secret.trim())
-    }
-
-    pub fn get(&self, path: &str) -> Object {
-        object(&self.client().get_json(&format!("/api/v1{path}")).unwrap())
-    }
-
     pub fn status(&self) -> Object {
         self.get("/status")
     }
 
-    /// Text of the alert with this code, if it is raised.
-    pub fn alert(&self, code: &str) -> Option<String> {
-        let status = self.status();
-        list(&status, "alerts").into_iter().find(|a| text(a, "code") == code).map(|a| text(&a, "text"))
-    }
-
-    /// Stops as a machine that loses power would, but for the disk.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// Stops in order.
+    /// Stops in order, if it runs.
     pub fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let end = Instant::now() + Duration::from_secs(10);
-        while child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < end, "the cell does not stop: {}", self.log_end());
-            std::thread::sleep(Duration::from_millis(20));
+        if self.0.is_up() {
+            self.0.stop();
         }
     }
 
@@ -278,27 +206,10 @@ impl Cell {
         text(&told, "phrase")
     }
 
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.peer_port)
-    }
-
     /// Makes `other` a peer.
     pub fn befriend(&self, other: &Self) {
         let invite = text(&self.json(&["invite"]), "token");
         other.ok(&["join", &invite]);
-    }
-}
-
-impl Drop for Cell {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-pub fn object(text: &str) -> Object {
-    match json::from_str(text) {
-        Ok(Value::Object(object)) => object,
-        _ => panic!("no JSON object: {text}"),
     }
 }
 

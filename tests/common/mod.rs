@@ -258,11 +258,25 @@ impl Cell {
 
     /// Writes settings (JSON texts) into config.json. The cell must not run.
     pub fn set(&self, settings: &[(&str, &str)]) {
+        // A disk that is nearly full is no matter of most tests.
+        self.change(&[("disk.reserve_percent", "0"), ("disk.reserve_bytes_min", "1048576")]);
+        self.keep_to_itself();
+        self.change(settings);
+    }
+
+    /// A cell in no network of the test's own says nothing to the neighbours and the router of this machine; what is
+    /// recovered of it neither.
+    pub fn keep_to_itself(&self) {
+        if self.host.is_none() {
+            self.change(&[("lan.discovery", "false"), ("portmap", "false")]);
+        }
+    }
+
+    /// Like `set`, and nothing else.
+    pub fn change(&self, settings: &[(&str, &str)]) {
         let path = self.dir.join("config.json");
         let mut config = object(&fs::read_to_string(&path).unwrap_or_else(|_| "{}".into()));
-        // A disk that is nearly full is no matter of most tests.
-        let small = [("disk.reserve_percent", "0"), ("disk.reserve_bytes_min", "1048576")];
-        for (key, value) in small.iter().chain(settings) {
+        for (key, value) in settings {
             config.insert((*key).to_owned(), json::from_str(value).unwrap());
         }
         fs::write(&path, json::to_string(&config)).unwrap();
@@ -336,32 +350,39 @@ impl Cell {
 
     /// SIGTERM; the cell must end by itself, well. Gives the time that took.
     pub fn stop(&mut self) -> Duration {
+        self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    pub fn stop_by(&mut self, signal: rustix::process::Signal) -> Duration {
         let (mut child, _) = self.run.take().expect("the cell runs");
         let began = Instant::now();
         let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
         let status = wait_for("the cell stops", || child.try_wait().unwrap());
         assert!(status.success(), "{status}: {}", self.log_text());
         began.elapsed()
     }
 
-    pub fn log_text(&self) -> String {
-        let mut text = String::new();
+    /// All that it has said, in all its runs.
+    pub fn log(&self) -> String {
+        let mut bytes = Vec::new();
         if let Ok(mut file) = fs::File::open(&self.log) {
-            let _ = file.read_to_string(&mut text);
+            let _ = file.read_to_end(&mut bytes);
         }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The end of it.
+    pub fn log_text(&self) -> String {
+        let text = self.log();
         // What a test has removed itself is no news.
         let is_news =
             |line: &&str| !line.contains(" is not in /") && !line.contains("was damaged on this disk");
-        text.lines()
-            .filter(is_news)
-            .rev()
-            .take(30)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
-            .collect::<Vec<_>>()
-            .join("\n")
+        let end: Vec<&str> = text.lines().filter(is_news).rev().take(30).collect();
+        end.into_iter().rev().collect::<Vec<_>>().join(
+            "
+",
+        )
     }
 
     pub fn client(&self) -> Client {

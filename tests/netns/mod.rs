@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::fs::File;
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
 use rustix::fd::AsFd;
@@ -50,9 +50,18 @@ impl Net {
         output
     }
 
+    /// Whether a line of shell succeeds in a namespace.
+    pub fn succeeds(&self, name: &str, line: &str) -> bool {
+        self.command(name, "sh", &["-c", line]).output().unwrap().status.success()
+    }
+
     /// Starts a program in a namespace.
     pub fn start(&self, name: &str, program: &str, args: &[&str]) -> Running {
-        Running(self.command(name, program, args).spawn().unwrap())
+        let mut command = self.command(name, program, args);
+        if std::env::var_os("GROVE_TEST_VERBOSE").is_none() {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        Running(command.spawn().unwrap())
     }
 
     /// A cable between two namespaces.

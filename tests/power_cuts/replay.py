@@ -742,7 +742,8 @@ def record(grove, work, chance):
         cell = Cell(grove, f"{work}/{name}", name)
         os.makedirs(cell.folder)
         cell.say("init", "--name", name)
-        cell.settings(disk__reserve_percent=0, disk__reserve_bytes_min=1 << 20, sync__every_s=2)
+        cell.settings(disk__reserve_percent=0, disk__reserve_bytes_min=1 << 20, sync__every_s=2,
+                      lan__discovery=False, portmap=False)
         cells.append(cell)
     a, b, c = cells
     for cell in cells:
