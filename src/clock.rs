@@ -188,7 +188,7 @@ impl ObservedTime {
             base_s,
             steady_at_base: clock.steady(),
             wall_at_base,
-            is_based: saved.is_some(),
+            is_based: saved.is_some_and(|(_, wall)| wall >= SET_AFTER),
             credited_s: 0,
             believed: wall_at_base,
             doubt: None,
@@ -426,6 +426,14 @@ mod tests {
         clock.set_wall(NOW, true);
         assert_eq!(time.look(&clock, Evidence::Ntp), None);
         assert_eq!(time.now(&clock), 60);
+    }
+
+    #[test]
+    fn time_saved_by_a_clock_that_was_never_set_is_no_base() {
+        let clock = ManualClock::at(NOW);
+        let mut time = ObservedTime::resume(Some((500, 40)), &clock);
+        assert_eq!(time.look(&clock, Evidence::Ntp), None);
+        assert_eq!(time.now(&clock), 500);
     }
 
     #[test]

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn pairs_of_any_lengths_hash_as_alone() {
-        let bytes: Vec<u8> = (0..5000u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..5000u32).map(|i| ((i * i) >> 3) as u8).collect();
         let lens = [0, 1, 54, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 129, 1000, 4096];
         for x in lens {
             for y in lens {

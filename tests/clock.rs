@@ -161,7 +161,7 @@ fn time_switched_off_counts_once_two_peers_agree_on_it() {
     bob.run();
     ann.run();
     ann.cli(["sync", "--wait"]);
-    wait_for("bob is heard", || (text_of_peer(ann, "bob", "address") != "").then_some(()));
+    wait_for("bob is heard", || (!text_of_peer(ann, "bob", "address").is_empty()).then_some(()));
     ann.cli(["sync", "--wait"]);
     assert_eq!(collected(ann), 1);
     // The second says something else: they do not agree.

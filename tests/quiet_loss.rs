@@ -62,6 +62,16 @@ fn home_that_is_not_mounted_deletes_nothing() {
 }
 
 #[test]
+fn mark_that_was_cut_off_while_it_was_written_leaves_nothing() {
+    let temp = Temp::new("cut-mark");
+    let mut cell = Cell::new(&temp, "ann", QUICK);
+    fs::create_dir_all(&cell.home).unwrap();
+    cell.write(".grove-home.0123abcd.tmp", "GroveHome of");
+    cell.start();
+    assert!(cell.has(".grove-home") && !cell.has(".grove-home.0123abcd.tmp"));
+}
+
+#[test]
 fn home_without_its_mark_deletes_nothing_until_it_is_adopted() {
     let temp = Temp::new("mark");
     let mut cell = running(&temp, "ann");

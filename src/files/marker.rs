@@ -1,6 +1,6 @@
 //! `.grove-home`: the mark that this folder is this cell's GroveHome and its disk is there.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::ignore::MARKER_NAME;
@@ -34,8 +34,7 @@ pub fn create(vault: &Vault, adopt: bool) -> Result<(), VaultError> {
         (Some(_), None) => return Err(VaultError::Refused(no_mark(home))),
         (None, None) => {
             let mark = format!("GroveHome of cell {}\n{}\n", vault.id(), hex(&crate::keys::random::<16>()));
-            let path = home.join(Path::new(".grove-home"));
-            crate::vault::write_whole(&path, mark.as_bytes()).map_err(VaultError::io(doing()))?;
+            write(home, &mark).map_err(VaultError::io(doing()))?;
             mark.into_bytes()
         }
     };
@@ -66,12 +65,23 @@ pub fn adopt(vault: &Vault) -> Result<(), VaultError> {
         Some(mark) => mark,
         None => {
             let mark = format!("GroveHome of cell {}\n{}\n", vault.id(), hex(&crate::keys::random::<16>()));
-            crate::vault::write_whole(&vault.home.join(".grove-home"), mark.as_bytes())
-                .map_err(VaultError::io("cannot mark GroveHome"))?;
+            write(&vault.home, &mark).map_err(VaultError::io("cannot mark GroveHome"))?;
             mark.into_bytes()
         }
     };
     Ok(vault.db.change_durably(|t| t.set_meta(META, &mark))?)
+}
+
+/// Puts a mark, and removes what earlier tries left that were cut off.
+fn write(home: &Path, mark: &str) -> io::Result<()> {
+    for entry in std::fs::read_dir(home)?.flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b".grove-home.") && name.ends_with(b".tmp") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    crate::vault::write_whole(&home.join(".grove-home"), mark.as_bytes())
 }
 
 fn no_mark(home: &Path) -> String {

@@ -24,7 +24,7 @@ use crate::buffers;
 use crate::config::SMALL_FILE_BYTES;
 use crate::id::ChunkName;
 use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
-use crate::placement::{Device, Node, NodeId, NodeState};
+use crate::placement::{ChunkRow, Device, Node, NodeId, NodeState};
 use crate::seal::ENCODING_RAW;
 use crate::vault::{Vault, VaultError, lock};
 
@@ -35,7 +35,7 @@ const BATCH_BYTES: u64 = 16 << 20;
 /// Chunks of a large file that are written while the next ones are fetched.
 const WINDOW_CHUNKS: usize = 16;
 /// Files and folders that are made durable together at most; a batch more may come on top.
-const LANDING_MAX: usize = 2048;
+const LANDING_MAX: usize = 1024;
 /// And their bytes.
 const LANDING_BYTES: u64 = 64 << 20;
 /// Hard links remembered during a restore.
@@ -297,7 +297,7 @@ pub struct Restorer {
 
 /// What a job found out about one item.
 enum Done {
-    Put(Temp, Item, Option<Stat>),
+    Put(Temp, Item),
     /// A link, put already.
     There(Item, bool),
     Unchanged(Item),
@@ -309,7 +309,7 @@ impl Done {
     /// The folder of a file that was or will be put there.
     fn place(&self) -> Option<&Arc<Folder>> {
         match self {
-            Self::Put(_, item, _) | Self::There(item, _) | Self::Unchanged(item) => Some(&item.at),
+            Self::Put(_, item) | Self::There(item, _) | Self::Unchanged(item) => Some(&item.at),
             Self::NeedsChunks(..) | Self::Failed(..) => None,
         }
     }
@@ -469,7 +469,7 @@ impl Restorer {
             done.push(self.large(item, into_home).await?);
         }
         let written =
-            done.iter().filter_map(|d| if let Done::Put(_, item, _) = d { Some(item) } else { None });
+            done.iter().filter_map(|d| if let Done::Put(_, item) = d { Some(item) } else { None });
         landing.bytes += written.map(|item| item.manifest.size).sum::<u64>();
         landing.done.extend(done);
         landing.leaving.extend(batch.leaving);
@@ -521,7 +521,8 @@ impl Restorer {
         let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
         smol::unblock(move || {
             let _permit = permit;
-            share.into_iter().map(|item| write_small(&vault, item, into_home, &links)).collect()
+            let rows = chunk_rows(&vault, &share)?;
+            share.into_iter().map(|item| write_small(&vault, item, &rows, into_home, &links)).collect()
         })
         .await
     }
@@ -530,8 +531,8 @@ impl Restorer {
     async fn large(&self, item: Item, into_home: bool) -> Result<Done, VaultError> {
         let links = Arc::clone(&self.links);
         let begun = smol::unblock(move || begin(item, into_home, &links)).await?;
-        let (temp, item, before) = match begun {
-            Begun::Write(temp, item, before) => (temp, *item, before),
+        let (temp, item) = match begun {
+            Begun::Write(temp, item) => (temp, *item),
             Begun::Done(done) => return Ok(*done),
         };
         // Lists first: without them it is not known what is needed.
@@ -581,7 +582,7 @@ impl Restorer {
         if let Err(why) = file.set_len(item.manifest.size) {
             return Ok(Done::Failed(item.path, why.to_string()));
         }
-        Ok(smol::unblock(move || written(temp, item, before)).await)
+        Ok(smol::unblock(move || written(temp, item)).await)
     }
 
     /// The next entries of a large file, with their chunks here; `None`: they cannot all be had.
@@ -607,7 +608,11 @@ impl Restorer {
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             let _permit = permit;
-            match open_chunk(&vault, epoch, &entry)? {
+            let row = match entry.chunk() {
+                Some(name) => vault.db.read(|t| t.chunk(&name))?,
+                None => None,
+            };
+            match open_chunk(&vault, epoch, &entry, row.as_ref())? {
                 Some(bytes) => {
                     write_with_holes(&file, &bytes, offset).map_err(VaultError::io("cannot write"))?;
                     buffers::give(bytes);
@@ -638,14 +643,14 @@ async fn step(mut walk: RestoreWalk) -> Result<(RestoreWalk, Batch), VaultError>
 }
 
 enum Begun {
-    Write(Temp, Box<Item>, Option<Stat>),
+    Write(Temp, Box<Item>),
     Done(Box<Done>),
 }
 
 /// The bytes are there: mode and time come before the name, which must never stand for less after a power cut.
-fn written(temp: Temp, item: Item, before: Option<Stat>) -> Done {
+fn written(temp: Temp, item: Item) -> Done {
     match temp.set(item.manifest.mode, item.manifest.mtime) {
-        Ok(()) => Done::Put(temp, item, before),
+        Ok(()) => Done::Put(temp, item),
         Err(why) => failed(item, &why),
     }
 }
@@ -675,24 +680,45 @@ fn begin(item: Item, into_home: bool, links: &LinkMap) -> Result<Begun, VaultErr
         return Ok(Begun::Done(Box::new(Done::There(item, true))));
     }
     match item.at.create_temp() {
-        Ok(temp) => Ok(Begun::Write(temp, Box::new(item), before)),
+        Ok(temp) => Ok(Begun::Write(temp, Box::new(item))),
         Err(why) => Ok(Begun::Done(Box::new(failed(item, &why)))),
     }
 }
 
-fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> Result<Done, VaultError> {
+type Rows = HashMap<ChunkName, ChunkRow>;
+
+/// Where the chunks of these lie, looked up at once: the jobs share the database.
+fn chunk_rows(vault: &Vault, items: &[Item]) -> Result<Rows, VaultError> {
+    let names = items.iter().flat_map(|item| item.manifest.entries.iter().filter_map(Entry::chunk));
+    let mut rows = Rows::new();
+    vault.db.read(|t| -> Result<(), VaultError> {
+        for name in names {
+            rows.extend(t.chunk(&name)?.map(|row| (name, row)));
+        }
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+fn write_small(
+    vault: &Vault,
+    item: Item,
+    rows: &Rows,
+    into_home: bool,
+    links: &LinkMap,
+) -> Result<Done, VaultError> {
     if item.manifest.kind == Kind::Symlink {
         return Ok(write_link(item));
     }
-    let (temp, item, before) = match begin(item, into_home, links)? {
-        Begun::Write(temp, item, before) => (temp, *item, before),
+    let (temp, item) = match begin(item, into_home, links)? {
+        Begun::Write(temp, item) => (temp, *item),
         Begun::Done(done) => return Ok(*done),
     };
     let (mut offset, mut ends_in_hole) = (0, false);
     let mut missing = Vec::new();
     for entry in &item.manifest.entries {
         if let Entry::Chunk { name, .. } = entry {
-            match open_chunk(vault, item.manifest.epoch, entry)? {
+            match open_chunk(vault, item.manifest.epoch, entry, rows.get(name))? {
                 Some(bytes) => {
                     if let Err(why) = write_with_holes(temp.file(), &bytes, offset) {
                         return Ok(failed(item, &why));
@@ -712,7 +738,7 @@ fn write_small(vault: &Vault, item: Item, into_home: bool, links: &LinkMap) -> R
             return Ok(failed(item, &why));
         }
     }
-    Ok(written(temp, item, before))
+    Ok(written(temp, item))
 }
 
 fn write_link(item: Item) -> Done {
@@ -748,16 +774,29 @@ fn write_link(item: Item) -> Done {
 }
 
 /// A chunk's bytes of the file, without padding; `None`: not here.
-fn open_chunk(vault: &Vault, epoch: u32, entry: &Entry) -> Result<Option<Vec<u8>>, VaultError> {
+fn open_chunk(
+    vault: &Vault,
+    epoch: u32,
+    entry: &Entry,
+    row: Option<&ChunkRow>,
+) -> Result<Option<Vec<u8>>, VaultError> {
     let Entry::Chunk { name, key, encoding, len } = entry else { return Ok(None) };
     if *encoding != ENCODING_RAW {
         return Err(VaultError::Refused("made by a newer Grove; update this one to read it".into()));
     }
-    let Some(sealed) = vault.local_chunk(name)? else { return Ok(None) };
-    let mut bytes = vault
-        .sealer_of(epoch)
-        .open(key, *encoding, sealed)
-        .map_err(|why| VaultError::Record(why.to_string()))?;
+    // What opens under the key that the manifest names, and makes that key, is what was sealed: its name need not be
+    // looked at, too.
+    let sealer = vault.sealer_of(epoch);
+    let read = row.and_then(|row| vault.store.read(*name, row.place?, row.len).ok());
+    let mut bytes = match read.and_then(|sealed| sealer.open(key, *encoding, sealed).ok()) {
+        Some(bytes) => bytes,
+        // Moved meanwhile, gone or damaged: the thorough way tells, and puts a damaged one away.
+        None => {
+            let Some(sealed) = vault.local_chunk(name)? else { return Ok(None) };
+            let opened = sealer.open(key, *encoding, sealed);
+            opened.map_err(|why| VaultError::Record(why.to_string()))?
+        }
+    };
     if bytes.len() < *len as usize {
         return Err(VaultError::Record(format!("chunk {} is shorter than its manifest says", name.short())));
     }
@@ -835,12 +874,20 @@ fn put_all(
 /// Gives one file its name; gives it back if it has its own.
 fn put_one(done: Done, into_home: bool, links: &LinkMap, restored: &mut Restored) -> Option<(Item, Vec<u8>)> {
     match done {
-        Done::Put(temp, item, before) => {
-            let replace = before.as_ref().is_some_and(|stat| into_home && is_replaceable(&item.node, stat));
+        Done::Put(temp, item) => {
+            // Looked at just before the name is given: since the bytes were written somebody may have changed it.
+            let now = match item.at.stat_if_there(&item.name) {
+                Ok(now) => now,
+                Err(why) => {
+                    restored.miss(item.path, why.to_string());
+                    return None;
+                }
+            };
+            let replace = now.as_ref().is_some_and(|stat| into_home && is_replaceable(&item.node, stat));
             // Another name of the same file may have come with the same batch.
-            let put = match before.is_none() && link_to_first(&item, links) {
+            let put = match now.is_none() && link_to_first(&item, links) {
                 true => Ok(item.name.clone()),
-                false => put(temp, &item, replace, before.is_some()),
+                false => put(temp, &item, replace, now.is_some()),
             };
             match put {
                 Ok(name) => {

@@ -11,9 +11,12 @@ use futures_rustls::rustls::client::WebPkiServerVerifier;
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
-use futures_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
+use futures_rustls::rustls::crypto::{
+    CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, ring, verify_tls13_signature,
+};
 use futures_rustls::rustls::pki_types::pem::PemObject;
-use futures_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use futures_rustls::rustls::sign::SigningKey;
 use futures_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -50,7 +53,7 @@ enum Trust {
 }
 
 fn config(trust: Trust) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(provider());
     let (pins, roots) = match trust {
         Trust::Only(pin) => (vec![pin], None),
         Trust::Also(pins) => {
@@ -65,6 +68,41 @@ fn config(trust: Trust) -> Result<ClientConfig, Error> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth())
+}
+
+/// ring, without what only a server or a client with a certificate of its own needs: that would be a tenth of a
+/// megabyte of the program.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![
+            ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ring::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![ring::kx_group::X25519, ring::kx_group::SECP256R1],
+        signature_verification_algorithms: ring::default_provider().signature_verification_algorithms,
+        secure_random: &Kernel,
+        key_provider: &NoKeys,
+    }
+}
+
+/// Randomness from the kernel.
+#[derive(Debug)]
+struct Kernel;
+
+impl SecureRandom for Kernel {
+    fn fill(&self, buf: &mut [u8]) -> Result<(), GetRandomFailed> {
+        getrandom::fill(buf).map_err(|_| GetRandomFailed)
+    }
+}
+
+/// Of private keys there are none: a client proves itself inside, by its own id.
+#[derive(Debug)]
+struct NoKeys;
+
+impl KeyProvider for NoKeys {
+    fn load_private_key(&self, _: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, Error> {
+        Err(Error::General("a client has no certificate of its own".into()))
+    }
 }
 
 /// Mozilla's roots, and the system's where there are any.

@@ -35,6 +35,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const RECOVERIES_MAX: usize = 8;
 /// A recovering cell that says nothing for so long is let go.
 const RECOVERY_IDLE_MAX: Duration = Duration::from_secs(300);
+/// Connections are looked at this often while none is busy: what begins meanwhile is seen in time all the same.
+const WATCH_IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Busy connections are looked at this often.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// A new connection is not given up for a better one before this.
@@ -580,12 +582,17 @@ impl Sync {
 
     /// Looks at what is connected: what stands still, what became fast or slow, what is not needed any more.
     pub(super) async fn watch_lines(self: Rc<Self>) {
+        let mut pause = WATCH_IDLE_EVERY;
         loop {
-            Timer::after(WATCH_EVERY).await;
+            Timer::after(pause).await;
             let now = Instant::now();
+            pause = WATCH_IDLE_EVERY;
             for link in self.links() {
                 link.lines().iter().filter(|line| line.session.is_alive()).for_each(|line| {
                     self.watch_line(&link, line, now);
+                    if line.session.streams_live() > 0 || line.is_stalled.get() {
+                        pause = WATCH_EVERY;
+                    }
                 });
                 link.retire_lines(LINE_AGE_MIN);
             }

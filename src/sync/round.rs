@@ -41,7 +41,7 @@ const GET_STREAMS: usize = 2;
 /// Fetched bytes that are made durable together.
 const PULL_COMMIT_BYTES: usize = 64 << 20;
 /// Of them, bytes of small chunks, which wait in memory.
-const PULL_MEMORY_BYTES: usize = 6 << 20;
+const PULL_MEMORY_BYTES: usize = 2 << 20;
 /// And their number.
 const PULL_COMMIT_CHUNKS: usize = 1024;
 /// Connections that may break under one pull before it is given up.

@@ -62,6 +62,8 @@ impl Limits {
     fn to_yamux(&self) -> yamux::Config {
         let streams = self.streams_out + self.streams_in + STREAMS_SLACK;
         let mut config = yamux::Config::default();
+        // yamux checks each of the two against the other, at once.
+        config.set_max_connection_receive_window(None);
         config.set_max_num_streams(streams);
         config.set_max_connection_receive_window(Some(
             streams * STREAM_WINDOW_BYTES + self.window_growth_bytes,
