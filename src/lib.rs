@@ -5,7 +5,7 @@
 //! ```text
 //! main > cli > cell > dashboard relay sync                     duties
 //!                   > files store placement wire               services
-//!                   > catalog manifest seal keys id config buffers     nouns
+//!                   > catalog manifest seal keys id config       nouns
 //! ```
 
 pub mod buffers;
