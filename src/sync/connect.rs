@@ -589,7 +589,7 @@ impl Sync {
             for link in self.links() {
                 link.lines().iter().filter(|line| line.session.is_alive()).for_each(|line| {
                     self.watch_line(&link, line, now);
-                    if line.session.streams_live() > 0 || line.is_stalled.get() {
+                    if line.session.streams_live() > 0 || line.is_stalled() {
                         pause = WATCH_EVERY;
                     }
                 });
@@ -606,17 +606,22 @@ impl Sync {
                 line.speed.set(Speed { up_bytes_per_s, down_bytes_per_s, ..line.speed.get() });
             }
         }
-        if line.session.streams_live() == 0 && !line.is_stalled.get() {
+        if line.session.streams_live() == 0 && !line.is_stalled() {
             return;
         }
         let verdict = line.signs(now).verdict();
-        let is_stalled = verdict == Verdict::Stalled;
-        if line.is_stalled.replace(is_stalled) != is_stalled {
-            let (name, address) = (self.name_of(&link.peer), &line.address);
-            match is_stalled {
-                true => log::info!("{name} does not answer over {address}: looking for another route"),
-                false => log::info!("{name} answers over {address} again"),
+        let (name, address) = (self.name_of(&link.peer), &line.address);
+        if verdict == Verdict::Stalled && !line.is_stalled() {
+            log::info!("{name} does not answer over {address}: looking for another route");
+            line.stalled_at.set(Some(now));
+            // What goes the same way is not trusted either until it answers, or it would be the next to be waited for.
+            for other in link.lines().iter().filter(|other| other.ip.is_some() && other.ip == line.ip) {
+                other.stalled_at.set(Some(now));
             }
+            link.ring();
+        } else if line.stalled_at.get().is_some_and(|at| line.session.active_at() > at) {
+            log::info!("{name} answers over {address} again");
+            line.stalled_at.set(None);
             link.ring();
         }
         if verdict == Verdict::Ask {
@@ -737,7 +742,7 @@ impl Sync {
     /// Every connection stands still: takes the first route that answers, the one that stands still last. If that answers
     /// again meanwhile, nothing is given up.
     async fn fail_over(self: &Rc<Self>, link: &Rc<Link>) -> bool {
-        let stalled: Vec<Rc<Line>> = link.lines().into_iter().filter(|line| line.is_stalled.get()).collect();
+        let stalled: Vec<Rc<Line>> = link.lines().into_iter().filter(|line| line.is_stalled()).collect();
         let mut routes = self.routes.borrow().ranked(&link.peer);
         routes.sort_by_key(|route| stalled.iter().any(|line| line.address == route.address));
         let dialled = smol::future::or(self.dial_and_attach(&link.peer, &routes), async {
@@ -750,7 +755,7 @@ impl Sync {
         if dialled.await.is_err() {
             return false;
         }
-        for line in stalled.iter().filter(|line| line.is_stalled.get()) {
+        for line in stalled.iter().filter(|line| line.is_stalled()) {
             line.session.abort();
         }
         true
@@ -931,7 +936,7 @@ impl Newcomer {
 
 fn why(line: Option<&Rc<Line>>, is_best: bool, route: &Route, best: Option<&Line>) -> String {
     match (line, best) {
-        (Some(line), _) if line.is_stalled.get() => "it does not answer at the moment".into(),
+        (Some(line), _) if line.is_stalled() => "it does not answer at the moment".into(),
         (Some(_), _) if is_best => "in use: the fastest that answers".into(),
         (Some(_), _) => "connected beside the one in use".into(),
         (None, None) if route.error.is_empty() => "not tried yet".into(),

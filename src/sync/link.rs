@@ -62,7 +62,8 @@ pub(super) struct Line {
     pub(super) is_measured: Cell<bool>,
     /// Made to be measured.
     pub(super) is_trial: Cell<bool>,
-    pub(super) is_stalled: Cell<bool>,
+    /// Since when it does not answer, or is suspected not to.
+    pub(super) stalled_at: Cell<Option<Instant>>,
     /// Since when a ping is out.
     pub(super) pinged: Cell<Option<Instant>>,
     /// For what the kernel knows of it.
@@ -81,6 +82,11 @@ struct Tally {
 }
 
 impl Line {
+    /// It does not answer, as far as is known.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled_at.get().is_some()
+    }
+
     /// What can be seen of it now.
     pub(super) fn signs(&self, now: Instant) -> Signs {
         let heard = self.socket.as_ref().and_then(unanswered);
@@ -201,7 +207,7 @@ impl Link {
             speed: Cell::new(new.speed),
             is_measured: Cell::new(new.is_measured),
             is_trial: Cell::new(new.is_trial),
-            is_stalled: Cell::new(false),
+            stalled_at: Cell::new(None),
             pinged: Cell::new(None),
             socket: new.socket,
             unacknowledged: Cell::new(None),
@@ -256,7 +262,7 @@ impl Link {
         LineFacts {
             speed: line.speed.get(),
             is_from_smaller: line.is_ours == self.is_smaller,
-            is_stalled: line.is_stalled.get(),
+            is_stalled: line.is_stalled(),
             is_trial: line.is_trial.get(),
             is_relay: line.kind == Kind::Relay,
             number: line.number,
@@ -280,7 +286,7 @@ impl Link {
 
     /// There are connections, and none of them answers.
     pub(super) fn is_stalled(&self) -> bool {
-        self.best(For::Chunks).is_some_and(|line| line.is_stalled.get())
+        self.best(For::Chunks).is_some_and(|line| line.is_stalled())
     }
 
     /// The line for a request; waits a little for a new one where the last has broken.
@@ -313,7 +319,7 @@ impl Link {
         if self.is_stalled() {
             return;
         }
-        for line in self.live().into_iter().filter(|line| line.is_stalled.get()) {
+        for line in self.live().into_iter().filter(|line| line.is_stalled()) {
             log::info!("the connection over {} is given up: another one answers", line.address);
             line.session.abort();
         }
