@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Shorter ones are not kept.
 const BYTES_MIN: usize = 1 << 20;
-/// Buffers kept at most, 4 MiB each: as many as two transfers have in hand. A peak does not grow by them, for they are
-/// taken before new ones are made.
-const KEPT_MAX: usize = 8;
+/// Buffers kept at most, 4 MiB each: as many as a transfer and an import have in hand. They are taken before new ones are
+/// made; what lies here while small files are imported counts among the 64 MiB that a cell may use.
+const KEPT_MAX: usize = 4;
 
 /// What sealing a chunk where it lies adds to it.
 const TAG_BYTES: usize = 16;

@@ -45,14 +45,14 @@ fn size_pool(vault_jobs: usize) {
     let threads = (vault_jobs + POOL_EXTRA).to_string();
     // SAFETY: called at start, before any other thread runs.
     unsafe { std::env::set_var("BLOCKING_MAX_THREADS", threads) };
-    // Buffers of whole chunks are used again and again: mapping them anew each time costs more than sealing them. What is
-    // not used any more is given back when the cell is quiet.
+    // Buffers of whole chunks are kept by `buffers`, each in a mapping of its own: in the heap of whichever thread made them
+    // they would leave holes that nobody fits into. What is not used any more is given back when the cell is quiet.
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt only sets numbers.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 16 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
-        libc::mallopt(libc::M_ARENA_MAX, (vault_jobs + POOL_EXTRA) as libc::c_int);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
     raise_file_limit();
 }
