@@ -610,9 +610,9 @@ impl Sync {
             return;
         }
         let verdict = line.signs(now).verdict();
-        let (name, address) = (self.name_of(&link.peer), &line.address);
         if verdict == Verdict::Stalled && !line.is_stalled() {
-            log::info!("{name} does not answer over {address}: looking for another route");
+            let name = self.name_of(&link.peer);
+            log::info!("{name} does not answer over {}: looking for another route", line.address);
             line.stalled_at.set(Some(now));
             // What goes the same way is not trusted either until it answers, or it would be the next to be waited for.
             for other in link.lines().iter().filter(|other| other.ip.is_some() && other.ip == line.ip) {
@@ -620,7 +620,7 @@ impl Sync {
             }
             link.ring();
         } else if line.stalled_at.get().is_some_and(|at| line.session.active_at() > at) {
-            log::info!("{name} answers over {address} again");
+            log::info!("{} answers over {} again", self.name_of(&link.peer), line.address);
             line.stalled_at.set(None);
             link.ring();
         }
