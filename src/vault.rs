@@ -229,6 +229,11 @@ impl Vault {
         lock(&self.time).now(&*self.clock)
     }
 
+    /// Observed day, counted from 1.
+    pub fn today(&self) -> u64 {
+        self.now() / 86_400 + 1
+    }
+
     /// Observed seconds for what expires: they stand still while the clock is doubted.
     pub fn expiry_now(&self) -> u64 {
         lock(&self.time).expiry_now(&*self.clock)

@@ -52,7 +52,7 @@ CREATE TABLE bin (file BLOB PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NU
 CREATE TABLE cells (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
 
 -- Every chunk I hold or know of. place 0 absent, 1 loose, 2 in a pack. own 0 not mine, 1 of a file of mine, 2 a list of
--- one, 3 a segment of my catalog. ncopies: rows of copies with state 0.
+-- one, 3 a segment of my catalog. ncopies: rows of copies with state 0 or 3.
 CREATE TABLE chunks (
     id    INTEGER PRIMARY KEY,
     name  BLOB NOT NULL UNIQUE,
@@ -66,11 +66,15 @@ CREATE TABLE chunks (
 CREATE INDEX chunks_extra ON chunks (id) WHERE extra > 0;
 CREATE INDEX chunks_short ON chunks (ncopies) WHERE own IN (1, 2);
 CREATE INDEX chunks_pack ON chunks (pack) WHERE pack IS NOT NULL;
--- Copies of my chunks on peers. state 0 stored, 1 to release.
+-- Copies of my chunks on peers. state 0 stored, 1 to release, 2 stored with a peer that is away, 3 suspect: asked for a
+-- proof in vain. proven: observed day of the last proof, counted from 1; 0: never.
 CREATE TABLE copies (
-    chunk INTEGER NOT NULL, cell INTEGER NOT NULL, state INTEGER NOT NULL, at INTEGER NOT NULL,
+    chunk INTEGER NOT NULL, cell INTEGER NOT NULL, state INTEGER NOT NULL, proven INTEGER NOT NULL,
     PRIMARY KEY (chunk, cell)
 ) WITHOUT ROWID;
+CREATE INDEX copies_release ON copies (cell, chunk) WHERE state = 1;
+CREATE INDEX copies_unproven ON copies (cell, chunk) WHERE proven = 0;
+CREATE INDEX copies_suspect ON copies (cell, chunk) WHERE state = 3;
 -- Chunks I hold for peers. seq: my inventory's number for that owner. class 0 chunk, 1 catalog segment. state 0 held, 1 trash, 2 gone.
 CREATE TABLE holds (
     chunk INTEGER NOT NULL, owner INTEGER NOT NULL, seq INTEGER NOT NULL, class INTEGER NOT NULL,
@@ -78,6 +82,7 @@ CREATE TABLE holds (
     PRIMARY KEY (chunk, owner)
 ) WITHOUT ROWID;
 CREATE INDEX holds_seq ON holds (owner, seq);
+CREATE INDEX holds_trash ON holds (chunk) WHERE state = 1;
 -- Catalog heads of peers.
 CREATE TABLE peer_heads (
     hash BLOB PRIMARY KEY, owner INTEGER NOT NULL, life INTEGER NOT NULL, seq INTEGER NOT NULL,

@@ -8,7 +8,15 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{DbError, Tables};
 
 const SCHEMA: &str = include_str!("schema.sql");
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+/// From format 1: copies carry the day of their last proof, not the second of their arrival.
+const FROM_1: &str = "
+    ALTER TABLE copies RENAME COLUMN at TO proven;
+    UPDATE copies SET proven = 0;
+    CREATE INDEX copies_release ON copies (cell, chunk) WHERE state = 1;
+    CREATE INDEX copies_unproven ON copies (cell, chunk) WHERE proven = 0;
+    CREATE INDEX copies_suspect ON copies (cell, chunk) WHERE state = 3;
+    CREATE INDEX holds_trash ON holds (chunk) WHERE state = 1;";
 /// Page cache, KiB. More costs memory, less costs reads of the index of chunk names.
 const CACHE_KIB: i64 = 4096;
 /// Prepared statements kept.
@@ -48,6 +56,8 @@ impl Db {
         let is_new = version == 0;
         if is_new {
             conn.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
+        } else if version == 1 {
+            conn.execute_batch(&format!("BEGIN; {FROM_1} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
         } else if version != FORMAT {
             return Err(DbError::Foreign { path: path.to_owned(), version });
         }

@@ -42,6 +42,46 @@ pub enum Own {
     Segment = 3,
 }
 
+/// How a copy of a chunk of mine stands with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyState {
+    /// Stored, as far as is known.
+    Stored = 0,
+    /// Not wanted any more; the peer is to be told.
+    ToRelease = 1,
+    /// Stored with a peer that has been away too long to be counted on.
+    Away = 2,
+    /// A proof was asked for in vain. It still counts.
+    Suspect = 3,
+}
+
+/// A copy of a chunk of mine with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copy {
+    /// Of which chunk.
+    pub chunk: ChunkId,
+    /// With whom.
+    pub cell: CellNumber,
+    /// How it stands.
+    pub state: CopyState,
+    /// Observed day of the last proof, counted from 1; 0: never.
+    pub proven: u64,
+}
+
+fn read_copy(row: &Row<'_>) -> rusqlite::Result<Copy> {
+    Ok(Copy {
+        chunk: ChunkId(row.get(0)?),
+        cell: CellNumber(row.get(1)?),
+        state: match row.get(2)? {
+            1 => CopyState::ToRelease,
+            2 => CopyState::Away,
+            3 => CopyState::Suspect,
+            _ => CopyState::Stored,
+        },
+        proven: row.get::<_, i64>(3)? as u64,
+    })
+}
+
 /// What a held chunk is for its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldClass {
@@ -633,13 +673,31 @@ impl<'a> Tables<'a> {
 
     // Copies of my chunks.
 
-    /// Notes that a peer stores a chunk of mine.
-    pub fn put_copy(&self, chunk: ChunkId, cell: CellNumber, at: u64) -> Result<(), DbError> {
+    /// Notes that a peer stores a chunk of mine. What was proven of it before stays.
+    pub fn put_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
         self.run(
-            "INSERT OR REPLACE INTO copies VALUES (?1, ?2, 0, ?3)",
-            params![chunk.0, cell.0, at as i64],
+            "INSERT INTO copies VALUES (?1, ?2, 0, 0) ON CONFLICT (chunk, cell) DO UPDATE SET state = 0",
+            params![chunk.0, cell.0],
         )?;
         self.count_copies(chunk)
+    }
+
+    /// A copy was proven on observed day `day` (from 1). One that is to be released or away stays so.
+    pub fn prove_copy(&self, chunk: ChunkId, cell: CellNumber, day: u64) -> Result<(), DbError> {
+        self.run(
+            "UPDATE copies SET proven = ?3, state = CASE state WHEN 3 THEN 0 ELSE state END WHERE chunk = ?1 AND cell = ?2",
+            params![chunk.0, cell.0, day as i64],
+        )
+        .map(drop)
+    }
+
+    /// A proof of a copy was asked for in vain: it still counts, and is asked about again soon.
+    pub fn suspect_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
+        self.run(
+            "UPDATE copies SET state = 3 WHERE chunk = ?1 AND cell = ?2 AND state = 0",
+            params![chunk.0, cell.0],
+        )
+        .map(drop)
     }
 
     /// A copy is no more.
@@ -648,15 +706,69 @@ impl<'a> Tables<'a> {
         self.count_copies(chunk)
     }
 
-    /// All copies with a peer are no more.
-    pub fn drop_copies_of(&self, cell: CellNumber) -> Result<usize, DbError> {
-        let dropped = self.run("DELETE FROM copies WHERE cell = ?1", [cell.0])?;
-        self.run(
-            "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = chunks.id AND state = 0)
-             WHERE ncopies > 0",
-            [],
-        )?;
-        Ok(dropped)
+    /// Up to `limit` copies with a peer over chunk `after`, by chunk; a way to go through them all in bounded steps.
+    pub fn copies_page(&self, cell: CellNumber, after: ChunkId, limit: usize) -> Result<Vec<Copy>, DbError> {
+        self.list(
+            "SELECT chunk, cell, state, proven FROM copies WHERE cell = ?1 AND chunk > ?2 ORDER BY chunk LIMIT ?3",
+            params![cell.0, after.0, limit as i64],
+            read_copy,
+        )
+    }
+
+    /// Up to `limit` copies with a peer over chunk `after` that were never proven, by chunk.
+    pub fn copies_unproven(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<Copy>, DbError> {
+        self.list(
+            "SELECT chunk, cell, state, proven FROM copies INDEXED BY copies_unproven
+             WHERE cell = ?1 AND chunk > ?2 AND proven = 0 ORDER BY chunk LIMIT ?3",
+            params![cell.0, after.0, limit as i64],
+            read_copy,
+        )
+    }
+
+    /// Up to `limit` copies with a peer of which proofs were asked for in vain, over chunk `after`, by chunk.
+    pub fn copies_suspect(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<Copy>, DbError> {
+        self.list(
+            "SELECT chunk, cell, state, proven FROM copies INDEXED BY copies_suspect
+             WHERE cell = ?1 AND chunk > ?2 AND state = 3 ORDER BY chunk LIMIT ?3",
+            params![cell.0, after.0, limit as i64],
+            read_copy,
+        )
+    }
+
+    /// The peer of these copies is away, or back: they do not count, or count again. Those to be released stay so.
+    pub fn set_copies_away(
+        &self,
+        cell: CellNumber,
+        chunks: &[ChunkId],
+        is_away: bool,
+    ) -> Result<(), DbError> {
+        let sql = if is_away {
+            "UPDATE copies SET state = 2 WHERE chunk = ?1 AND cell = ?2 AND state IN (0, 3)"
+        } else {
+            "UPDATE copies SET state = 0 WHERE chunk = ?1 AND cell = ?2 AND state = 2"
+        };
+        for chunk in chunks {
+            if self.run(sql, params![chunk.0, cell.0])? > 0 {
+                self.count_copies(*chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks a copy for release: it does not count any more.
+    pub fn release_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
+        self.run("UPDATE copies SET state = 1 WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?;
+        self.count_copies(chunk)
     }
 
     /// Marks the copies of a dead chunk for release.
@@ -673,24 +785,35 @@ impl<'a> Tables<'a> {
 
     fn count_copies(&self, chunk: ChunkId) -> Result<(), DbError> {
         self.run(
-            "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = ?1 AND state = 0) WHERE id = ?1",
+            "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = ?1 AND state IN (0, 3)) WHERE id = ?1",
             [chunk.0],
         )
         .map(drop)
     }
 
-    /// Who stores a chunk of mine.
+    /// Who stores a chunk of mine, as far as it counts: not those that are away or should release it.
     pub fn copies_of(&self, chunk: ChunkId) -> Result<Vec<CellNumber>, DbError> {
-        self.list("SELECT cell FROM copies WHERE chunk = ?1 AND state = 0", [chunk.0], |row| {
+        self.list("SELECT cell FROM copies WHERE chunk = ?1 AND state IN (0, 3)", [chunk.0], |row| {
             row.get(0).map(CellNumber)
         })
     }
 
-    /// Whether a copy with this peer is noted, also one to be released.
-    pub fn has_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<bool, DbError> {
-        Ok(self
-            .number("SELECT count(*) FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?
-            > 0)
+    /// All copies of a chunk, whatever their state, by cell.
+    pub fn all_copies_of(&self, chunk: ChunkId) -> Result<Vec<Copy>, DbError> {
+        self.list(
+            "SELECT chunk, cell, state, proven FROM copies WHERE chunk = ?1 ORDER BY cell",
+            [chunk.0],
+            read_copy,
+        )
+    }
+
+    /// A copy with this peer, whatever its state.
+    pub fn copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<Option<Copy>, DbError> {
+        self.one(
+            "SELECT chunk, cell, state, proven FROM copies WHERE chunk = ?1 AND cell = ?2",
+            params![chunk.0, cell.0],
+            read_copy,
+        )
     }
 
     /// Whether any copy of a chunk is noted, also one to be released.
@@ -703,7 +826,7 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks WHERE id IN
-                   (SELECT chunk FROM copies WHERE cell = ?1 AND state = 1 LIMIT ?2)"
+                   (SELECT chunk FROM copies INDEXED BY copies_release WHERE cell = ?1 AND state = 1 LIMIT ?2)"
             ),
             params![cell.0, limit as i64],
             chunk_row,
@@ -713,24 +836,10 @@ impl<'a> Tables<'a> {
     /// Chunks and bytes of mine with a peer.
     pub fn copy_totals(&self, cell: CellNumber) -> Result<(u64, u64), DbError> {
         let sql = "SELECT count(*), coalesce(sum(len), 0) FROM copies JOIN chunks ON chunks.id = chunk
-                   WHERE cell = ?1 AND state = 0";
+                   WHERE cell = ?1 AND state <> 1";
         let totals =
             self.one(sql, [cell.0], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
         Ok(totals.unwrap_or_default())
-    }
-
-    /// Up to `limit` chunks over row `after` of which a copy with a peer is noted, by row.
-    pub fn copies_with(
-        &self,
-        cell: CellNumber,
-        after: ChunkId,
-        limit: usize,
-    ) -> Result<Vec<ChunkId>, DbError> {
-        self.list(
-            "SELECT chunk FROM copies WHERE cell = ?1 AND chunk > ?2 ORDER BY chunk LIMIT ?3",
-            params![cell.0, after.0, limit as i64],
-            |row| row.get(0).map(ChunkId),
-        )
     }
 
     /// Whether a list of chunks of mine is not here: chunks that only it names cannot be told from strange ones.

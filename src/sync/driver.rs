@@ -758,11 +758,11 @@ impl Sync {
         self.tell_lan();
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
-            vault.db.change(|t| -> Result<(), DbError> {
-                let cell = t.cell(&id)?;
-                t.drop_copies_of(cell)?;
-                t.set_meta(&format!("inventory:{id}"), &[])
-            })
+            let cell = vault.db.change(|t| -> Result<_, DbError> {
+                t.set_meta(&format!("inventory:{id}"), &[])?;
+                t.cell(&id)
+            })?;
+            round::drop_copies(&vault, cell)
         })
         .await?;
         self.publish_soon();

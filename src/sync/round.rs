@@ -17,6 +17,7 @@ use super::room;
 use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
 use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
+use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::planner::{Candidate, Deficit, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
@@ -294,7 +295,6 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
         let marks = Arc::clone(&stated);
         with_vault(vault, move |vault| {
             let mut marks = crate::vault::lock(&marks);
-            let now = vault.now();
             vault.db.change(|t| -> Result<(), DbError> {
                 for entry in &entries {
                     let id = match t.chunk(&entry.name)? {
@@ -308,8 +308,8 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
                     if entry.is_held {
                         marks.set(id);
                         // One that waits for its release stays so.
-                        if !t.has_copy(id, cell)? {
-                            t.put_copy(id, cell, now)?;
+                        if t.copy(id, cell)?.is_none() {
+                            t.put_copy(id, cell)?;
                         }
                     } else {
                         t.drop_copy(id, cell)?;
@@ -345,14 +345,26 @@ fn drop_unstated(
     let stated = crate::vault::lock(stated);
     let mut after = ChunkId(0);
     loop {
-        let page = vault.db.read(|t| t.copies_with(cell, after, 2000))?;
+        let page = vault.db.read(|t| t.copies_page(cell, after, RECORDS_PER_CHANGE))?;
         let Some(last) = page.last() else { break };
-        after = *last;
+        after = last.chunk;
         vault.db.change(|t| {
-            page.iter().filter(|id| !stated.has(**id)).try_for_each(|id| t.drop_copy(*id, cell))
+            let lost = page.iter().filter(|copy| !stated.has(copy.chunk));
+            lost.copied().try_for_each(|copy| t.drop_copy(copy.chunk, cell))
         })?;
     }
     vault.db.change_durably(|t| set_learned(t, peer, epoch, seq))
+}
+
+/// All copies with a peer are no more, a slice at a time.
+pub(super) fn drop_copies(vault: &Vault, cell: CellNumber) -> Result<(), DbError> {
+    loop {
+        let page = vault.db.read(|t| t.copies_page(cell, ChunkId(0), RECORDS_PER_CHANGE))?;
+        if page.is_empty() {
+            return Ok(());
+        }
+        vault.db.change(|t| page.iter().try_for_each(|copy| t.drop_copy(copy.chunk, cell)))?;
+    }
 }
 
 // ---- What the peer should hold ----
@@ -566,7 +578,6 @@ async fn push_batch(
         link.segments.borrow_mut().extend(stored);
     }
     let moved = with_vault(vault, move |vault| -> Result<(u64, u64), VaultError> {
-        let now = vault.now();
         let mut moved = (0, 0);
         let mut wrong = Vec::new();
         vault.db.change(|t| -> Result<(), DbError> {
@@ -574,7 +585,7 @@ async fn push_batch(
                 match status {
                     PutStatus::Stored | PutStatus::Already => {
                         if is_chunk {
-                            t.put_copy(row.id, cell, now)?;
+                            t.put_copy(row.id, cell)?;
                         }
                         if *status == PutStatus::Stored {
                             moved = (moved.0 + 1, moved.1 + u64::from(row.len));
