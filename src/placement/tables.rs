@@ -1038,6 +1038,41 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` chunks held for an owner whose names begin with `prefix` (one or two bytes) and lie over `after`, by
+    /// name: name and sealed bytes. Only chunks of files that lie here and are not in the trash.
+    pub fn held_names(
+        &self,
+        owner: CellNumber,
+        prefix: &[u8],
+        after: Option<&ChunkName>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkName, u32)>, DbError> {
+        let (from, to) = range_of(prefix, after);
+        self.list(
+            "SELECT name, len FROM chunks CROSS JOIN holds ON holds.chunk = chunks.id AND holds.owner = ?1
+             WHERE name > ?2 AND name <= ?3 AND place > 0 AND class = 0 AND state = 0 ORDER BY name LIMIT ?4",
+            params![owner.0, from, to, limit as i64],
+            |row| Ok((ChunkName(row.get(0)?), row.get(1)?)),
+        )
+    }
+
+    /// The same of the copies that a peer should have, those to be released among them.
+    pub fn copied_names(
+        &self,
+        cell: CellNumber,
+        prefix: &[u8],
+        after: Option<&ChunkName>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkName, u32)>, DbError> {
+        let (from, to) = range_of(prefix, after);
+        self.list(
+            "SELECT name, len FROM chunks CROSS JOIN copies ON copies.chunk = chunks.id AND copies.cell = ?1
+             WHERE name > ?2 AND name <= ?3 ORDER BY name LIMIT ?4",
+            params![cell.0, from, to, limit as i64],
+            |row| Ok((ChunkName(row.get(0)?), row.get(1)?)),
+        )
+    }
+
     /// Sums of what is held for an owner, trash not counted.
     pub fn held_totals(&self, owner: CellNumber) -> Result<HeldTotals, DbError> {
         let sql = "SELECT count(*) FILTER (WHERE class = 0), sum(len) FILTER (WHERE class = 0),
@@ -1115,6 +1150,14 @@ impl<'a> Tables<'a> {
     pub fn head_owners(&self) -> Result<Vec<CellNumber>, DbError> {
         self.list("SELECT DISTINCT owner FROM peer_heads", [], |row| row.get(0).map(CellNumber))
     }
+}
+
+/// Names over `from` up to `to`: those that begin with `prefix`, and lie over `after`.
+fn range_of(prefix: &[u8], after: Option<&ChunkName>) -> (Vec<u8>, [u8; 32]) {
+    let mut to = [0xff; 32];
+    to[..prefix.len()].copy_from_slice(prefix);
+    // A prefix itself is shorter than all names that begin with it, and so comes before them.
+    (after.map_or_else(|| prefix.to_vec(), |name| name.0.to_vec()), to)
 }
 
 /// A record that no reader would take must not be written.

@@ -8,6 +8,7 @@
 
 mod books;
 mod connect;
+mod digest;
 mod driver;
 mod gate;
 mod heal;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use smol::Task;
 
 use super::books::PeerRow;
+use super::digest::{self, Side};
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
 use crate::buffers;
@@ -395,7 +396,8 @@ impl Keeper {
                     let row = t.chunk(name)?.ok_or(DbError::Row("chunk"))?;
                     vault.mark(&[row.id]);
                     let before = t.hold(row.id, cell)?.filter(|(_, state)| *state == HoldState::Held);
-                    if before.map(|(class, _)| class) == Some(class) {
+                    // What was held and had been lost from the disk is told as held again.
+                    if before.map(|(class, _)| class) == Some(class) && !seen.contains(name) {
                         done.push((*at, PutStatus::Already));
                         continue;
                     }
@@ -511,6 +513,25 @@ impl Keeper {
             epoch: self.epoch,
             entries: rows.into_iter().take(limit).map(entry).collect(),
             more,
+        })
+    }
+
+    fn digest(&self, owner: &CellId, first: Option<u8>) -> Result<Reply, VaultError> {
+        let (cell, seq) = self.inventory_state(owner)?;
+        let sums = digest::sums(&self.vault, Side::Held(cell), first)?;
+        Ok(Reply::Digest { epoch: self.epoch, seq, sums })
+    }
+
+    fn bucket(&self, owner: &CellId, bucket: u16) -> Result<Reply, VaultError> {
+        let (cell, seq) = self.inventory_state(owner)?;
+        let entries = digest::bucket(&self.vault, Side::Held(cell), bucket)?;
+        Ok(Reply::Bucket { epoch: self.epoch, seq, entries })
+    }
+
+    fn inventory_state(&self, owner: &CellId) -> Result<(CellNumber, u64), VaultError> {
+        self.vault.db.change(|t| {
+            let cell = t.cell(owner)?;
+            Ok((cell, t.holds_seq(cell)?))
         })
     }
 
@@ -774,6 +795,11 @@ fn failed(why: &VaultError) -> Reply {
     Reply::Error(Refusal::new(ErrorCode::Failed, "something failed at this cell", "try again later"))
 }
 
+fn may_sum(sync: &Sync, owner: &CellId, request: &Request) -> bool {
+    let parts = if matches!(request, Request::Digest { first: None }) { 256 } else { 1 };
+    sync.link(owner).is_some_and(|link| link.may_sum(parts, sync.vault.clock.steady()))
+}
+
 async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut Stream) -> Answered {
     let request = match message::read_request(stream).await {
         Ok(request) => request,
@@ -822,6 +848,12 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::Inventory { epoch, since, limit } => {
             smol::unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
+        Request::Digest { .. } | Request::Bucket { .. } if !may_sum(sync, &owner, &request) => {
+            let refusal = Refusal::new(ErrorCode::Busy, "enough was compared for this hour", "");
+            return reply(stream, &Reply::Error(refusal)).await;
+        }
+        Request::Digest { first } => smol::unblock(move || keeper.digest(&owner, first)).await,
+        Request::Bucket { bucket } => smol::unblock(move || keeper.bucket(&owner, bucket)).await,
         Request::Ping => Ok(Reply::Pong),
         Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
         Request::Measure { up, down } => {

@@ -42,6 +42,10 @@ pub const CATALOG_HEADS_MAX: usize = 256;
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Head of a reply, in bytes.
 pub const REPLY_HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Sums of one `Digest`.
+pub const DIGEST_SUMS: usize = 256;
+/// Stands for no first byte.
+const DIGEST_ALL: u16 = 0x100;
 /// Bytes without meaning in one direction of a `Measure`.
 pub const MEASURE_BYTES_MAX: u32 = 4 << 20;
 const BLANK_BYTES: usize = 8 * 1024;
@@ -235,6 +239,10 @@ pub enum Request {
     Measure { up: u32, down: u32 },
     /// From where do you see us?
     Observe,
+    /// What do you hold, in 256 sums: by the first byte of the names, or of those with this first byte by their second?
+    Digest { first: Option<u8> },
+    /// What do you hold whose names begin with these two bytes (big-endian)?
+    Bucket { bucket: u16 },
 }
 
 /// What it answers.
@@ -267,6 +275,10 @@ pub enum Reply {
     Measure { down: u32 },
     /// To `Observe`: the IP address this connection comes from, or nothing if it comes through a relay.
     Observe { ip: String },
+    /// To `Digest`: state of the inventory, and 256 sums.
+    Digest { epoch: u64, seq: u64, sums: Vec<u64> },
+    /// To `Bucket`: state of the inventory, names and sealed bytes; at most 4,096.
+    Bucket { epoch: u64, seq: u64, entries: Vec<(ChunkName, u32)> },
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -536,6 +548,12 @@ impl Request {
             Self::Observe => {
                 to.u8(15);
             }
+            Self::Digest { first } => {
+                to.u8(17).u16(first.map_or(DIGEST_ALL, u16::from));
+            }
+            Self::Bucket { bucket } => {
+                to.u8(18).u16(*bucket);
+            }
         }
         to.finish()
     }
@@ -571,6 +589,13 @@ impl Request {
                 Self::Measure { up, down }
             }
             15 => Self::Observe,
+            17 => Self::Digest {
+                first: match from.u16()? {
+                    DIGEST_ALL => None,
+                    first => Some(u8::try_from(first).map_err(|_| BadBytes("a byte of a name"))?),
+                },
+            },
+            18 => Self::Bucket { bucket: from.u16()? },
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -655,6 +680,20 @@ impl Reply {
             Self::Observe { ip } => {
                 to.u8(15).long(tidy(ip, TEXT_BYTES_MAX).as_bytes());
             }
+            Self::Digest { epoch, seq, sums } => {
+                assert!(sums.len() == DIGEST_SUMS, "a digest has 256 sums");
+                to.u8(17).u64(*epoch).u64(*seq);
+                sums.iter().for_each(|sum| {
+                    to.u64(*sum);
+                });
+            }
+            Self::Bucket { epoch, seq, entries } => {
+                assert!(entries.len() <= INVENTORY_ENTRIES_MAX, "a bucket has at most 4,096 names");
+                to.u8(18).u64(*epoch).u64(*seq).u32(entries.len() as u32);
+                entries.iter().for_each(|(name, len)| {
+                    to.raw(&name.0).u32(*len);
+                });
+            }
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -688,6 +727,17 @@ impl Reply {
             11 => Self::Done,
             14 => Self::Measure { down: from.u32()? },
             15 => Self::Observe { ip: read_text(&mut from, TEXT_BYTES_MAX)? },
+            17 => Self::Digest {
+                epoch: from.u64()?,
+                seq: from.u64()?,
+                sums: (0..DIGEST_SUMS).map(|_| from.u64()).collect::<Result<_, _>>()?,
+            },
+            18 => {
+                let (epoch, seq) = (from.u64()?, from.u64()?);
+                let count = count(&mut from, ChunkName::LEN + 4, INVENTORY_ENTRIES_MAX)?;
+                let entry = |_| Ok((ChunkName(from.array()?), from.u32()?));
+                Self::Bucket { epoch, seq, entries: (0..count).map(entry).collect::<Result<_, BadBytes>>()? }
+            }
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -854,7 +904,11 @@ fn fits(request: &Request, reply: &Reply) -> bool {
     match (request, reply) {
         (Request::Hello(_), Reply::Hello(_))
         | (Request::Ping, Reply::Pong)
-        | (Request::Observe, Reply::Observe { .. }) => true,
+        | (Request::Observe, Reply::Observe { .. })
+        | (Request::Digest { .. }, Reply::Digest { .. }) => true,
+        (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
+            entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
+        }
         (Request::Have { names }, Reply::Have { held }) => names.len() == held.len(),
         (Request::Restore { names }, Reply::Restore { held }) => names.len() == held.len(),
         (Request::Release { names }, Reply::Release { count }) => *count as usize <= names.len(),
@@ -1104,6 +1158,9 @@ mod tests {
             Request::Release { names: names.clone() },
             Request::Restore { names },
             Request::Inventory { epoch: 5, since: 6, limit: 7 },
+            Request::Digest { first: None },
+            Request::Digest { first: Some(255) },
+            Request::Bucket { bucket: 0xabcd },
             Request::Heads,
             Request::PutHead { len: 100 },
             Request::Ping,
@@ -1123,6 +1180,8 @@ mod tests {
             Reply::Release { count: 2 },
             Reply::Restore { held: vec![false] },
             Reply::Inventory { epoch: 5, entries: vec![entry, entry], more: true },
+            Reply::Digest { epoch: 5, seq: 6, sums: (0..256).collect() },
+            Reply::Bucket { epoch: 5, seq: 6, entries: vec![(entry.name, 7)] },
             Reply::Heads { lens: vec![1, 2, 3] },
             Reply::PutHead(HeadOutcome::Stored),
             Reply::PutHead(HeadOutcome::Missing(vec![name(1)])),
