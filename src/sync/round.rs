@@ -11,6 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use smol::Task;
 use smol::lock::Semaphore;
 
+use super::audit;
 use super::driver::Sync;
 use super::link::{For, Link};
 use super::room;
@@ -98,7 +99,7 @@ impl From<DbError> for RoundError {
 }
 
 /// Works on placement.db on the pool.
-async fn with_vault<T: Send + 'static, E: Send + 'static>(
+pub(super) async fn with_vault<T: Send + 'static, E: Send + 'static>(
     vault: &Arc<Vault>,
     work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
@@ -137,6 +138,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     push_chunks(sync, link, moved, &mut head, was_full).await?;
     push_head(sync, link, moved, &mut head).await?;
+    audit::run(sync, link).await?;
     release(sync, link).await
 }
 
