@@ -11,6 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use smol::Task;
 use smol::lock::Semaphore;
 
+use super::audit;
 use super::digest;
 use super::driver::Sync;
 use super::link::{For, Link};
@@ -139,6 +140,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     push_chunks(sync, link, moved, &mut head, was_full).await?;
     push_head(sync, link, moved, &mut head).await?;
+    audit::run(sync, link).await?;
     release(sync, link).await
 }
 
