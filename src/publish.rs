@@ -7,7 +7,7 @@
 //! A run of segments covers a stretch of sequence numbers, up to the number that is its id. So runs are merged by writing
 //! the live records of their stretch anew from the database; old segments need not be read.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -482,7 +482,7 @@ pub fn merge_head(
             })
         })?;
     }
-    let mut touched: HashSet<FileId> = HashSet::new();
+    let mut touched: BTreeSet<FileId> = BTreeSet::new();
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;

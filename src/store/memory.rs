@@ -21,10 +21,10 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct State {
     capacity: u64,
-    loose: HashMap<ChunkName, Vec<u8>>,
+    loose: BTreeMap<ChunkName, Vec<u8>>,
     packs: BTreeMap<PackId, Pack>,
     open: Option<PackId>,
-    quarantine: HashMap<ChunkName, Vec<u8>>,
+    quarantine: BTreeMap<ChunkName, Vec<u8>>,
     /// Loose chunks removed since the last commit: a power cut brings them back.
     removed: Vec<(ChunkName, Vec<u8>)>,
     power_cuts: u64,
@@ -48,10 +48,10 @@ impl MemoryStore {
     pub fn new() -> Self {
         let state = State {
             capacity: u64::MAX,
-            loose: HashMap::new(),
+            loose: BTreeMap::new(),
             packs: BTreeMap::new(),
             open: None,
-            quarantine: HashMap::new(),
+            quarantine: BTreeMap::new(),
             removed: Vec::new(),
             power_cuts: 0,
         };

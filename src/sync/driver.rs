@@ -5,15 +5,15 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use smol::channel::Receiver;
 use smol::future::zip;
-use smol::lock::{Mutex, Semaphore};
-use smol::{LocalExecutor, Task, Timer};
+use smol::lock::Semaphore;
+use smol::{LocalExecutor, Task};
 
 use super::books::{Books, InviteRow, InviteState, PeerRow};
 use super::connect::Dialer;
@@ -28,6 +28,7 @@ use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random};
 use crate::placement::planner::Candidate;
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
+use crate::pool::{Turns, unblock};
 use crate::publish;
 use crate::routes::RouteBook;
 use crate::routes::gateway::PortMap;
@@ -38,6 +39,7 @@ use crate::wire::message::{Farewell, Request};
 use crate::wire::pace::{Caps, Pace};
 use crate::wire::tcp::{DialError, Door};
 use crate::wire::within;
+use crate::world::Timer;
 
 /// A removed peer's chunks are kept this long. Observed seconds.
 const REMOVED_S: u64 = 30 * 86_400;
@@ -178,7 +180,8 @@ impl std::error::Error for JoinError {}
 
 /// Peers, invites and rounds of one cell.
 pub struct Sync {
-    pub(super) executor: Rc<LocalExecutor<'static>>,
+    /// Weak: it owns its tasks, and they own this.
+    executor: Weak<LocalExecutor<'static>>,
     pub(super) vault: Arc<Vault>,
     pub(super) books: Arc<Books>,
     pub(super) keeper: Arc<Keeper>,
@@ -186,9 +189,9 @@ pub struct Sync {
     pub(super) refusals: RefusalLog,
     pub(super) permits: Permits,
     /// One looks at deficits and plans at a time.
-    pub(super) planning: Mutex<()>,
+    pub(super) planning: Turns,
     /// One takes in a foreign head at a time.
-    pub(super) merging: Mutex<()>,
+    pub(super) merging: Turns,
     /// Chunks on their way, and to whom.
     pub(super) in_flight: RefCell<HashMap<ChunkId, Vec<CellNumber>>>,
     pub(super) links: RefCell<HashMap<CellId, Rc<Link>>>,
@@ -223,14 +226,14 @@ impl Sync {
         let other = |why: VaultError| io::Error::other(why.to_string());
         let door = Door::open(listen).await?;
         let opened = Arc::clone(&vault);
-        let keeper = smol::unblock(move || Keeper::open(opened)).await.map_err(other)?;
+        let keeper = unblock(move || Keeper::open(opened)).await.map_err(other)?;
         let streams = || Semaphore::new(vault.config.jobs().max(1));
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
             refusals: RefusalLog::new(),
             permits: Permits { giving: streams(), taking: streams(), pushing: streams(), pulling: streams() },
-            planning: Mutex::new(()),
-            merging: Mutex::new(()),
+            planning: Turns::default(),
+            merging: Turns::default(),
             in_flight: RefCell::default(),
             links: RefCell::default(),
             dialers: RefCell::default(),
@@ -246,7 +249,7 @@ impl Sync {
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),
             listen: door.address()?,
-            executor,
+            executor: Rc::downgrade(&executor),
             keeper: Arc::new(keeper),
             vault,
             books,
@@ -254,13 +257,13 @@ impl Sync {
         sync.gate.refresh().await.map_err(other)?;
         sync.load_routes().await;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
-        let card = smol::unblock(move || books.own_card(&vault, body)).await.map_err(other)?;
+        let card = unblock(move || books.own_card(&vault, body)).await.map_err(other)?;
         sync.gate.set_card(&card);
         let tasks = [
-            sync.executor.spawn(Rc::clone(&sync).listen_on(door)),
-            sync.executor.spawn(Rc::clone(&sync).keep_time()),
-            sync.executor.spawn(Rc::clone(&sync).keep_addresses()),
-            sync.executor.spawn(Rc::clone(&sync).watch_lines()),
+            sync.spawn(Rc::clone(&sync).listen_on(door)),
+            sync.spawn(Rc::clone(&sync).keep_time()),
+            sync.spawn(Rc::clone(&sync).keep_addresses()),
+            sync.spawn(Rc::clone(&sync).watch_lines()),
         ];
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
@@ -270,6 +273,18 @@ impl Sync {
             sync.dial_from_now_on(peer.id);
         }
         Ok(sync)
+    }
+
+    /// Where its tasks run.
+    ///
+    /// # Panics
+    /// If it is gone, and with it whoever could ask.
+    pub(super) fn executor(&self) -> Rc<LocalExecutor<'static>> {
+        self.executor.upgrade().expect("an executor outlives its tasks")
+    }
+
+    pub(super) fn spawn<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Task<T> {
+        self.executor().spawn(work)
     }
 
     /// The port it listens on.
@@ -299,7 +314,7 @@ impl Sync {
         self.links.borrow_mut().clear();
         self.save_routes().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());
-        smol::unblock(move || {
+        unblock(move || {
             for row in rows {
                 if let Some(at) = row.last_seen {
                     let _ = books.note_seen(&row.id, at, None);
@@ -413,7 +428,7 @@ impl Sync {
                     keeper.give_up(&id)?;
                     Ok(books.forget_peer(&id)?)
                 };
-                if let Err(why) = smol::unblock(work).await {
+                if let Err(why) = unblock(work).await {
                     log::warn!("{why}");
                 }
                 if let Err(why) = self.gate.refresh().await {
@@ -430,7 +445,7 @@ impl Sync {
             let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
             report.absorb(join_all(rounds).await);
             let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-            let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
+            let totals = unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
             report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
             // A chunk that one round left to another peer may have come after that one's last.
             let reached = report.peers.iter().filter(|peer| peer.reached).count();
@@ -497,7 +512,7 @@ impl Sync {
         let mut fetched = Fetched::default();
         let mut tried: HashSet<CellId> = HashSet::new();
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());
-        let noted = smol::unblock(move || {
+        let noted = unblock(move || {
             vault.db.read(|t| -> Result<HashMap<ChunkName, Vec<CellNumber>>, DbError> {
                 let mut noted = HashMap::new();
                 for name in asked {
@@ -578,7 +593,7 @@ impl Sync {
         let rows = self.gate.peers();
         let ids: Vec<CellId> = rows.iter().map(|row| row.id).collect();
         let (vault, keeper) = (Arc::clone(&self.vault), Arc::clone(&self.keeper));
-        let sums = smol::unblock(move || -> Result<Vec<_>, VaultError> {
+        let sums = unblock(move || -> Result<Vec<_>, VaultError> {
             ids.iter()
                 .map(|id| {
                     let copies = vault.db.change(|t| {
@@ -647,7 +662,7 @@ impl Sync {
         let row =
             InviteRow { id, secret: secret.clone(), role, expires, state: InviteState::Open, used_by: None };
         let books = Arc::clone(&self.books);
-        smol::unblock(move || books.add_invite(&row)).await?;
+        unblock(move || books.add_invite(&row)).await?;
         self.gate.refresh().await?;
         let invite = Invite {
             inviter: self.vault.id(),
@@ -674,7 +689,7 @@ impl Sync {
         let none = || VaultError::Refused(format!("there is no open invite {id}; see the list of invites"));
         let bytes: [u8; 16] = unhex(id).and_then(|bytes| bytes.try_into().ok()).ok_or_else(none)?;
         let books = Arc::clone(&self.books);
-        let was_open = smol::unblock(move || books.revoke_invite(&bytes)).await?;
+        let was_open = unblock(move || books.revoke_invite(&bytes)).await?;
         self.gate.refresh().await?;
         if was_open { Ok(()) } else { Err(none()) }
     }
@@ -757,7 +772,7 @@ impl Sync {
         self.errors.borrow_mut().remove(&id);
         self.tell_lan();
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        unblock(move || {
             let cell = vault.db.change(|t| -> Result<_, DbError> {
                 t.set_meta(&format!("inventory:{id}"), &[])?;
                 t.cell(&id)
@@ -786,7 +801,7 @@ impl Sync {
         change(&mut peer);
         self.gate.save(peer).await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || publish::publish(&vault)).await?;
+        unblock(move || publish::publish(&vault)).await?;
         self.poke();
         Ok(())
     }
@@ -796,12 +811,12 @@ impl Sync {
         let sync = Rc::clone(self);
         let work = async move {
             let vault = Arc::clone(&sync.vault);
-            match smol::unblock(move || publish::publish(&vault)).await {
+            match unblock(move || publish::publish(&vault)).await {
                 Ok(_) => sync.poke(),
                 Err(why) => log::warn!("the catalog cannot be published: {why}"),
             }
         };
-        self.executor.spawn(work).detach();
+        self.spawn(work).detach();
     }
 
     /// Bytes in and out of the session with a peer, for tests and the dashboard.

@@ -4,7 +4,7 @@
 //! (32), what happened u8 (0 held, 1 released), class u8 (0 chunk, 1 segment), 6 zero bytes. Of two entries for one
 //! owner and name the later counts. It is written anew when it is over four times as long as what it says.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -12,8 +12,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-
-use smol::Task;
 
 use super::books::PeerRow;
 use super::driver::Sync;
@@ -27,6 +25,7 @@ use crate::keys::random;
 use crate::placement::{
     CellNumber, ChunkId, DbError, HeldTotals, HoldClass, HoldState, Own, StoredHead, Tables,
 };
+use crate::pool::{Job, unblock};
 use crate::sha256;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Vault, VaultError, lock};
@@ -634,7 +633,7 @@ fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
 pub fn adopt_heads(vault: &Vault) -> Result<(), VaultError> {
     let Ok(entries) = fs::read_dir(vault.dir.join(HEADS_FOLDER)) else { return Ok(()) };
     let now = vault.now();
-    let mut of_owner: HashMap<CellId, Vec<StoredHead>> = HashMap::new();
+    let mut of_owner: BTreeMap<CellId, Vec<StoredHead>> = BTreeMap::new();
     for entry in entries.flatten() {
         let Ok(body) = fs::read(entry.path()) else { continue };
         let Ok((hash, head)) = Head::open(&body) else {
@@ -758,7 +757,7 @@ pub(super) async fn serve(sync: Rc<Sync>, session: Session, caller: Caller) {
                 }
             }
         };
-        sync.executor.spawn(work).detach();
+        sync.spawn(work).detach();
     }
 }
 
@@ -807,20 +806,20 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::PutHead { len } => {
             let mut bytes = Vec::new();
             message::read_body(stream, len as usize, &mut bytes).await?;
-            smol::unblock(move || keeper.put_head(&owner, bytes)).await.map(Reply::PutHead)
+            unblock(move || keeper.put_head(&owner, bytes)).await.map(Reply::PutHead)
         }
-        Request::Hello(_) => smol::unblock(move || keeper.hello(&owner, quota)).await.map(Reply::Hello),
+        Request::Hello(_) => unblock(move || keeper.hello(&owner, quota)).await.map(Reply::Hello),
         Request::Have { names } => {
-            smol::unblock(move || keeper.have(&owner, &names)).await.map(|held| Reply::Have { held })
+            unblock(move || keeper.have(&owner, &names)).await.map(|held| Reply::Have { held })
         }
         Request::Release { names } => {
-            smol::unblock(move || keeper.release(&owner, &names)).await.map(|count| Reply::Release { count })
+            unblock(move || keeper.release(&owner, &names)).await.map(|count| Reply::Release { count })
         }
         Request::Restore { names } => {
-            smol::unblock(move || keeper.restore(&owner, &names)).await.map(|held| Reply::Restore { held })
+            unblock(move || keeper.restore(&owner, &names)).await.map(|held| Reply::Restore { held })
         }
         Request::Inventory { epoch, since, limit } => {
-            smol::unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
+            unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
         Request::Ping => Ok(Reply::Pong),
         Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
@@ -841,7 +840,7 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::RecoverySecret { secret } => {
             sync.gate.note_secret(&owner, &secret);
             let books = Arc::clone(&sync.books);
-            let kept = smol::unblock(move || books.set_recovery_secret(&owner, &secret)).await;
+            let kept = unblock(move || books.set_recovery_secret(&owner, &secret)).await;
             kept.map(|()| Reply::Done).map_err(VaultError::from)
         }
         Request::Goodbye { reason } => {
@@ -875,7 +874,7 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
 }
 
 async fn answer_heads(keeper: Arc<Keeper>, owner: CellId, stream: &mut Stream) -> Answered {
-    match smol::unblock(move || keeper.heads(&owner)).await {
+    match unblock(move || keeper.heads(&owner)).await {
         Ok(heads) => {
             let lens = heads.iter().map(|head| head.len() as u32).collect();
             message::write_reply(stream, &Reply::Heads { lens }).await?;
@@ -893,11 +892,11 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
     let names = Arc::new(names);
     let read = |from: usize| {
         let (keeper, names) = (Arc::clone(&sync.keeper), Arc::clone(&names));
-        smol::unblock(move || keeper.read(&owner, &names[from..]))
+        unblock(move || keeper.read(&owner, &names[from..]))
     };
     message::write_reply(stream, &Reply::Get { count: names.len() as u32 }).await?;
     let mut at = 0;
-    let mut next: Option<Task<_>> = (!names.is_empty()).then(|| read(0));
+    let mut next: Option<Job<_>> = (!names.is_empty()).then(|| read(0));
     while let Some(task) = next.take() {
         let group = match task.await {
             Ok(group) if !group.is_empty() => group,
@@ -918,7 +917,7 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
     Ok(message::finish(stream).await?)
 }
 
-type TakeTask = Task<Vec<(usize, Taken)>>;
+type TakeJob = Job<Vec<(usize, Taken)>>;
 
 /// One `Put` while it comes in.
 struct Intake {
@@ -928,7 +927,7 @@ struct Intake {
     statuses: Vec<PutStatus>,
     group: Vec<(usize, ChunkName, Vec<u8>)>,
     group_bytes: usize,
-    taking: Option<TakeTask>,
+    taking: Option<TakeJob>,
     staged: Vec<(usize, Staged)>,
     small_bytes: usize,
     reservations: HashMap<usize, Reservation>,
@@ -944,7 +943,7 @@ impl Intake {
             let (keeper, class, group) =
                 (Arc::clone(&self.keeper), self.class, std::mem::take(&mut self.group));
             self.group_bytes = 0;
-            self.taking = Some(smol::unblock(move || keeper.take(class, group)));
+            self.taking = Some(unblock(move || keeper.take(class, group)));
         }
     }
 
@@ -975,7 +974,7 @@ impl Intake {
         self.small_bytes = 0;
         if !staged.is_empty() {
             let (keeper, owner, class) = (Arc::clone(&self.keeper), self.owner, self.class);
-            for (at, status) in smol::unblock(move || keeper.commit(&owner, class, staged)).await {
+            for (at, status) in unblock(move || keeper.commit(&owner, class, staged)).await {
                 self.statuses[at] = status;
                 // It counts among what is held from here on.
                 self.reservations.remove(&at);
@@ -1014,7 +1013,7 @@ async fn answer_put(
     let keeper = Arc::clone(&sync.keeper);
     let quota = sync.quota(&owner);
     let account = Arc::clone(&keeper);
-    if let Err(why) = smol::unblock(move || account.account(&owner)).await {
+    if let Err(why) = unblock(move || account.account(&owner)).await {
         return reply(stream, &failed(&why)).await;
     }
     let mut intake = Intake {
@@ -1079,7 +1078,7 @@ async fn answer_put(
         }
     }
     let (keeper, statuses) = (Arc::clone(&intake.keeper), std::mem::take(&mut intake.statuses));
-    match smol::unblock(move || keeper.usage(&owner, quota)).await {
+    match unblock(move || keeper.usage(&owner, quota)).await {
         Ok(usage) => reply(stream, &Reply::Put { statuses, usage }).await,
         Err(why) => reply(stream, &failed(&why)).await,
     }

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite};
+
+use crate::world::{Timer, instant};
 
 /// Two ends joined by buffers of `capacity` bytes each way, and the handle that disturbs them.
 ///
@@ -103,7 +104,7 @@ impl AsyncRead for End {
         }
         let stalled = shared.stalled;
         let pipe = &mut shared.pipes[1 - this.side];
-        let now = Instant::now();
+        let now = instant();
         let mut read = 0;
         while !stalled && read < buf.len() {
             let Some((ready, part)) = pipe.parts.front() else { break };
@@ -147,7 +148,7 @@ impl AsyncWrite for End {
         if shared.cut {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let (capacity, ready) = (shared.capacity, Instant::now() + shared.delay);
+        let (capacity, ready) = (shared.capacity, instant() + shared.delay);
         let other_is_gone = Rc::strong_count(&self.shared) < 2;
         let pipe = &mut shared.pipes[self.side];
         if pipe.closed || other_is_gone {

@@ -11,7 +11,6 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
@@ -21,6 +20,7 @@ use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
 use crate::keys::Secret;
+use crate::world::Timer;
 
 /// The protocol that this version speaks.
 pub const PROTOCOL: u16 = 1;
