@@ -31,6 +31,7 @@ pub mod relay;
 pub mod routes;
 pub mod seal;
 pub mod sha256;
+pub mod state_files;
 pub mod store;
 pub mod sync;
 pub mod vault;

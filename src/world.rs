@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,39 @@ impl Dice {
     /// Whether something happens that does so `percent` times in a hundred.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
+    }
+}
+
+/// Ends a simulated process at the n-th operation on its disk, by unwinding with `Blown`.
+#[derive(Debug)]
+pub struct Fuse(AtomicU64);
+
+/// What a fuse unwinds with.
+#[derive(Debug)]
+pub struct Blown;
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl Fuse {
+    /// Blows at the operation after `operations` more; `None`: never.
+    pub fn set(&self, operations: Option<u64>) {
+        self.0.store(operations.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// An operation happens.
+    pub fn step(&self) {
+        match self.0.load(Ordering::Relaxed) {
+            u64::MAX => {}
+            0 => {
+                self.set(None);
+                std::panic::resume_unwind(Box::new(Blown));
+            }
+            left => self.0.store(left - 1, Ordering::Relaxed),
+        }
     }
 }
 

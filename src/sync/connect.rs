@@ -15,20 +15,22 @@ use super::link::{For, Line, Link, NewLine};
 use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::id::CellId;
-use crate::keys::random;
+use crate::keys::{Secret, random};
 use crate::pool::{Turns, unblock};
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::{Event, Lan};
 use crate::routes::portmap::Change;
 use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict, interfaces};
-use crate::vault::{VaultError, write_whole};
-use crate::wire::handshake::{Approach, Established, HandshakeError, Kind as Right, initiate, respond};
+use crate::vault::VaultError;
+use crate::wire::handshake::{Approach, Established, Gate, HandshakeError, Kind as Right, initiate, respond};
 use crate::wire::message::{self, AskError, MEASURE_BYTES_MAX, Reply, Request};
-use crate::wire::session::{self, Limits, Session, SessionError};
+use crate::wire::session::{self, Driven, Limits, Session, SessionError};
 use crate::wire::tcp::{self, DialError, Door, Knock, STAGGER};
 use crate::wire::{BoxStream, Transport, race, within};
 use crate::world::{self, Timer, instant, since};
 
+/// Measured routes, in the state folder.
+const SPEEDS_FILE: &str = "peer_speeds.json";
 /// A session that ended sooner counts as a failed dial.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// Recovering cells served at once.
@@ -73,6 +75,18 @@ pub(super) struct Arrived {
     pub(super) kind: Kind,
     pub(super) is_ours: bool,
     pub(super) is_trial: bool,
+}
+
+/// One end of a connection in memory.
+pub struct Wired {
+    /// The session and what ends with it.
+    pub driven: Driven,
+    /// What it is as if over.
+    pub kind: Kind,
+    /// As it is to seem.
+    pub speed: Speed,
+    /// This side began it.
+    pub is_ours: bool,
 }
 
 /// Who dials a peer.
@@ -218,8 +232,9 @@ impl Sync {
     // ---- Routes ----
 
     pub(super) async fn load_routes(&self) {
-        let path = self.vault.dir.join("peer_speeds.json");
-        let text = unblock(move || std::fs::read_to_string(path)).await.unwrap_or_default();
+        let vault = Arc::clone(&self.vault);
+        let read = unblock(move || vault.files.read(SPEEDS_FILE)).await;
+        let text = read.ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
         *self.routes.borrow_mut() = RouteBook::from_json(&text);
     }
 
@@ -228,8 +243,8 @@ impl Sync {
         if !self.routes.borrow_mut().take_changed() {
             return;
         }
-        let (path, text) = (self.vault.dir.join("peer_speeds.json"), self.routes.borrow().to_json());
-        if let Err(why) = unblock(move || write_whole(&path, text.as_bytes())).await {
+        let (vault, text) = (Arc::clone(&self.vault), self.routes.borrow().to_json());
+        if let Err(why) = unblock(move || vault.files.write_whole(SPEEDS_FILE, text.as_bytes())).await {
             log::warn!("peer_speeds.json cannot be written: {why}");
         }
     }
@@ -437,9 +452,27 @@ impl Sync {
         if self.recovering.get() >= RECOVERIES_MAX {
             return self.refusals.note(format_args!("{}: too many recoveries at once", owner.short()));
         }
+        let (session, driver) = session::start(established.stream, false, &Limits::default());
+        self.serve_recovering(session, driver, owner).await;
+    }
+
+    /// Whoever proves this secret in a session in memory reads what is kept for him: for simulations. `false` if it is nobody's.
+    pub(crate) fn recover_in_memory(self: &Rc<Self>, secret: &Secret, driven: Driven) -> bool {
+        let secrets = self.gate.recovery_secrets();
+        let Some((owner, _)) = secrets.into_iter().find(|(_, known)| known == secret) else { return false };
+        let sync = Rc::clone(self);
+        self.spawn(async move { sync.serve_recovering(driven.0, driven.1, owner).await }).detach();
+        true
+    }
+
+    async fn serve_recovering(
+        self: Rc<Self>,
+        session: Session,
+        driver: impl Future<Output = SessionError>,
+        owner: CellId,
+    ) {
         log::info!("{} is recovering from this cell", self.name_of(&owner));
         self.recovering.set(self.recovering.get() + 1);
-        let (session, driver) = session::start(established.stream, false, &Limits::default());
         let caller = Caller { owner, is_recovering: true, ip: None };
         let served = self.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
         let idle = async {
@@ -462,19 +495,9 @@ impl Sync {
 
     /// Makes a line of a connection.
     async fn attach(self: &Rc<Self>, arrived: Arrived) -> Option<(Rc<Link>, Rc<Line>)> {
-        let peer = arrived.established.peer.as_ref().map(|card| card.id)?;
-        let vault = Arc::clone(&self.vault);
-        let cell = unblock(move || vault.db.change(|t| t.cell(&peer))).await.ok()?;
-        if let Some(card) = &arrived.established.peer {
-            if let Err(why) = serve::take_card(self, &peer, &card.to_bytes()).await {
-                log::warn!("{}: {why}", peer.short());
-            }
-        }
-        if self.is_stopping.get() || self.gate.peer(&peer).is_none() {
-            return None;
-        }
-        let link = self.link_of(peer, cell);
-        let was_alive = link.is_alive();
+        let card = arrived.established.peer.as_ref()?;
+        let peer = card.id;
+        let link = self.link_with(card).await?;
         let mut limits = Limits::default();
         let is_lan = arrived.kind == Kind::Lan;
         let stream = self.pace.apply(arrived.established.stream, &mut limits, &peer, is_lan);
@@ -483,8 +506,8 @@ impl Sync {
             (false, Some(ip)) => self.routes.borrow().speed_to_host(&peer, ip),
             _ => self.routes.borrow().route(&peer, &arrived.address).and_then(|route| route.speed),
         };
-        let line = link.add(NewLine {
-            session: session.clone(),
+        let new = NewLine {
+            session,
             address: arrived.address,
             kind: arrived.kind,
             ip: arrived.ip,
@@ -493,18 +516,65 @@ impl Sync {
             is_trial: arrived.is_trial,
             speed: measured.unwrap_or(arrived.kind.usual()),
             is_measured: measured.is_some(),
-        });
+        };
+        let line = self.add_line(&link, new, driver);
+        Some((link, line))
+    }
+
+    /// A connection in memory with the peer of this card, who has proved nothing: for simulations, which know. `false` where
+    /// he is no peer.
+    pub(crate) async fn attach_in_memory(self: &Rc<Self>, card: &[u8], wired: Wired) -> bool {
+        let Ok(card) = Card::from_bytes(card) else { return false };
+        let Some(link) = self.link_with(&card).await else { return false };
+        let new = NewLine {
+            session: wired.driven.0,
+            address: "memory:1".into(),
+            kind: wired.kind,
+            ip: None,
+            socket: None,
+            is_ours: wired.is_ours,
+            is_trial: false,
+            speed: wired.speed,
+            is_measured: true,
+        };
+        self.add_line(&link, new, wired.driven.1);
+        true
+    }
+
+    /// The link with a cell that has proved who it is, if it is a peer.
+    async fn link_with(self: &Rc<Self>, card: &Card) -> Option<Rc<Link>> {
+        let (vault, peer) = (Arc::clone(&self.vault), card.id);
+        let cell = unblock(move || vault.db.change(|t| t.cell(&peer))).await.ok()?;
+        if let Err(why) = serve::take_card(self, &peer, &card.to_bytes()).await {
+            log::warn!("{}: {why}", peer.short());
+        }
+        if self.is_stopping.get() || self.gate.peer(&peer).is_none() {
+            return None;
+        }
+        Some(self.link_of(peer, cell))
+    }
+
+    /// A connection begins to carry requests.
+    fn add_line(
+        self: &Rc<Self>,
+        link: &Rc<Link>,
+        new: NewLine,
+        driver: impl Future<Output = SessionError> + 'static,
+    ) -> Rc<Line> {
+        let (peer, session) = (link.peer, new.session.clone());
+        let was_alive = link.is_alive();
+        let line = link.add(new);
         if line.is_ours {
             let wall = self.vault.clock.wall();
             self.routes.borrow_mut().note_success(&peer, &line.address, line.kind, wall);
         }
         self.errors.borrow_mut().remove(&peer);
-        self.note_seen(&link, Some(&line));
+        self.note_seen(link, Some(&line));
         if !was_alive {
             log::info!("connected with {}", self.name_of(&peer));
         }
         log::debug!("{}: {} over {}", self.name_of(&peer), line.kind.as_str(), line.address);
-        let (sync, ended, of) = (Rc::clone(self), Rc::clone(&line), Rc::clone(&link));
+        let (sync, ended, of) = (Rc::clone(self), Rc::clone(&line), Rc::clone(link));
         let drive = async move {
             let why = driver.await;
             sync.detach_line(&of, &ended, &why);
@@ -513,12 +583,12 @@ impl Sync {
         let ip = if line.kind == Kind::Relay { None } else { line.ip };
         let caller = Caller { owner: peer, is_recovering: false, ip };
         self.spawn(serve::serve(Rc::clone(self), session, caller)).detach();
-        let (sync, of, new) = (Rc::clone(self), Rc::clone(&link), Rc::clone(&line));
+        let (sync, of, new) = (Rc::clone(self), Rc::clone(link), Rc::clone(&line));
         self.spawn(async move { sync.look_over(&of, &new).await }).detach();
         if !was_alive {
             link.nudge();
         }
-        Some((link, line))
+        line
     }
 
     /// The link of a peer, which is made for its first connection and then stays.

@@ -225,8 +225,33 @@ impl Sync {
     ) -> io::Result<Rc<Self>> {
         let other = |why: VaultError| io::Error::other(why.to_string());
         let door = Door::open(listen).await?;
+        let sync = Self::assemble(&executor, vault, books, door.address()?).await.map_err(other)?;
+        let tasks = [
+            sync.spawn(Rc::clone(&sync).listen_on(door)),
+            sync.spawn(Rc::clone(&sync).keep_time()),
+            sync.spawn(Rc::clone(&sync).keep_addresses()),
+            sync.spawn(Rc::clone(&sync).watch_lines()),
+        ];
+        sync.tasks.borrow_mut().extend(tasks);
+        sync.start_relays();
+        sync.start_lan().await.map_err(other)?;
+        sync.start_port_map();
+        for peer in sync.gate.peers() {
+            sync.dial_from_now_on(peer.id);
+        }
+        Ok(sync)
+    }
+
+    /// All that is needed to answer peers and to run rounds with those who are connected. It neither listens, dials nor does
+    /// anything by itself.
+    pub(crate) async fn assemble(
+        executor: &Rc<LocalExecutor<'static>>,
+        vault: Arc<Vault>,
+        books: Arc<Books>,
+        listen: SocketAddr,
+    ) -> Result<Rc<Self>, VaultError> {
         let opened = Arc::clone(&vault);
-        let keeper = unblock(move || Keeper::open(opened)).await.map_err(other)?;
+        let keeper = unblock(move || Keeper::open(opened)).await?;
         let streams = || Semaphore::new(vault.config.jobs().max(1));
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
@@ -248,30 +273,17 @@ impl Sync {
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),
-            listen: door.address()?,
-            executor: Rc::downgrade(&executor),
+            listen,
+            executor: Rc::downgrade(executor),
             keeper: Arc::new(keeper),
             vault,
             books,
         });
-        sync.gate.refresh().await.map_err(other)?;
+        sync.gate.refresh().await?;
         sync.load_routes().await;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
-        let card = unblock(move || books.own_card(&vault, body)).await.map_err(other)?;
+        let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
-        let tasks = [
-            sync.spawn(Rc::clone(&sync).listen_on(door)),
-            sync.spawn(Rc::clone(&sync).keep_time()),
-            sync.spawn(Rc::clone(&sync).keep_addresses()),
-            sync.spawn(Rc::clone(&sync).watch_lines()),
-        ];
-        sync.tasks.borrow_mut().extend(tasks);
-        sync.start_relays();
-        sync.start_lan().await.map_err(other)?;
-        sync.start_port_map();
-        for peer in sync.gate.peers() {
-            sync.dial_from_now_on(peer.id);
-        }
         Ok(sync)
     }
 
@@ -411,12 +423,18 @@ impl Sync {
     }
 
     async fn keep_time(self: Rc<Self>) {
+        self.give_up_removed().await;
         loop {
-            self.give_up_removed().await;
             Timer::after(round_pause(self.vault.config.sync_every_s, random::<1>()[0])).await;
-            self.nudge_all(None);
-            self.save_routes().await;
+            self.keep_turn().await;
         }
+    }
+
+    /// One turn of `keep_time`: rounds with everybody who is connected.
+    pub(crate) async fn keep_turn(&self) {
+        self.give_up_removed().await;
+        self.nudge_all(None);
+        self.save_routes().await;
     }
 
     async fn give_up_removed(&self) {

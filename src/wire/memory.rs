@@ -69,6 +69,21 @@ impl Link {
         shared.pipes.iter_mut().for_each(Pipe::wake);
     }
 
+    /// Ends both directions in order: what is under way may still be read.
+    pub fn close(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.pipes.iter_mut().for_each(|pipe| {
+            pipe.closed = true;
+            pipe.wake();
+        });
+    }
+
+    /// Whether an end is left that may be read or written.
+    pub fn is_open(&self) -> bool {
+        let shared = self.shared.borrow();
+        !shared.cut && !shared.pipes.iter().all(|pipe| pipe.closed && pipe.parts.is_empty())
+    }
+
     /// Swallows the traffic, as a peer does that lost its power: writes fill the buffer, reads wait.
     pub fn stall(&self, stalled: bool) {
         let mut shared = self.shared.borrow_mut();
