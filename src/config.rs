@@ -134,6 +134,11 @@ settings! {
     "settle.open_ms" settle_open_ms: u64 = 2000;
     /// Rounds with peers, when nothing changes. s.
     "sync.every_s" sync_every_s: u64 = 300;
+    /// A silent peer is waited for so long before what it holds is copied elsewhere. s; 0: by its habits, twice its usual
+    /// absence, from 1 to 72 hours.
+    "heal.grace_s" heal_grace_s: u64 = 0;
+    /// A peer that comes back after that must stay so long before the copies made meanwhile are let go. s.
+    "heal.settle_s" heal_settle_s: u64 = 86_400;
     /// Peers in the same network are found by beacons (UDP, port 5680).
     "lan.discovery" lan_discovery: bool = true;
     /// The router is asked to let peers in (PCP, NAT-PMP).
@@ -280,6 +285,8 @@ impl Config {
             ("disk.reserve_percent", self.reserve_percent <= 90, "from 0 to 90"),
             ("versions.budget_percent", self.versions_budget_percent <= 90, "from 0 to 90"),
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
+            ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
+            ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
             ("routes.measure_hours", self.routes_measure_hours <= 8760, "from 0 to 8760"),

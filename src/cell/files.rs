@@ -13,7 +13,7 @@ use crate::files::version::{self, Known, NewVersion, hash_of};
 use crate::files::walk::Problem;
 use crate::id::FileId;
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
-use crate::placement::{DbError, Node, NodeId, NodeState, Tables};
+use crate::placement::{DbError, Extra, Node, NodeId, NodeState, Tables};
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
@@ -488,7 +488,7 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError
         let least = vault.db.read(|t| remote_copies(vault, t, &node))?;
         if least < wanted {
             // Asked for once, a copy more is made on another peer; then the same command frees the file.
-            want_extra(vault, &node, true)?;
+            want_extra(vault, &node, Extra::Wanted)?;
             let names = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
             return Err(VaultError::Refused(format!(
                 "{} has {least} of {wanted} copies on peers, and is not freed yet; the missing ones are made now if another peer is \
@@ -562,7 +562,7 @@ fn remote_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, Vaul
 }
 
 /// Asks for a copy more on peers of all chunks of a file, or takes that back.
-fn want_extra(vault: &Vault, node: &Node, wanted: bool) -> Result<(), VaultError> {
+fn want_extra(vault: &Vault, node: &Node, wanted: Extra) -> Result<(), VaultError> {
     let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
     let Some((manifest, _)) = manifest else { return Ok(()) };
     for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
@@ -598,6 +598,7 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
                 let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
                 if enough && !t.is_held(row.id)? {
                     t.move_chunk(row.id, None)?;
+                    t.want_extra(row.id, Extra::Freed)?;
                     gone.push((*name, place));
                 }
             }
@@ -613,6 +614,23 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
 /// Makes a file, or all deleted with a folder, await its bytes in GroveHome again: a deleted one comes out of the bin, an old
 /// version becomes the newest, a freed one is wanted here. Gives the nodes to bring back.
 pub fn want_back(
+    vault: &Vault,
+    path: Option<&[u8]>,
+    id: Option<FileId>,
+    version: Option<u64>,
+) -> Result<Vec<NodeId>, VaultError> {
+    let nodes = want_nodes_back(vault, path, id, version)?;
+    for id in &nodes {
+        let Some(node) = vault.db.read(|t| t.node(*id))? else { continue };
+        // What a list that is not here yet names is brought back with it, and stays as it is until then.
+        if let Err(why) = want_extra(vault, &node, Extra::No) {
+            log::debug!("{why}");
+        }
+    }
+    Ok(nodes)
+}
+
+fn want_nodes_back(
     vault: &Vault,
     path: Option<&[u8]>,
     id: Option<FileId>,

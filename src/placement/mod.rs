@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 pub use sqlite::Db;
 pub use tables::{
-    CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, HeldTotals, HoldClass, HoldState, InventoryRow,
-    Own, StoredHead, Tables,
+    CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
+    InventoryRow, Own, StoredHead, Tables,
 };
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
 

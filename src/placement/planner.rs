@@ -1,6 +1,58 @@
-//! Who should get what: a pure function of deficits, peers and the number of copies wanted.
+//! Who should get what, and who may let go what: pure functions of copies, peers and the number of copies wanted.
+//!
+//! The same state gives the same plan whoever asks, so two rounds that plan at once agree; nothing is planned beyond the
+//! wanted number, and a copy is given up only for others that can be counted on.
+
+use std::collections::BTreeMap;
 
 use super::{CellNumber, ChunkId};
+
+/// A place that burns down as one: cells in one local network share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site(pub u64);
+
+impl Site {
+    /// Where this cell is.
+    pub const HERE: Self = Self(0);
+
+    /// The place of a cell of which nothing is known but that it is not here: nobody else's.
+    pub fn alone(cell: CellNumber) -> Self {
+        Self(1 << 63 | cell.0 as u64)
+    }
+}
+
+/// The places of peers. One that is not named is alone.
+#[derive(Debug, Clone, Default)]
+pub struct Sites(BTreeMap<CellNumber, Site>);
+
+impl Sites {
+    /// Notes where a peer is.
+    pub fn set(&mut self, cell: CellNumber, site: Site) {
+        self.0.insert(cell, site);
+    }
+
+    /// Where a peer is.
+    pub fn of(&self, cell: CellNumber) -> Site {
+        self.0.get(&cell).copied().unwrap_or_else(|| Site::alone(cell))
+    }
+}
+
+/// How long a peer takes to be given one chunk, in doublings of a microsecond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pace(pub u8);
+
+impl Pace {
+    /// Of a measured time. One that wavers around a border keeps the class that it had.
+    pub fn of(us: u64, before: Option<Self>) -> Self {
+        let class = |us: u64| (u64::BITS - us.leading_zeros()) as u8;
+        match before {
+            Some(before) if [class(us - us / 3), class(us.saturating_add(us / 3))].contains(&before.0) => {
+                before
+            }
+            _ => Self(class(us)),
+        }
+    }
+}
 
 /// A peer that can be given chunks now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +61,8 @@ pub struct Candidate {
     pub cell: CellNumber,
     /// Comes before all that are not.
     pub is_favorite: bool,
+    /// How fast it is given a chunk.
+    pub pace: Pace,
     /// Bytes it still takes from this cell.
     pub free: u64,
 }
@@ -26,25 +80,38 @@ pub struct Deficit {
 
 /// Free space to four binary digits. What peers say of their disks is of different age; were it taken to the byte, two
 /// peers whose disks fill could each look worse than the other in its own round, and neither would be sent anything.
-fn coarse(free: u64) -> u64 {
+pub fn coarse(free: u64) -> u64 {
     let digits = u64::BITS - free.leading_zeros();
     let lost = digits.saturating_sub(4);
     free >> lost << lost
 }
 
-/// For each deficit the peers that should be sent it: favorites first, then those with most free space, never more than
-/// bring it to `copies` copies on peers. What is planned is taken from the candidates' free space.
-pub fn plan(deficits: &[Deficit], candidates: &mut [Candidate], copies: u64) -> Vec<Vec<CellNumber>> {
+/// For each deficit the peers that should be sent it: favorites first; then those at a place where no copy is yet, this
+/// cell's own place among them; then the fast ones; then those with most free space. Never more than bring it to `copies`
+/// copies on peers. What is planned is taken from the candidates' free space.
+pub fn plan(
+    deficits: &[Deficit],
+    candidates: &mut [Candidate],
+    sites: &Sites,
+    copies: u64,
+) -> Vec<Vec<CellNumber>> {
     deficits
         .iter()
         .map(|deficit| {
-            let mut targets = Vec::new();
+            let mut targets: Vec<CellNumber> = Vec::new();
             while ((deficit.holders.len() + targets.len()) as u64) < copies {
+                let has = |cell: &CellNumber| deficit.holders.contains(cell) || targets.contains(cell);
+                let taken: Vec<Site> =
+                    deficit.holders.iter().chain(&targets).map(|cell| sites.of(*cell)).collect();
                 let best = candidates
                     .iter_mut()
-                    .filter(|c| c.free >= u64::from(deficit.len))
-                    .filter(|c| !deficit.holders.contains(&c.cell) && !targets.contains(&c.cell))
-                    .max_by_key(|c| (c.is_favorite, coarse(c.free), std::cmp::Reverse(c.cell)));
+                    .filter(|c| c.free >= u64::from(deficit.len) && !has(&c.cell))
+                    .max_by_key(|c| {
+                        let site = sites.of(c.cell);
+                        let is_elsewhere = site != Site::HERE && !taken.contains(&site);
+                        let order = std::cmp::Reverse((c.pace, std::cmp::Reverse(coarse(c.free)), c.cell));
+                        (c.is_favorite, is_elsewhere, order)
+                    });
                 let Some(best) = best else { break };
                 best.free -= u64::from(deficit.len);
                 targets.push(best.cell);
@@ -54,12 +121,59 @@ pub fn plan(deficits: &[Deficit], candidates: &mut [Candidate], copies: u64) -> 
         .collect()
 }
 
+/// A peer that holds a copy which counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Which.
+    pub cell: CellNumber,
+    /// Comes before all that are not.
+    pub is_favorite: bool,
+    /// It is connected, it has been back for long enough if it was away, and it is not suspended.
+    pub is_solid: bool,
+    /// It was away and has not been back for long enough to rely on it.
+    pub is_settling: bool,
+    /// A proof of this copy was asked for in vain.
+    pub is_suspect: bool,
+    /// Observed day of the last proof of this copy; 0: never.
+    pub proven: u64,
+    /// How fast it is given a chunk.
+    pub pace: Pace,
+}
+
+/// Of a chunk that has more copies on peers than `copies`, those that are not needed. None as long as one of the holders is
+/// settling, or fewer than `copies` of the others can be relied on. Kept are, in this order: favorites, copies at places
+/// where no other is, proven ones before those never proven, fast ones.
+pub fn surplus(holders: &[Holder], sites: &Sites, copies: u64) -> Vec<CellNumber> {
+    let wanted = copies as usize;
+    let is_reliable = |holder: &&Holder| holder.is_solid && !holder.is_suspect;
+    if holders.len() <= wanted
+        || holders.iter().any(|holder| holder.is_settling)
+        || holders.iter().filter(is_reliable).count() < wanted
+    {
+        return Vec::new();
+    }
+    let mut left: Vec<&Holder> = holders.iter().filter(is_reliable).collect();
+    let mut kept: Vec<&Holder> = Vec::new();
+    while kept.len() < wanted {
+        let best = left.iter().enumerate().max_by_key(|(_, holder)| {
+            let site = sites.of(holder.cell);
+            let is_elsewhere = site != Site::HERE && kept.iter().all(|other| sites.of(other.cell) != site);
+            let order = std::cmp::Reverse((holder.pace, holder.cell));
+            (holder.is_favorite, is_elsewhere, holder.proven > 0, order)
+        });
+        let at = best.map(|(at, _)| at).expect("counted above");
+        kept.push(left.swap_remove(at));
+    }
+    let is_kept = |cell: CellNumber| kept.iter().any(|holder| holder.cell == cell);
+    holders.iter().map(|holder| holder.cell).filter(|cell| !is_kept(*cell)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn candidate(cell: i64, is_favorite: bool, free: u64) -> Candidate {
-        Candidate { cell: CellNumber(cell), is_favorite, free }
+        Candidate { cell: CellNumber(cell), is_favorite, pace: Pace(17), free }
     }
 
     fn deficit(chunk: i64, len: u32, holders: &[i64]) -> Deficit {
@@ -67,9 +181,27 @@ mod tests {
         Deficit { chunk: ChunkId(chunk), len, holders }
     }
 
+    fn numbers(cells: Vec<CellNumber>) -> Vec<i64> {
+        cells.into_iter().map(|cell| cell.0).collect()
+    }
+
+    fn planned_at(
+        deficits: &[Deficit],
+        candidates: &[Candidate],
+        sites: &Sites,
+        copies: u64,
+    ) -> Vec<Vec<i64>> {
+        plan(deficits, &mut candidates.to_vec(), sites, copies).into_iter().map(numbers).collect()
+    }
+
     fn planned(deficits: &[Deficit], candidates: &[Candidate], copies: u64) -> Vec<Vec<i64>> {
-        let plan = plan(deficits, &mut candidates.to_vec(), copies);
-        plan.into_iter().map(|cells| cells.into_iter().map(|cell| cell.0).collect()).collect()
+        planned_at(deficits, candidates, &Sites::default(), copies)
+    }
+
+    fn sites(pairs: &[(i64, u64)]) -> Sites {
+        let mut sites = Sites::default();
+        pairs.iter().for_each(|(cell, site)| sites.set(CellNumber(*cell), Site(*site)));
+        sites
     }
 
     #[test]
@@ -81,12 +213,55 @@ mod tests {
     }
 
     #[test]
+    fn fast_peers_come_before_roomy_ones() {
+        let mut cells = [candidate(1, false, 1 << 40), candidate(2, false, 1 << 30)];
+        cells[0].pace = Pace(22);
+        assert_eq!(planned(&[deficit(1, 100, &[])], &cells, 1), [[2]]);
+    }
+
+    #[test]
+    fn another_place_comes_before_a_fast_neighbour_but_not_before_a_favorite() {
+        let mut cells = [candidate(1, false, 1000), candidate(2, false, 1000), candidate(3, false, 1000)];
+        cells[1].pace = Pace(23);
+        let at = sites(&[(1, 0), (2, 7), (3, 0)]);
+        let deficits = [deficit(1, 1, &[])];
+        assert_eq!(planned_at(&deficits, &cells, &at, 1), [[2]]);
+        assert_eq!(planned_at(&deficits, &cells, &at, 2), [[2, 1]]);
+        cells[2].is_favorite = true;
+        assert_eq!(planned_at(&deficits, &cells, &at, 1), [[3]]);
+    }
+
+    #[test]
+    fn a_third_copy_goes_where_the_second_is_not() {
+        let cells = [candidate(1, false, 1 << 30), candidate(2, false, 100), candidate(3, false, 1 << 30)];
+        let at = sites(&[(1, 5), (2, 6), (3, 5)]);
+        assert_eq!(planned_at(&[deficit(1, 1, &[3])], &cells, &at, 2), [[2]]);
+        // Where all places have one, a second at one of them is better than none.
+        assert_eq!(planned_at(&[deficit(1, 1, &[3])], &cells, &at, 3), [[2, 1]]);
+    }
+
+    #[test]
     fn peers_with_nearly_the_same_room_are_told_apart_the_same_way_by_all() {
         let deficits = [deficit(1, 100, &[])];
         for (one, other) in [(77_380_173_824, 77_380_100_000), (77_380_100_000, 77_380_173_824)] {
             let cells = [candidate(1, false, one), candidate(2, false, other)];
             assert_eq!(planned(&deficits, &cells, 1), [[1]]);
         }
+    }
+
+    #[test]
+    fn a_pace_that_wavers_keeps_its_class() {
+        let pace = Pace::of(130_000, None);
+        assert_eq!(Pace::of(140_000, Some(pace)), pace);
+        let mut held = pace;
+        for us in [140_000, 120_000, 135_000, 125_000] {
+            held = Pace::of(us, Some(held));
+            assert_eq!(held, pace);
+        }
+        assert!(Pace::of(1_000_000, Some(pace)) > pace);
+        assert!(Pace::of(10_000, Some(pace)) < pace);
+        assert_eq!(Pace::of(0, None), Pace(0));
+        assert_eq!(Pace::of(u64::MAX, None), Pace(64));
     }
 
     #[test]
@@ -103,5 +278,91 @@ mod tests {
         let cells = [candidate(1, false, 150)];
         let deficits = [deficit(1, 100, &[]), deficit(2, 100, &[]), deficit(3, 50, &[])];
         assert_eq!(planned(&deficits, &cells, 1), [vec![1], vec![], vec![1]]);
+    }
+
+    fn holder(cell: i64) -> Holder {
+        Holder {
+            cell: CellNumber(cell),
+            is_favorite: false,
+            is_solid: true,
+            is_settling: false,
+            is_suspect: false,
+            proven: 9,
+            pace: Pace(17),
+        }
+    }
+
+    fn let_go(holders: &[Holder], at: &Sites, copies: u64) -> Vec<i64> {
+        numbers(surplus(holders, at, copies))
+    }
+
+    #[test]
+    fn surplus_copies_go_and_the_wanted_number_stays() {
+        let at = Sites::default();
+        let holders = [holder(1), holder(2), holder(3)];
+        assert_eq!(let_go(&holders, &at, 3), [0; 0]);
+        assert_eq!(let_go(&holders, &at, 2), [3]);
+        assert_eq!(let_go(&holders, &at, 1), [2, 3]);
+        assert_eq!(let_go(&holders, &at, 0), [1, 2, 3]);
+    }
+
+    #[test]
+    fn nothing_goes_while_a_peer_is_settling_or_too_few_are_solid() {
+        let at = Sites::default();
+        let settling = Holder { is_settling: true, is_solid: false, ..holder(3) };
+        assert_eq!(let_go(&[holder(1), holder(2), settling], &at, 1), [0; 0]);
+        let gone = Holder { is_solid: false, ..holder(2) };
+        assert_eq!(let_go(&[holder(1), gone, Holder { is_suspect: true, ..holder(3) }], &at, 2), [0; 0]);
+        assert_eq!(let_go(&[holder(1), gone], &at, 1), [2]);
+    }
+
+    #[test]
+    fn favorites_other_places_and_proven_copies_stay() {
+        let at = sites(&[(1, 0), (2, 8), (3, 8)]);
+        let holders = [holder(1), holder(2), holder(3)];
+        assert_eq!(let_go(&holders, &at, 1), [1, 3]);
+        assert_eq!(let_go(&[holder(1), Holder { proven: 0, ..holder(2) }, holder(3)], &at, 1), [1, 2]);
+        assert_eq!(
+            let_go(&[Holder { is_favorite: true, ..holder(1) }, holder(2), holder(3)], &at, 1),
+            [2, 3]
+        );
+        assert_eq!(let_go(&holders, &at, 2), [3]);
+    }
+
+    #[test]
+    fn what_surplus_leaves_plan_does_not_add_to() {
+        // A small seeded walk: plan fills up, surplus takes away, and neither undoes the other.
+        let mut seed = 7u64;
+        let mut dice = move |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        for _ in 0..2_000 {
+            let copies = dice(4);
+            let mut at = Sites::default();
+            let cells: Vec<Candidate> = (1..=dice(6) as i64 + 1)
+                .map(|cell| {
+                    at.set(CellNumber(cell), Site(dice(3)));
+                    let (is_favorite, free) = (dice(4) == 0, dice(3) * 1000);
+                    Candidate { cell: CellNumber(cell), is_favorite, pace: Pace(dice(30) as u8), free }
+                })
+                .collect();
+            let mut held: Vec<i64> = cells.iter().map(|c| c.cell.0).filter(|_| dice(2) == 0).collect();
+            let added = planned_at(&[deficit(1, 10, &held)], &cells, &at, copies).remove(0);
+            assert!(held.len() + added.len() <= (copies as usize).max(held.len()));
+            held.extend(&added);
+            let holders: Vec<Holder> = held
+                .iter()
+                .map(|cell| {
+                    let c = cells.iter().find(|c| c.cell.0 == *cell).unwrap();
+                    Holder { is_favorite: c.is_favorite, pace: c.pace, ..holder(*cell) }
+                })
+                .collect();
+            let gone = let_go(&holders, &at, copies);
+            assert_eq!(held.len() - gone.len(), held.len().min(copies as usize));
+            held.retain(|cell| !gone.contains(cell));
+            let again = planned_at(&[deficit(1, 10, &held)], &cells, &at, copies).remove(0);
+            assert!(gone.is_empty() || again.is_empty(), "{again:?} is planned after {gone:?} went");
+        }
     }
 }

@@ -61,7 +61,7 @@ CREATE TABLE chunks (
     pack  INTEGER, off INTEGER,
     own   INTEGER NOT NULL,
     ncopies INTEGER NOT NULL DEFAULT 0,
-    extra INTEGER NOT NULL DEFAULT 0     -- 1: a copy more on peers is wanted, for its file is freed here
+    extra INTEGER NOT NULL DEFAULT 0     -- 1: a copy more on peers is wanted, for its file is to be freed here; 2: it is freed
 );
 CREATE INDEX chunks_extra ON chunks (id) WHERE extra > 0;
 CREATE INDEX chunks_short ON chunks (ncopies) WHERE own IN (1, 2);

@@ -25,6 +25,7 @@ const STATEMENTS: usize = 96;
 struct Inner {
     conn: Connection,
     next_seq: u64,
+    generation: u64,
 }
 
 /// The database. One connection, used under a lock on the blocking pool, never on the executor.
@@ -65,7 +66,10 @@ impl Db {
             let tables = Tables::new(&conn, 0);
             tables.highest_seq()?.max(tables.meta_u64("published")?.unwrap_or(0)) + 1
         };
-        Ok((Self { inner: Mutex::new(Inner { conn, next_seq }), path: path.to_owned() }, is_new))
+        Ok((
+            Self { inner: Mutex::new(Inner { conn, next_seq, generation: 0 }), path: path.to_owned() },
+            is_new,
+        ))
     }
 
     /// Where it lies.
@@ -101,6 +105,11 @@ impl Db {
         self.transact(true, change)
     }
 
+    /// Grows whenever chunks, copies or what is wanted of them change: who has planned for one generation need not plan again.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
     fn pragma(&self, text: &str) -> Result<(), DbError> {
         Ok(self.lock().conn.execute_batch(text)?)
     }
@@ -130,18 +139,19 @@ impl Db {
         change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let next_seq = inner.next_seq;
-        let (outcome, next_seq) = {
+        let (outcome, next_seq, has_moved) = {
             let tx = inner
                 .conn
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .map_err(|why| E::from(DbError::from(why)))?;
             let tables = Tables::new(&tx, next_seq);
             let outcome = change(&tables)?;
-            let next_seq = tables.next_seq();
+            let (next_seq, has_moved) = (tables.next_seq(), tables.has_moved());
             tx.commit().map_err(|why| E::from(DbError::Sqlite { doing: "saving a change", why }))?;
-            (outcome, next_seq)
+            (outcome, next_seq, has_moved)
         };
         inner.next_seq = next_seq;
+        inner.generation += u64::from(has_moved);
         Ok(outcome)
     }
 

@@ -42,6 +42,17 @@ pub enum Own {
     Segment = 3,
 }
 
+/// Whether a chunk should have a copy more on peers than the factor asks beside the one here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// No.
+    No = 0,
+    /// Yes: its file is to be freed here.
+    Wanted = 1,
+    /// Yes, and it should not lie here: its file is freed.
+    Freed = 2,
+}
+
 /// How a copy of a chunk of mine stands with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyState {
@@ -153,6 +164,8 @@ pub type KeyAndBody = (Vec<u8>, Vec<u8>);
 pub struct Tables<'a> {
     pub(super) conn: &'a Connection,
     next_seq: Cell<u64>,
+    /// What should be where may have changed.
+    moved: Cell<bool>,
 }
 
 fn place_columns(place: Option<&Place>) -> (i64, Option<i64>, Option<i64>) {
@@ -187,7 +200,11 @@ const CHUNK_COLUMNS: &str = "id, name, len, place, pack, off";
 
 impl<'a> Tables<'a> {
     pub(super) fn new(conn: &'a Connection, next_seq: u64) -> Self {
-        Self { conn, next_seq: Cell::new(next_seq) }
+        Self { conn, next_seq: Cell::new(next_seq), moved: Cell::new(false) }
+    }
+
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved.get()
     }
 
     pub(super) fn next_seq(&self) -> u64 {
@@ -499,7 +516,7 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < ?2 ORDER BY id LIMIT ?3"
+                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < ?2 AND extra < 2 ORDER BY id LIMIT ?3"
             ),
             params![after.0, copies as i64, limit as i64],
             chunk_row,
@@ -531,6 +548,7 @@ impl<'a> Tables<'a> {
 
     /// Records where a chunk lies, new or known. `own` raises its class, never lowers it.
     pub fn put_chunk(&self, name: &ChunkName, len: u32, place: &Place, own: Own) -> Result<ChunkId, DbError> {
+        self.moved.set(true);
         let (kind, pack, off) = place_columns(Some(place));
         let sql = "INSERT INTO chunks (name, len, place, pack, off, own) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                    ON CONFLICT (name) DO UPDATE SET len = ?2, place = ?3, pack = ?4, off = ?5, own = max(own, ?6)
@@ -541,6 +559,7 @@ impl<'a> Tables<'a> {
 
     /// Records that a chunk exists somewhere, without saying where it lies.
     pub fn know_chunk(&self, name: &ChunkName, len: u32, own: Own) -> Result<ChunkId, DbError> {
+        self.moved.set(true);
         let sql = "INSERT INTO chunks (name, len, place, own) VALUES (?1, ?2, 0, ?3)
                    ON CONFLICT (name) DO UPDATE SET own = max(own, ?3) RETURNING id";
         let id = self.one(sql, params![name.0, len, own as i64], |row| row.get(0))?;
@@ -560,30 +579,32 @@ impl<'a> Tables<'a> {
 
     /// Sets whether a chunk is mine.
     pub fn set_own(&self, id: ChunkId, own: Own) -> Result<(), DbError> {
+        self.moved.set(true);
         self.run("UPDATE chunks SET own = ?2 WHERE id = ?1", params![id.0, own as i64]).map(drop)
     }
 
-    /// Up to `limit` chunks of my files over row `after` that have fewer than `copies` copies on peers, are here, and
-    /// are not yet with `cell`.
+    /// Up to `limit` chunks of my files over row `after` that have `have` copies on peers, are here, and are not yet with
+    /// `cell`.
     pub fn chunks_short(
         &self,
         cell: CellNumber,
-        copies: u64,
+        have: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE own IN (1, 2) AND ncopies < ?2 AND id > ?3 AND place > 0
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE own IN (1, 2) AND ncopies = ?2 AND id > ?3 AND place > 0
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
             ),
-            params![cell.0, copies as i64, after.0, limit as i64],
+            params![cell.0, have as i64, after.0, limit as i64],
             chunk_row,
         )
     }
 
-    /// Like `chunks_short`, of the chunks whose files are freed here: they want a copy more.
+    /// Up to `limit` chunks over row `after` whose files are freed here, or to be: they want a copy more than `copies` on
+    /// peers, do not have it, are here, and are not yet with `cell`.
     pub fn extra_short(
         &self,
         cell: CellNumber,
@@ -593,7 +614,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies < ?2 + extra AND id > ?3 AND place > 0
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies <= ?2 AND id > ?3 AND place > 0
                    AND own IN (1, 2)
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
@@ -603,9 +624,58 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` chunks of freed files over row `after` that do not lie here, and of which peers have a copy but not
+    /// more than `copies`: one must come here first to be copied on.
+    pub fn absent_short(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND place = 0 AND own IN (1, 2)
+                   AND ncopies BETWEEN 1 AND ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+            ),
+            params![copies as i64, after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Up to `limit` chunks over row `after` that are here only because they were copied on: their files are freed, and peers
+    /// have more than `copies` copies.
+    pub fn passed_on(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND ncopies > ?1 AND id > ?2
+                 ORDER BY id LIMIT ?3"
+            ),
+            params![copies as i64, after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
+    /// Up to `limit` chunks of my files over row `after` that peers have more copies of than `copies`, and one for what is
+    /// freed here.
+    pub fn chunks_over(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks
+                 WHERE own IN (1, 2) AND ncopies > ?1 AND ncopies > ?1 + (extra > 0) AND id > ?2 ORDER BY id LIMIT ?3"
+            ),
+            params![copies as i64, after.0, limit as i64],
+            chunk_row,
+        )
+    }
+
     /// Whether a chunk should have a copy more on peers than the factor asks beside the one here.
-    pub fn want_extra(&self, id: ChunkId, wanted: bool) -> Result<(), DbError> {
-        self.run("UPDATE chunks SET extra = ?2 WHERE id = ?1", params![id.0, wanted]).map(drop)
+    pub fn want_extra(&self, id: ChunkId, wanted: Extra) -> Result<(), DbError> {
+        self.moved.set(true);
+        self.run("UPDATE chunks SET extra = ?2 WHERE id = ?1", params![id.0, wanted as i64]).map(drop)
+    }
+
+    /// Whether a chunk should have a copy more on peers.
+    pub fn extra(&self, id: ChunkId) -> Result<Extra, DbError> {
+        Ok(match self.number("SELECT extra FROM chunks WHERE id = ?1", [id.0])? {
+            0 => Extra::No,
+            1 => Extra::Wanted,
+            _ => Extra::Freed,
+        })
     }
 
     /// Number and bytes of chunks of my files, and how many of them have fewer than `copies` copies on peers.
@@ -620,6 +690,7 @@ impl<'a> Tables<'a> {
 
     /// Records a new place, or absence.
     pub fn move_chunk(&self, id: ChunkId, place: Option<&Place>) -> Result<(), DbError> {
+        self.moved.set(true);
         let (kind, pack, off) = place_columns(place);
         self.run(
             "UPDATE chunks SET place = ?2, pack = ?3, off = ?4 WHERE id = ?1",
@@ -784,6 +855,7 @@ impl<'a> Tables<'a> {
     }
 
     fn count_copies(&self, chunk: ChunkId) -> Result<(), DbError> {
+        self.moved.set(true);
         self.run(
             "UPDATE chunks SET ncopies = (SELECT count(*) FROM copies WHERE chunk = ?1 AND state IN (0, 3)) WHERE id = ?1",
             [chunk.0],

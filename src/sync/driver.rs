@@ -1,7 +1,7 @@
 //! When rounds run with whom, and what the rest of the cell asks of peers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use smol::{LocalExecutor, Task};
 use super::books::{Books, InviteRow, InviteState, PeerRow};
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
+use super::health::HealthBook;
 use super::link::{For, Line, Link};
 use super::relays::Relays;
 use super::round::{self, Moved};
@@ -25,14 +26,14 @@ use super::round_pause;
 use super::serve::Keeper;
 use crate::card::{Invite, InviteError, Role};
 use crate::id::{CellId, ChunkName, hex, unhex};
-use crate::keys::{Secret, random};
-use crate::placement::planner::Candidate;
+use crate::keys::{Secret, random, sha256};
+use crate::placement::planner::{Candidate, Site};
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
 use crate::pool::{Turns, unblock};
 use crate::publish;
-use crate::routes::RouteBook;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
+use crate::routes::{Kind, RouteBook};
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
 use crate::wire::message::{Farewell, Request};
@@ -53,6 +54,8 @@ const ROUND_TRIES_MAX: u32 = 8;
 const LEVELS_MAX: usize = 3;
 /// Rounds that one `round` runs with a peer before it reports.
 const ROUNDS_MAX: usize = 16;
+/// Who is here is noted this often.
+const HEALTH_EVERY: Duration = Duration::from_secs(30);
 /// How long an invite may last. s.
 const INVITE_S_MAX: u64 = 366 * 86_400;
 
@@ -207,6 +210,14 @@ pub struct Sync {
     pub(super) mapped: Cell<Option<SocketAddr>>,
     /// Caps on the lines.
     pub(super) pace: Pace,
+    /// How dependable each peer is, when that was last looked at, and when it was last written.
+    pub(super) health: RefCell<HealthBook>,
+    pub(super) health_at: Cell<Duration>,
+    pub(super) health_saved_at: Cell<u64>,
+    /// Peers whose copies are not counted on.
+    pub(super) away: RefCell<BTreeSet<CellId>>,
+    /// One marks a peer's copies as away or back at a time.
+    pub(super) marking: Turns,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -229,6 +240,7 @@ impl Sync {
         let tasks = [
             sync.spawn(Rc::clone(&sync).listen_on(door)),
             sync.spawn(Rc::clone(&sync).keep_time()),
+            sync.spawn(Rc::clone(&sync).keep_health()),
             sync.spawn(Rc::clone(&sync).keep_addresses()),
             sync.spawn(Rc::clone(&sync).watch_lines()),
         ];
@@ -269,6 +281,11 @@ impl Sync {
             port_map: RefCell::default(),
             mapped: Cell::new(None),
             pace: Pace::new(Caps::from(&vault.config)),
+            health: RefCell::default(),
+            health_at: Cell::new(Duration::ZERO),
+            health_saved_at: Cell::new(0),
+            away: RefCell::default(),
+            marking: Turns::default(),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -281,6 +298,7 @@ impl Sync {
         });
         sync.gate.refresh().await?;
         sync.load_routes().await;
+        sync.load_health().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
@@ -325,6 +343,7 @@ impl Sync {
         within(STOP_TIME_MAX, zip(join_all(ends), unmapped)).await;
         self.links.borrow_mut().clear();
         self.save_routes().await;
+        self.save_health().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());
         unblock(move || {
             for row in rows {
@@ -344,7 +363,7 @@ impl Sync {
         }
     }
 
-    fn nudge_all(&self, but: Option<&CellId>) {
+    pub(super) fn nudge_all(&self, but: Option<&CellId>) {
         let links = self.live_links();
         links.iter().filter(|link| Some(&link.peer) != but).for_each(|link| link.nudge());
     }
@@ -363,6 +382,26 @@ impl Sync {
 
     pub(super) fn name_of(&self, id: &CellId) -> String {
         self.gate.peer(id).map_or_else(|| id.short(), |peer| peer.name)
+    }
+
+    /// Where a peer is: here if it was ever reached over the local network; else where its address is, if it has one of its
+    /// own.
+    pub(super) fn site_of(&self, link: &Link) -> Option<Site> {
+        let lines = link.lines();
+        let is_near = lines.iter().any(|line| line.kind == Kind::Lan)
+            || self
+                .routes
+                .borrow()
+                .ranked(&link.peer)
+                .iter()
+                .any(|r| r.kind == Kind::Lan && r.succeeded_at.is_some());
+        if is_near {
+            return Some(Site::HERE);
+        }
+        let ip = lines.iter().find(|line| line.kind == Kind::Wan).and_then(|line| line.ip)?;
+        let hash = sha256(ip.to_canonical().to_string().as_bytes());
+        // Never the number of this place, nor one of those that are alone.
+        Some(Site(u64::from_le_bytes(hash[..8].try_into().expect("8 bytes")) >> 1 | 1))
     }
 
     pub(super) fn candidates(&self) -> Vec<Candidate> {
@@ -422,19 +461,37 @@ impl Sync {
         }
     }
 
+    async fn keep_health(self: Rc<Self>) {
+        loop {
+            self.watch_peers().await;
+            Timer::after(HEALTH_EVERY).await;
+        }
+    }
+
+    /// What is due between rounds: copies too many are let go, and what lies with peers only is copied on.
+    pub(super) async fn heal(self: &Rc<Self>) {
+        for outcome in [self.trim().await, self.pass_on().await] {
+            if let Err(why) = outcome {
+                log::warn!("copies cannot be looked after: {why}");
+            }
+        }
+    }
+
     async fn keep_time(self: Rc<Self>) {
         self.give_up_removed().await;
+        self.heal().await;
         loop {
             Timer::after(round_pause(self.vault.config.sync_every_s, random::<1>()[0])).await;
             self.keep_turn().await;
         }
     }
 
-    /// One turn of `keep_time`: rounds with everybody who is connected.
-    pub(crate) async fn keep_turn(&self) {
-        self.give_up_removed().await;
+    /// One turn of `keep_time`: rounds with everybody who is connected, and what is due between them.
+    pub(crate) async fn keep_turn(self: &Rc<Self>) {
         self.nudge_all(None);
         self.save_routes().await;
+        self.give_up_removed().await;
+        self.heal().await;
     }
 
     async fn give_up_removed(&self) {
@@ -787,12 +844,14 @@ impl Sync {
         }
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);
+        self.forget_health(&id);
         self.errors.borrow_mut().remove(&id);
         self.tell_lan();
         let vault = Arc::clone(&self.vault);
         unblock(move || {
             let cell = vault.db.change(|t| -> Result<_, DbError> {
                 t.set_meta(&format!("inventory:{id}"), &[])?;
+                t.set_meta(&super::heal::away_key(&id), &[])?;
                 t.cell(&id)
             })?;
             round::drop_copies(&vault, cell)

@@ -14,6 +14,7 @@ use smol::net::TcpStream;
 
 use crate::id::{CellId, ChunkName};
 use crate::placement::CellNumber;
+use crate::placement::planner::Pace;
 use crate::pool::Turns;
 use crate::routes::{Kind, LineFacts, Signs, Speed, Way, pick, pick_quick};
 use crate::wire::message::{self, AskError, Reply, Request, Usage};
@@ -153,6 +154,9 @@ pub(super) struct Link {
     measured: Cell<(Instant, u64)>,
     /// How it sees our address.
     pub(super) observed: RefCell<String>,
+    pace: Cell<Option<Pace>>,
+    /// For which state of things it was found that nothing is to be pushed.
+    pub(super) planned_for: Cell<Option<u64>>,
 }
 
 impl Link {
@@ -175,7 +179,19 @@ impl Link {
             segments: RefCell::default(),
             measured: Cell::new((instant(), 0)),
             observed: RefCell::default(),
+            pace: Cell::new(None),
+            planned_for: Cell::new(None),
         }
+    }
+
+    /// How fast it is given a chunk, by the best connection now or the last that was.
+    pub(super) fn pace(&self) -> Pace {
+        let pace = match self.best(For::Chunks) {
+            Some(line) => Pace::of(line.speed.get().chunk_us(), self.pace.get()),
+            None => self.pace.get().unwrap_or(Pace(u8::MAX)),
+        };
+        self.pace.set(Some(pace));
+        pace
     }
 
     /// The peer takes no more of what it should have.

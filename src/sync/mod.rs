@@ -10,6 +10,8 @@ mod books;
 mod connect;
 mod driver;
 mod gate;
+mod heal;
+pub mod health;
 mod link;
 mod recover;
 mod relays;

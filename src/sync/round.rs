@@ -18,7 +18,7 @@ use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{BodyHash, CellId, ChunkName};
-use crate::placement::planner::{Candidate, Deficit, plan};
+use crate::placement::planner::{Candidate, Deficit, coarse, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
 use crate::pool::{Job, unblock};
 use crate::publish;
@@ -98,7 +98,7 @@ impl From<DbError> for RoundError {
 }
 
 /// Works on placement.db on the pool.
-async fn with_vault<T: Send + 'static, E: Send + 'static>(
+pub(super) async fn with_vault<T: Send + 'static, E: Send + 'static>(
     vault: &Arc<Vault>,
     work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
@@ -134,6 +134,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     take_heads(sync, link, &theirs.tips, moved).await?;
     take_inventory(sync, link, &theirs).await?;
+    sync.welcome_back(link).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     push_chunks(sync, link, moved, &mut head, was_full).await?;
     push_head(sync, link, moved, &mut head).await?;
@@ -378,12 +379,16 @@ async fn push_chunks(
 ) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
     let factor = vault.config.copies.saturating_sub(1);
-    let mut after = ChunkId(0);
+    // First those that have the fewest copies, and at the end what is freed here and wants a copy more than the factor.
+    let (mut have, mut after) = (0, ChunkId(0));
     let mut is_for_others = false;
-    // First what is short of the factor, then what is freed here and wants a copy more.
-    let mut is_extra = false;
     let mut lacks_room = false;
-    while !link.is_full.get() {
+    let state = state_of_things(sync);
+    if link.planned_for.get() == Some(state) {
+        (have, lacks_room) = (factor + 1, link.lacks_room.get());
+    }
+    while !link.is_full.get() && have <= factor {
+        let is_extra = have == factor;
         let copies = factor + u64::from(is_extra);
         let planning = sync.planning.lock().await;
         let page = with_vault(vault, move |vault| {
@@ -391,7 +396,7 @@ async fn push_chunks(
                 let rows = if is_extra {
                     t.extra_short(cell, factor, after, PAGE_CHUNKS)?
                 } else {
-                    t.chunks_short(cell, factor, after, PAGE_CHUNKS)?
+                    t.chunks_short(cell, have, after, PAGE_CHUNKS)?
                 };
                 rows.into_iter()
                     .map(|row| Ok((t.copies_of(row.id)?, row)))
@@ -400,10 +405,7 @@ async fn push_chunks(
         })
         .await?;
         let Some((_, last)) = page.last() else {
-            if is_extra {
-                break;
-            }
-            (is_extra, after) = (true, ChunkId(0));
+            (have, after) = (have + 1, ChunkId(0));
             continue;
         };
         after = last.id;
@@ -415,7 +417,7 @@ async fn push_chunks(
                 Deficit { chunk: row.id, len: row.len, holders }
             })
             .collect();
-        let targets = plan(&deficits, &mut sync.candidates(), copies);
+        let targets = plan(&deficits, &mut sync.candidates(), &sync.sites(), copies);
         let mut rows = Vec::new();
         for (((_, row), targets), deficit) in page.into_iter().zip(targets).zip(&deficits) {
             if targets.contains(&cell) {
@@ -442,6 +444,9 @@ async fn push_chunks(
         pushed?;
         push_head(sync, link, moved, head).await?;
     }
+    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others {
+        link.planned_for.set(Some(state));
+    }
     // The others are told once that this one is full: two full ones would wake each other for ever.
     if is_for_others || (link.is_full.get() && !was_full) {
         sync.poke_others(&link.peer);
@@ -460,6 +465,18 @@ async fn push_chunks(
         vault.clear("peer-full");
     }
     Ok(())
+}
+
+/// A number for all that a plan depends on: while it is the same, a plan that found nothing for a peer finds nothing.
+fn state_of_things(sync: &Sync) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    sync.vault.db.generation().hash(&mut hasher);
+    let sites = sync.sites();
+    for c in sync.candidates() {
+        (c.cell, c.is_favorite, c.pace, coarse(c.free), sites.of(c.cell)).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// Sends chunks in batches, two at once.
@@ -696,27 +713,7 @@ async fn push_head(
 
 async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
-    let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
-    let may = with_vault(vault, move |vault| {
-        let now = vault.expiry_now();
-        vault.db.read(|t| -> Result<bool, DbError> {
-            if crate::files::brake::load(t)?.is_on() {
-                return Ok(false);
-            }
-            let Some(recovered) = t.meta_u64("recovered_at")? else { return Ok(true) };
-            if now > recovered + RELEASE_WAIT_S {
-                return Ok(true);
-            }
-            for peer in &peers {
-                if t.meta(&seen_key(peer))?.is_none() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-    })
-    .await?;
-    if !may {
+    if !may_release(sync).await? {
         return Ok(());
     }
     loop {
@@ -737,6 +734,31 @@ async fn release(sync: &Rc<Sync>, link: &Link) -> Result<(), RoundError> {
         })
         .await?;
     }
+}
+
+/// Whether copies may be given up at all: not while the brake is on, nor after a recovery before all peers were heard.
+pub(super) async fn may_release(sync: &Sync) -> Result<bool, VaultError> {
+    let vault = &sync.vault;
+    let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
+    with_vault(vault, move |vault| {
+        let now = vault.expiry_now();
+        vault.db.read(|t| -> Result<bool, VaultError> {
+            if crate::files::brake::load(t)?.is_on() {
+                return Ok(false);
+            }
+            let Some(recovered) = t.meta_u64("recovered_at")? else { return Ok(true) };
+            if now > recovered + RELEASE_WAIT_S {
+                return Ok(true);
+            }
+            for peer in &peers {
+                if t.meta(&seen_key(peer))?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    })
+    .await
 }
 
 // ---- Fetching ----
@@ -972,5 +994,5 @@ impl<'a> Puller<'a> {
 pub(super) fn candidate(link: &Link, is_favorite: bool) -> Option<Candidate> {
     let usage = link.usage.get()?;
     let free = if link.is_full.get() { 0 } else { room(&usage) };
-    Some(Candidate { cell: link.cell, is_favorite, free })
+    Some(Candidate { cell: link.cell, is_favorite, pace: link.pace(), free })
 }

@@ -1,0 +1,383 @@
+//! Keeping the number of copies: peers that stay away too long are not counted on, those that come back are counted
+//! again, copies too many are let go, and what lies with peers only is copied on.
+//!
+//! Pushing itself is part of each round (`round`); here is what changes its input. All of it works in slices, and a power
+//! cut between two leaves a state from which the next pass goes on.
+
+use std::rc::Rc;
+
+use super::driver::Sync;
+use super::link::Link;
+use super::round::{self, with_vault};
+use crate::config::RECORDS_PER_CHANGE;
+use crate::id::{CellId, ChunkName};
+use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError};
+use crate::vault::{Alert, Vault, VaultError};
+
+/// Chunks that one pass lets go at most; the next pass goes on.
+const TRIMMED_MAX: usize = 20_000;
+/// Chunks planned at once.
+const PAGE: usize = 500;
+/// Bytes that one pass brings here to copy them on.
+const PASSED_ON_BYTES: u64 = 64 << 20;
+/// peer_health.json is written at most this often. s.
+const SAVE_EVERY_S: u64 = 600;
+const FILE: &str = "peer_health.json";
+
+pub(super) fn away_key(id: &CellId) -> String {
+    format!("away:{id}")
+}
+
+/// Whether the copies of a peer are marked as not to be counted on.
+fn is_marked_away(vault: &Vault, id: &CellId) -> Result<bool, DbError> {
+    vault.db.read(|t| Ok(t.meta(&away_key(id))?.is_some_and(|value| !value.is_empty())))
+}
+
+/// Marks all copies of a peer as away or back, a slice at a time.
+fn mark(vault: &Vault, cell: CellNumber, is_away: bool) -> Result<u64, DbError> {
+    let mut after = ChunkId(0);
+    let mut marked = 0;
+    loop {
+        let page = vault.db.read(|t| t.copies_page(cell, after, RECORDS_PER_CHANGE))?;
+        let Some(last) = page.last() else { return Ok(marked) };
+        after = last.chunk;
+        let wanted = |copy: &&Copy| match copy.state {
+            CopyState::Stored | CopyState::Suspect => is_away,
+            CopyState::Away => !is_away,
+            CopyState::ToRelease => false,
+        };
+        let chunks: Vec<ChunkId> = page.iter().filter(wanted).map(|copy| copy.chunk).collect();
+        if !chunks.is_empty() {
+            vault.db.change(|t| t.set_copies_away(cell, &chunks, is_away))?;
+            marked += chunks.len() as u64;
+        }
+    }
+}
+
+impl Sync {
+    /// Reads what was known of the peers when the cell stopped.
+    pub(super) async fn load_health(&self) -> Result<(), VaultError> {
+        let peers: Vec<CellId> = self.gate.peers().iter().map(|peer| peer.id).collect();
+        let (text, away) = with_vault(&self.vault, move |vault| -> Result<_, VaultError> {
+            let text = std::fs::read_to_string(vault.dir.join(FILE)).unwrap_or_default();
+            let mut away = Vec::new();
+            for id in peers {
+                if is_marked_away(vault, &id)? {
+                    away.push(id);
+                }
+            }
+            Ok((text, away))
+        })
+        .await?;
+        *self.health.borrow_mut() = super::health::HealthBook::from_json(&text);
+        self.away.borrow_mut().extend(away);
+        self.health_at.set(self.vault.clock.steady());
+        Ok(())
+    }
+
+    /// Writes peer_health.json if it says something new.
+    pub(super) async fn save_health(&self) {
+        if !self.health.borrow_mut().take_changed() {
+            return;
+        }
+        self.health_saved_at.set(self.vault.now());
+        let text = self.health.borrow().to_json();
+        let written = with_vault(&self.vault, move |vault| {
+            crate::vault::write_whole(&vault.dir.join(FILE), text.as_bytes())
+        });
+        if let Err(why) = written.await {
+            log::warn!("{FILE} cannot be written: {why}");
+        }
+    }
+
+    /// Time has passed: notes who is here, stops counting on those whose grace is over, and tells of those that are silent.
+    pub(super) async fn watch_peers(self: &Rc<Self>) {
+        let steady = self.vault.clock.steady();
+        let seconds = steady.saturating_sub(self.health_at.get()).as_secs();
+        self.health_at.set(self.health_at.get() + std::time::Duration::from_secs(seconds));
+        let now = self.vault.now();
+        let all: Vec<CellId> = self.gate.peers().iter().map(|peer| peer.id).collect();
+        let here: Vec<CellId> =
+            all.iter().filter(|id| self.link(id).is_some_and(|link| !link.is_stalled())).copied().collect();
+        self.health.borrow_mut().pass(now, seconds, &all, &here);
+        let mut silent = Vec::new();
+        for id in all.iter().filter(|id| !here.contains(id)) {
+            let (silence, grace) = {
+                let health = self.health.borrow();
+                let Some(health) = health.of(id) else { continue };
+                (health.silent, self.grace_s(health.grace(now)))
+            };
+            if silence >= super::health::SILENCE_S {
+                silent.push((*id, silence));
+            }
+            if silence >= grace && !self.away.borrow().contains(id) {
+                if let Err(why) = self.leave(id).await {
+                    log::warn!("{why}");
+                }
+            }
+        }
+        self.tell_of_silence(&silent);
+        if now >= self.health_saved_at.get() + SAVE_EVERY_S {
+            self.save_health().await;
+        }
+    }
+
+    /// How long a peer's silence is waited out: by its habits unless the settings say otherwise.
+    pub(super) fn grace_s(&self, by_habit: u64) -> u64 {
+        match self.vault.config.heal_grace_s {
+            0 => by_habit,
+            set => set,
+        }
+    }
+
+    fn tell_of_silence(&self, silent: &[(CellId, u64)]) {
+        if silent.is_empty() {
+            self.vault.clear("peer-silent");
+            return;
+        }
+        let told: Vec<String> = silent.iter().map(|(id, _)| self.name_of(id)).collect();
+        let is_away = silent.iter().any(|(id, _)| self.away.borrow().contains(id));
+        self.vault.raise("peer-silent", Alert {
+            text: format!("nothing was heard of {} for over an hour", told.join(", ")),
+            remedy: if is_away {
+                "what it held is being copied to other peers; when it comes back nothing is lost. If it is gone for good, run \
+                 `grove peer remove NAME`"
+                    .into()
+            } else {
+                "see whether it is switched on and on the network; if it stays away, what it holds is copied elsewhere".into()
+            },
+        });
+    }
+
+    /// A peer has been away for too long to count on its copies.
+    async fn leave(self: &Rc<Self>, id: &CellId) -> Result<(), VaultError> {
+        let _marking = self.marking.lock().await;
+        if self.link(id).is_some() {
+            return Ok(());
+        }
+        self.away.borrow_mut().insert(*id);
+        let peer = *id;
+        let marked = with_vault(&self.vault, move |vault| -> Result<u64, DbError> {
+            let cell = vault.db.change_durably(|t| {
+                t.set_meta(&away_key(&peer), &[1])?;
+                t.cell(&peer)
+            })?;
+            mark(vault, cell, true)
+        })
+        .await?;
+        log::warn!(
+            "{} has been silent too long: {marked} chunks that it holds are copied elsewhere",
+            self.name_of(id)
+        );
+        self.poke_others(id);
+        Ok(())
+    }
+
+    /// A peer that was not counted on is here again, and its inventory is known.
+    pub(super) async fn welcome_back(&self, link: &Link) -> Result<(), VaultError> {
+        if !self.away.borrow().contains(&link.peer) {
+            return Ok(());
+        }
+        let _marking = self.marking.lock().await;
+        let (peer, cell) = (link.peer, link.cell);
+        let marked = with_vault(&self.vault, move |vault| -> Result<u64, DbError> {
+            let marked = mark(vault, cell, false)?;
+            vault.db.change_durably(|t| t.set_meta(&away_key(&peer), &[]))?;
+            Ok(marked)
+        })
+        .await?;
+        self.away.borrow_mut().remove(&peer);
+        self.health.borrow_mut().note_back(&peer, self.vault.now());
+        log::info!("{} is back with {marked} chunks", self.name_of(&peer));
+        Ok(())
+    }
+
+    /// A peer is none any more.
+    pub(super) fn forget_health(&self, id: &CellId) {
+        self.away.borrow_mut().remove(id);
+        self.health.borrow_mut().forget(id);
+    }
+
+    /// Whether a peer was away and has not been back for long enough.
+    fn is_settling(&self, id: &CellId) -> bool {
+        let back_at = self.health.borrow().of(id).and_then(|health| health.back_at);
+        self.away.borrow().contains(id)
+            || back_at.is_some_and(|at| self.vault.now() < at + self.vault.config.heal_settle_s)
+    }
+
+    // ---- Copies too many ----
+
+    /// Marks copies for release that are not needed, and wakes the rounds that carry it out.
+    pub(super) async fn trim(self: &Rc<Self>) -> Result<(), VaultError> {
+        if !round::may_release(self).await? {
+            return Ok(());
+        }
+        let factor = self.vault.config.copies.saturating_sub(1);
+        let mut after = ChunkId(0);
+        let mut looked_at = 0;
+        while looked_at < TRIMMED_MAX {
+            // Nobody plans meanwhile: a copy on its way counts with the others.
+            let _planning = self.planning.lock().await;
+            let (peers, sites) = (self.holders(), self.sites());
+            let page =
+                with_vault(&self.vault, move |vault| vault.db.read(|t| t.chunks_over(factor, after, PAGE)))
+                    .await?;
+            let Some(last) = page.last() else { break };
+            (after, looked_at) = (last.id, looked_at + page.len());
+            let let_go =
+                with_vault(&self.vault, move |vault| let_go(vault, &page, &peers, &sites, factor)).await?;
+            for link in self.links().into_iter().filter(|link| let_go.contains(&link.cell)) {
+                link.nudge();
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of each peer as a holder of chunks; of a copy it is filled in what is the copy's own.
+    fn holders(&self) -> Vec<Holder> {
+        let links = self.links();
+        let known = links.iter().filter_map(|link| {
+            let peer = self.gate.peer(&link.peer)?;
+            let is_settling = self.is_settling(&link.peer);
+            Some(Holder {
+                cell: link.cell,
+                is_favorite: peer.is_favorite,
+                is_solid: link.is_alive() && !link.is_stalled() && !is_settling,
+                is_settling,
+                is_suspect: false,
+                proven: 0,
+                pace: link.pace(),
+            })
+        });
+        known.collect()
+    }
+
+    /// Where the peers are.
+    pub(super) fn sites(&self) -> Sites {
+        let mut sites = Sites::default();
+        for link in self.links() {
+            if let Some(site) = self.site_of(&link) {
+                sites.set(link.cell, site);
+            }
+        }
+        sites
+    }
+
+    // ---- What lies with peers only ----
+
+    /// Brings chunks of freed files here that have lost a copy, so that rounds copy them on; and drops what was copied on.
+    pub(super) async fn pass_on(self: &Rc<Self>) -> Result<(), VaultError> {
+        let factor = self.vault.config.copies.saturating_sub(1);
+        let (mut after, mut bytes) = (ChunkId(0), 0);
+        let mut wanted: Vec<ChunkName> = Vec::new();
+        while bytes < PASSED_ON_BYTES {
+            let page = with_vault(&self.vault, move |vault| {
+                vault.db.read(|t| -> Result<Vec<(ChunkRow, Vec<CellNumber>)>, DbError> {
+                    let with_holders = |row: ChunkRow| t.copies_of(row.id).map(|holders| (row, holders));
+                    t.absent_short(factor, after, PAGE)?.into_iter().map(with_holders).collect()
+                })
+            })
+            .await?;
+            let Some((last, _)) = page.last() else { break };
+            after = last.id;
+            let deficits: Vec<Deficit> = page
+                .iter()
+                .map(|(row, holders)| Deficit { chunk: row.id, len: row.len, holders: holders.clone() })
+                .collect();
+            let targets = plan(&deficits, &mut self.candidates(), &self.sites(), factor + 1);
+            for ((row, _), targets) in page.iter().zip(targets) {
+                if !targets.is_empty() && bytes < PASSED_ON_BYTES {
+                    bytes += u64::from(row.len);
+                    wanted.push(row.name);
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            log::info!("{} chunks of freed files come here to be copied on", wanted.len());
+            if !self.fetch(wanted).await.got.is_empty() {
+                self.nudge_all(None);
+            }
+        }
+        with_vault(&self.vault, move |vault| drop_passed_on(vault, factor)).await
+    }
+}
+
+/// Marks the copies of these chunks that are not needed for release; gives who holds them.
+fn let_go(
+    vault: &Vault,
+    page: &[ChunkRow],
+    peers: &[Holder],
+    sites: &Sites,
+    factor: u64,
+) -> Result<Vec<CellNumber>, DbError> {
+    let mut told = Vec::new();
+    vault.db.change(|t| -> Result<(), DbError> {
+        for row in page {
+            let extra = t.extra(row.id)?;
+            let copies = factor + u64::from(extra != crate::placement::Extra::No);
+            let counted = |copy: &Copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect);
+            let mut holders = Vec::new();
+            for copy in t.all_copies_of(row.id)?.into_iter().filter(counted) {
+                let known = peers.iter().find(|peer| peer.cell == copy.cell).copied();
+                // Of one that was not here since the start nothing is known: it is waited for.
+                let holder = known.unwrap_or(Holder {
+                    cell: copy.cell,
+                    is_favorite: false,
+                    is_solid: false,
+                    is_settling: true,
+                    is_suspect: false,
+                    proven: 0,
+                    pace: Pace(u8::MAX),
+                });
+                holders.push(Holder {
+                    is_suspect: copy.state == CopyState::Suspect,
+                    proven: copy.proven,
+                    ..holder
+                });
+            }
+            for cell in surplus(&holders, sites, copies) {
+                t.release_copy(row.id, cell)?;
+                told.push(cell);
+            }
+        }
+        Ok(())
+    })?;
+    told.sort_unstable();
+    told.dedup();
+    Ok(told)
+}
+
+/// Drops the local copies of chunks that should lie with peers only, once enough of them have one.
+fn drop_passed_on(vault: &Vault, factor: u64) -> Result<(), VaultError> {
+    loop {
+        let _placing = vault.placing();
+        // Durable before the files go: see `gc::sweep`.
+        let gone = vault.db.change_durably(|t| -> Result<Vec<_>, DbError> {
+            let mut gone = Vec::new();
+            let mut after = ChunkId(0);
+            loop {
+                let page = t.passed_on(factor, after, PAGE)?;
+                let Some(last) = page.last() else { break };
+                after = last.id;
+                for row in page {
+                    let Some(place) = row.place else { continue };
+                    if !t.is_held(row.id)? {
+                        t.move_chunk(row.id, None)?;
+                        gone.push((row.name, place));
+                    }
+                }
+                if gone.len() >= PAGE {
+                    break;
+                }
+            }
+            Ok(gone)
+        })?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for (name, place) in gone {
+            vault.store.remove(name, place)?;
+        }
+    }
+}
