@@ -24,7 +24,7 @@ use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
-use crate::card::{Invite, InviteError, Role};
+use crate::card::{Card, Invite, InviteError, Role};
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
 use crate::placement::planner::{Candidate, Site};
@@ -315,6 +315,19 @@ impl Sync {
 
     pub(super) fn spawn<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Task<T> {
         self.executor().spawn(work)
+    }
+
+    /// This cell's card, as bytes.
+    pub(crate) fn card(&self) -> Vec<u8> {
+        self.gate.card()
+    }
+
+    /// Becomes a peer of whoever has this card, who must do the same: for simulations, which need no invites.
+    pub(crate) async fn befriend(self: &Rc<Self>, card: &[u8]) -> Result<(), VaultError> {
+        let card = Card::from_bytes(card).map_err(|why| VaultError::Refused(why.to_string()))?;
+        self.gate.save(PeerRow::new(&card, Role::Peer, self.vault.clock.wall())).await?;
+        self.publish_soon();
+        Ok(())
     }
 
     /// The port it listens on.
