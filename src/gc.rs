@@ -25,8 +25,10 @@ use crate::files::{brake, version};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest, Parsed};
 use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, NodeId, Own};
+use crate::publish;
 use crate::store::{Held, PACK_BATCH_MIN, Place, REWRITE_CHUNKS, Rewritten, SMALL_BYTES, StoreError};
 use crate::vault::{Marks, Vault, VaultError};
+use crate::world::{self, Sabotage};
 
 /// Chunks taken away under one hold of the lock.
 const SLICE: usize = 256;
@@ -40,6 +42,16 @@ pub struct Collected {
     pub bytes: u64,
     /// Chunks that peers may release.
     pub to_release: u64,
+}
+
+/// What a cell does once in a while: drops versions whose time is over, publishes that, and collects what nothing needs any
+/// more.
+pub fn tidy(vault: &Vault) -> Result<Collected, VaultError> {
+    thin_all(vault)?;
+    keep_to_budget(vault)?;
+    empty_trash(vault)?;
+    publish::publish(vault)?;
+    collect(vault)
 }
 
 /// Collects what nothing needs. One at a time.
@@ -148,7 +160,7 @@ fn sweep(vault: &Vault, until: ChunkId, keeps_unknown: bool) -> Result<Collected
                     t.release_copies(row.id)?;
                     collected.to_release += u64::from(t.has_copies(row.id)?);
                 }
-                if t.is_held(row.id)? {
+                if t.is_held(row.id)? && !world::is_sabotaged(Sabotage::CollectsClaims) {
                     continue;
                 }
                 // The row's place may have moved since the page was read.

@@ -36,12 +36,15 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Random bytes from the kernel.
+/// Random bytes from the kernel; in a simulation from its dice.
 ///
 /// # Panics
 /// If the kernel has no randomness to give: nothing safe can be done without.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    if crate::world::roll(&mut bytes) {
+        return bytes;
+    }
     getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
     bytes
 }

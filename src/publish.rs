@@ -7,10 +7,7 @@
 //! A run of segments covers a stretch of sequence numbers, up to the number that is its id. So runs are merged by writing
 //! the live records of their stretch anew from the database; old segments need not be read.
 
-use std::collections::HashSet;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashSet};
 
 use crate::catalog::{
     Head, RecordKind, Run, SegmentWriter, open_segment, plan_merge, read_segment, record_key, version_key,
@@ -21,27 +18,19 @@ use crate::files::version::{self, hash_of};
 use crate::id::{BodyHash, ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest};
 use crate::placement::{BinRow, DbError, Device, Node, NodeId, NodeState, Own, Tables};
+use crate::state_files::StateFiles;
 use crate::store::Staged;
-use crate::vault::{Vault, VaultError, write_whole};
+use crate::vault::{Vault, VaultError};
 
 /// File name of the newest published head.
 pub const HEAD_FILE: &str = "catalog.head";
 
-/// Where the newest head lies.
-pub fn head_path(dir: &Path) -> PathBuf {
-    dir.join(HEAD_FILE)
-}
-
 /// The head in `catalog.head`; `None` when there is none, an error when it is no head of this cell.
-pub fn read_head_file(dir: &Path) -> Result<Option<(BodyHash, Head, Vec<u8>)>, VaultError> {
-    match fs::read(head_path(dir)) {
-        Ok(bytes) => {
-            let (hash, head) = Head::open(&bytes)?;
-            Ok(Some((hash, head, bytes)))
-        }
-        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(why) => Err(VaultError::Io { doing: "cannot read catalog.head".into(), why }),
-    }
+pub fn read_head_file(files: &dyn StateFiles) -> Result<Option<(BodyHash, Head, Vec<u8>)>, VaultError> {
+    let read = files.read(HEAD_FILE).map_err(VaultError::io("cannot read catalog.head"))?;
+    let Some(bytes) = read else { return Ok(None) };
+    let (hash, head) = Head::open(&bytes)?;
+    Ok(Some((hash, head, bytes)))
 }
 
 /// The newest head that this cell published: hash, sequence, bytes.
@@ -214,7 +203,7 @@ fn finish_publication(
         }
         Ok(bytes)
     })?;
-    write_whole(&head_path(&vault.dir), &bytes).map_err(VaultError::io("cannot write catalog.head"))
+    vault.files.write_whole(HEAD_FILE, &bytes).map_err(VaultError::io("cannot write catalog.head"))
 }
 
 /// Takes the records of a head's segments into an empty catalog. `fetch` gives a segment's bytes.
@@ -482,7 +471,7 @@ pub fn merge_head(
             })
         })?;
     }
-    let mut touched: HashSet<FileId> = HashSet::new();
+    let mut touched: BTreeSet<FileId> = BTreeSet::new();
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;

@@ -22,6 +22,7 @@ use crate::id::{CellId, ChunkName};
 use crate::keys::{Identity, MasterKey};
 use crate::placement::{ChunkId, Db, DbError, HoldClass, HoldState, Own, Tables};
 use crate::seal::Sealer;
+use crate::state_files::{Folder, StateFiles};
 use crate::store::{ChunkStore, StoreError};
 
 /// Locks, and does not mind that another holder panicked: what it guards is changed in whole steps.
@@ -74,6 +75,8 @@ pub struct Vault {
     pub dir: PathBuf,
     /// `~/GroveHome`.
     pub home: PathBuf,
+    /// Small files in `dir`.
+    pub files: Arc<dyn StateFiles>,
     /// placement.db.
     pub db: Db,
     /// Sealed chunks.
@@ -151,6 +154,12 @@ pub struct VaultParts {
 impl Vault {
     /// Puts the parts together and goes on with the life and time that the database knows.
     pub fn new(parts: VaultParts) -> Result<Self, DbError> {
+        let files = Arc::new(Folder::new(&parts.dir));
+        Self::with_files(parts, files)
+    }
+
+    /// Like `new`, with small files that need not lie in the folder.
+    pub fn with_files(parts: VaultParts, files: Arc<dyn StateFiles>) -> Result<Self, DbError> {
         let VaultParts { dir, home, db, store, master, clock, config } = parts;
         let (life, retired, saved) = db.read(|t| -> Result<_, DbError> {
             let saved = match (t.meta_u64("observed")?, t.meta_u64("wall")?) {
@@ -165,6 +174,7 @@ impl Vault {
             sealer: Sealer::new(&master, 0),
             run: crate::keys::random(),
             dir,
+            files,
             home,
             db,
             store,

@@ -132,14 +132,7 @@ impl Cell {
     /// Thinning, the end of the bin, the budget, and then garbage collection.
     async fn tidy(&self) -> Result<gc::Collected, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let collected = smol::unblock(move || -> Result<_, VaultError> {
-            gc::thin_all(&vault)?;
-            gc::keep_to_budget(&vault)?;
-            gc::empty_trash(&vault)?;
-            crate::publish::publish(&vault)?;
-            gc::collect(&vault)
-        })
-        .await?;
+        let collected = smol::unblock(move || gc::tidy(&vault)).await?;
         if collected.chunks > 0 {
             log::info!("{} chunks that nothing needed are gone", collected.chunks);
         }

@@ -16,7 +16,9 @@ use crate::id::{CellId, ChunkName, hex};
 use crate::keys::MasterKey;
 use crate::placement::{Db, DbError, HoldClass, HoldState, Own};
 use crate::publish;
+use crate::state_files::{Folder, StateFiles};
 use crate::store::{ChunkStore, DiskStore, Held, StoreLimits};
+use crate::sync::OWNERS_LOG;
 use crate::vault::{Vault, VaultError, VaultParts, write_whole};
 
 /// Where a cell lives.
@@ -294,23 +296,33 @@ fn remove_temps(dir: &Path) {
 }
 
 /// Whether no catalog and nothing of peers was ever kept here.
-fn is_unused(dir: &Path) -> bool {
-    !publish::head_path(dir).exists() && !dir.join("owners.log").exists()
+fn is_unused(files: &dyn StateFiles) -> bool {
+    let is_there = |name| files.len(name).ok().flatten().is_some();
+    !is_there(publish::HEAD_FILE) && !is_there(OWNERS_LOG)
 }
 
-/// Opens placement.db; `true` if it had to be made anew because it was lost, damaged, or an old copy.
-fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
-    let path = dir.join("placement.db");
-    let head = publish::read_head_file(dir);
+/// What to do with a placement.db that was opened.
+pub(crate) enum Found {
+    /// It is as new as the catalog.
+    Current(Db),
+    /// It is empty, and the catalog is not: it is filled again.
+    Empty(Db),
+    /// It is put aside, for this reason.
+    Aside(String),
+}
+
+/// Judges an opened placement.db (with the word whether it is new) by `catalog.head`.
+pub(crate) fn judge(opened: Result<(Db, bool), DbError>, files: &dyn StateFiles) -> Result<Found, DbError> {
+    let head = publish::read_head_file(files);
     if let Err(why) = &head {
         log::error!("catalog.head: {why}");
     }
     let head = head.ok().flatten();
-    let why = match Db::open(&path) {
-        Ok((db, true)) if is_unused(dir) => return Ok((db, false)),
+    match opened {
+        Ok((db, true)) if is_unused(files) => Ok(Found::Current(db)),
         Ok((db, true)) => {
             log::warn!("placement.db is new, and the catalog is not: it is made again from the catalog");
-            return Ok((db, true));
+            Ok(Found::Empty(db))
         }
         Ok((db, false)) => {
             let current = db.read(publish::current_head)?;
@@ -321,13 +333,20 @@ fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
                     *seq > file_head.seq || (*seq == file_head.seq && hash == file_hash)
                 }
             };
-            if is_current {
-                return Ok((db, false));
-            }
-            "it is an old copy".to_owned()
+            Ok(if is_current { Found::Current(db) } else { Found::Aside("it is an old copy".into()) })
         }
-        Err(why) if why.is_damaged() => why.to_string(),
-        Err(why) => return Err(why.into()),
+        Err(why) if why.is_damaged() => Ok(Found::Aside(why.to_string())),
+        Err(why) => Err(why),
+    }
+}
+
+/// Opens placement.db; `true` if it had to be made anew because it was lost, damaged, or an old copy.
+fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
+    let path = dir.join("placement.db");
+    let why = match judge(Db::open(&path), &Folder::new(dir))? {
+        Found::Current(db) => return Ok((db, false)),
+        Found::Empty(db) => return Ok((db, true)),
+        Found::Aside(why) => why,
     };
     let aside = dir.join(format!("placement.db.set-aside-{}", hex(&crate::keys::random::<4>())));
     log::warn!(
@@ -348,9 +367,9 @@ fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
 }
 
 /// Fills an empty placement.db: chunks by a scan, whose they are by owners.log, files by the catalog.
-fn rebuild(vault: &Vault) -> Result<(), CellError> {
+pub(crate) fn rebuild(vault: &Vault) -> Result<(), CellError> {
     adopt_store(vault)?;
-    let Some((hash, head, bytes)) = publish::read_head_file(&vault.dir)? else { return Ok(()) };
+    let Some((hash, head, bytes)) = publish::read_head_file(&*vault.files)? else { return Ok(()) };
     if head.owner != vault.id() {
         return Err(CellError::Other(
             "catalog.head is of another cell than .key; one of them must go".into(),
@@ -407,39 +426,31 @@ pub fn adopt_store(vault: &Vault) -> Result<(), CellError> {
 
 /// `owners.log`: owner, chunk, what happened (0 held, 1 released), class; see `sync::serve`.
 fn adopt_owners(vault: &Vault) -> Result<(), CellError> {
-    let path = vault.dir.join("owners.log");
-    let mut file = match File::open(&path) {
-        Ok(file) => io::BufReader::new(file),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(why) => return Err(other("cannot read", &path)(why)),
-    };
-    let mut lines = Vec::new();
+    const LINE_BYTES: usize = 72;
+    let mut from = 0;
     loop {
-        let mut line = [0; 72];
-        let is_over = file.read_exact(&mut line).is_err();
-        if !is_over {
-            lines.push(line);
-        }
-        if lines.len() >= 2000 || is_over {
-            vault.db.change(|t| -> Result<(), DbError> {
-                for line in lines.drain(..) {
-                    let (Some(owner), Some(name)) =
-                        (CellId::from_slice(&line[..32]), ChunkName::from_slice(&line[32..64]))
-                    else {
-                        continue;
-                    };
-                    let Some(row) = t.chunk(&name)? else { continue };
-                    let owner = t.cell(&owner)?;
-                    let class = if line[65] == 1 { HoldClass::Segment } else { HoldClass::Chunk };
-                    let state = match line[64] {
-                        0 => HoldState::Held,
-                        _ => HoldState::Trash,
-                    };
-                    t.put_hold(row.id, owner, class, state, vault.now())?;
-                }
-                Ok(())
-            })?;
-        }
+        let read = vault.files.read_part(OWNERS_LOG, from, 2000 * LINE_BYTES);
+        let lines = read.map_err(VaultError::io("cannot read owners.log"))?.unwrap_or_default();
+        from += lines.len() as u64;
+        let is_over = lines.len() < 2000 * LINE_BYTES;
+        vault.db.change(|t| -> Result<(), DbError> {
+            for line in lines.chunks_exact(LINE_BYTES) {
+                let (Some(owner), Some(name)) =
+                    (CellId::from_slice(&line[..32]), ChunkName::from_slice(&line[32..64]))
+                else {
+                    continue;
+                };
+                let Some(row) = t.chunk(&name)? else { continue };
+                let owner = t.cell(&owner)?;
+                let class = if line[65] == 1 { HoldClass::Segment } else { HoldClass::Chunk };
+                let state = match line[64] {
+                    0 => HoldState::Held,
+                    _ => HoldState::Trash,
+                };
+                t.put_hold(row.id, owner, class, state, vault.now())?;
+            }
+            Ok(())
+        })?;
         if is_over {
             return Ok(());
         }

@@ -10,7 +10,7 @@ mod tree;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use sqlite::Db;
+pub use sqlite::{Db, Watch};
 pub use tables::{
     CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
     InventoryRow, Own, StoredHead, Tables, Unanswered,

@@ -1,7 +1,7 @@
 //! placement.db itself: opening, transactions, durability.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -37,7 +37,19 @@ struct Inner {
 pub struct Db {
     inner: Mutex<Inner>,
     path: PathBuf,
+    watch: Option<Arc<dyn Watch>>,
 }
+
+/// Sees a database change, for simulations.
+pub trait Watch: Send + Sync {
+    /// A change begins, or has ended: the process may end here, by unwinding.
+    fn step(&self);
+    /// A change was committed, perhaps durably; `image` gives the whole database as it is now.
+    fn committed(&self, is_durable: bool, image: &dyn Fn() -> Vec<u8>);
+}
+
+/// A page of a database in memory. Bytes; small ones make small images.
+const MEMORY_PAGE_BYTES: usize = 1024;
 
 impl Db {
     /// Opens the database at `path`, or creates it. The flag tells whether it is new.
@@ -49,6 +61,23 @@ impl Db {
     /// A database in memory, for tests and simulations.
     pub fn in_memory() -> Result<Self, DbError> {
         Ok(Self::with_connection(Connection::open_in_memory()?, Path::new(":memory:"))?.0)
+    }
+
+    /// A database in memory that goes on from an image, or is new; `watch` sees what becomes of it.
+    pub fn from_image(image: Option<&[u8]>, watch: Arc<dyn Watch>) -> Result<(Self, bool), DbError> {
+        let mut conn = Connection::open_in_memory()?;
+        conn.execute_batch(&format!("PRAGMA page_size = {MEMORY_PAGE_BYTES}"))?;
+        if let Some(image) = image {
+            conn.deserialize_read_exact("main", image, image.len(), false)?;
+        }
+        let (mut db, is_new) = Self::with_connection(conn, Path::new(":memory:"))?;
+        db.watch = Some(watch);
+        Ok((db, is_new))
+    }
+
+    /// The whole database as it is now.
+    pub fn image(&self) -> Result<Vec<u8>, DbError> {
+        Ok(self.lock().conn.serialize("main")?.to_vec())
     }
 
     fn with_connection(conn: Connection, path: &Path) -> Result<(Self, bool), DbError> {
@@ -72,7 +101,11 @@ impl Db {
             tables.highest_seq()?.max(tables.meta_u64("published")?.unwrap_or(0)) + 1
         };
         Ok((
-            Self { inner: Mutex::new(Inner { conn, next_seq, generation: 0 }), path: path.to_owned() },
+            Self {
+                inner: Mutex::new(Inner { conn, next_seq, generation: 0 }),
+                path: path.to_owned(),
+                watch: None,
+            },
             is_new,
         ))
     }
@@ -124,7 +157,11 @@ impl Db {
         durable: bool,
         change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        if let Some(watch) = &self.watch {
+            watch.step();
+        }
         let mut inner = self.lock();
+        let changes = inner.conn.total_changes();
         let sync = |conn: &Connection, level| {
             conn.execute_batch(&format!("PRAGMA synchronous = {level}"))
                 .map_err(|why| E::from(DbError::from(why)))
@@ -135,6 +172,14 @@ impl Db {
         let outcome = Self::transact_locked(&mut inner, change);
         if durable {
             sync(&inner.conn, "NORMAL")?;
+        }
+        if let (Some(watch), Ok(_)) = (&self.watch, &outcome) {
+            if durable || inner.conn.total_changes() > changes {
+                let image = || inner.conn.serialize("main").map(|image| image.to_vec()).unwrap_or_default();
+                watch.committed(durable, &image);
+            }
+            drop(inner);
+            watch.step();
         }
         outcome
     }

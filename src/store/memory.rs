@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
     Body, ChunkStore, FreeSpace, Held, PACK_BATCH_MIN, PackId, PackInfo, Place, Rewritten, See, Staged,
@@ -11,26 +11,30 @@ use super::{
 };
 use crate::id::ChunkName;
 use crate::keys::{random, sha256};
+use crate::world::Fuse;
 
 /// Sealed chunks in memory.
 #[derive(Debug)]
 pub struct MemoryStore {
     state: Mutex<State>,
+    fuse: Arc<Fuse>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct State {
     capacity: u64,
-    loose: HashMap<ChunkName, Vec<u8>>,
+    loose: BTreeMap<ChunkName, Vec<u8>>,
     packs: BTreeMap<PackId, Pack>,
     open: Option<PackId>,
-    quarantine: HashMap<ChunkName, Vec<u8>>,
+    quarantine: BTreeMap<ChunkName, Vec<u8>>,
     /// Loose chunks removed since the last commit: a power cut brings them back.
     removed: Vec<(ChunkName, Vec<u8>)>,
+    /// Chunks of a commit that has not ended: a power cut takes them.
+    committing: Vec<(ChunkName, Place)>,
     power_cuts: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pack {
     bytes: u64,
     /// By the offset of the first sealed byte.
@@ -46,16 +50,59 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// An empty store without a limit.
     pub fn new() -> Self {
+        Self::with_fuse(Arc::default())
+    }
+
+    /// An empty store whose changes count on `fuse`.
+    pub fn with_fuse(fuse: Arc<Fuse>) -> Self {
         let state = State {
             capacity: u64::MAX,
-            loose: HashMap::new(),
+            loose: BTreeMap::new(),
             packs: BTreeMap::new(),
             open: None,
-            quarantine: HashMap::new(),
+            quarantine: BTreeMap::new(),
             removed: Vec::new(),
+            committing: Vec::new(),
             power_cuts: 0,
         };
-        Self { state: Mutex::new(state) }
+        Self { state: Mutex::new(state), fuse }
+    }
+
+    /// What is there now, as a copy of its own whose changes count on `fuse`.
+    pub fn copied(&self, fuse: Arc<Fuse>) -> Self {
+        Self { state: Mutex::new(self.state().clone()), fuse }
+    }
+
+    /// Names of all that is there, sound or not, sorted.
+    pub fn names(&self) -> Vec<ChunkName> {
+        let state = self.state();
+        let packed = state.packs.values().flat_map(|pack| pack.chunks.values()).map(|(name, _)| *name);
+        let mut names: Vec<ChunkName> = state.loose.keys().copied().chain(packed).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Whether sound bytes of a chunk are there.
+    pub fn has_sound(&self, name: ChunkName) -> bool {
+        let state = self.state();
+        let packed = state.packs.values().flat_map(|pack| pack.chunks.values());
+        let packed = packed.filter(|(found, _)| *found == name).map(|(_, bytes)| bytes);
+        packed.chain(state.loose.get(&name)).any(|bytes| sha256(bytes) == name.0)
+    }
+
+    /// Cuts every copy of a chunk to half; false if there is none.
+    pub fn truncate(&self, name: ChunkName) -> bool {
+        self.damage(name, |bytes| bytes.truncate(bytes.len() / 2))
+    }
+
+    /// A chunk is no longer there, though nobody was told; false if it was not.
+    pub fn lose(&self, name: ChunkName) -> bool {
+        let state = &mut *self.state();
+        let before = state.packs.values().map(|pack| pack.chunks.len()).sum::<usize>() + state.loose.len();
+        state.loose.remove(&name);
+        state.packs.values_mut().for_each(|pack| pack.chunks.retain(|_, (found, _)| *found != name));
+        before > state.packs.values().map(|pack| pack.chunks.len()).sum::<usize>() + state.loose.len()
     }
 
     /// From now on the store is full when it holds so many bytes.
@@ -66,6 +113,16 @@ impl MemoryStore {
     /// The power fails: what was staged can no longer be committed, and removals may be undone.
     pub fn lose_unsynced(&self) {
         let mut state = self.state();
+        for (name, place) in std::mem::take(&mut state.committing) {
+            match place {
+                Place::Loose => drop(state.loose.remove(&name)),
+                Place::Pack { pack, offset } => {
+                    if let Some(pack) = state.packs.get_mut(&pack) {
+                        pack.chunks.remove(&offset);
+                    }
+                }
+            }
+        }
         let removed = std::mem::take(&mut state.removed);
         for (name, bytes) in removed {
             state.loose.entry(name).or_insert(bytes);
@@ -75,15 +132,14 @@ impl MemoryStore {
 
     /// Damages every copy of a chunk by one bit; false if there is none.
     pub fn flip_byte(&self, name: ChunkName) -> bool {
+        self.damage(name, |bytes| bytes.first_mut().into_iter().for_each(|byte| *byte ^= 1))
+    }
+
+    fn damage(&self, name: ChunkName, work: impl Fn(&mut Vec<u8>)) -> bool {
         let state = &mut *self.state();
         let packed = state.packs.values_mut().flat_map(|pack| pack.chunks.values_mut());
         let packed = packed.filter(|(found, _)| *found == name).map(|(_, bytes)| bytes);
-        let mut is_any = false;
-        for byte in packed.chain(state.loose.get_mut(&name)).filter_map(|bytes| bytes.first_mut()) {
-            *byte ^= 1;
-            is_any = true;
-        }
-        is_any
+        packed.chain(state.loose.get_mut(&name)).map(work).count() > 0
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -159,21 +215,27 @@ impl ChunkStore for MemoryStore {
             let Body::Memory(bytes) = staged.body else {
                 panic!("a chunk is committed to the store that staged it");
             };
+            self.fuse.step();
             places.push(if goes_in_pack {
                 match packed.get(&name) {
                     Some(place) => *place,
                     None => {
                         let place = state.append(name, bytes);
+                        state.committing.push((name, place));
                         packed.insert(name, place);
                         place
                     }
                 }
             } else {
-                state.loose.insert(name, bytes);
+                if state.loose.insert(name, bytes).is_none() {
+                    state.committing.push((name, Place::Loose));
+                }
                 Place::Loose
             });
         }
+        self.fuse.step();
         state.removed.clear();
+        state.committing.clear();
         Ok(places)
     }
 
@@ -203,6 +265,7 @@ impl ChunkStore for MemoryStore {
     }
 
     fn remove(&self, name: ChunkName, place: Place) -> Result<(), StoreError> {
+        self.fuse.step();
         let mut state = self.state();
         if place == Place::Loose {
             let removed = state.loose.remove(&name);
@@ -212,6 +275,7 @@ impl ChunkStore for MemoryStore {
     }
 
     fn quarantine(&self, name: ChunkName, place: Place, len: u32) -> Result<(), StoreError> {
+        self.fuse.step();
         let mut state = self.state();
         let Some(bytes) = state.find(name, place).cloned() else { return Ok(()) };
         if bytes.len() == len as usize && sha256(&bytes) == name.0 {
@@ -280,6 +344,7 @@ impl ChunkStore for MemoryStore {
         };
         let mut done = Rewritten::default();
         let copies = gather(self, live, &mut done, &refuse_open)?;
+        self.fuse.step();
         let mut state = self.state();
         state.spend(copies.iter().map(|(held, _)| u64::from(held.len)).sum())?;
         let moved = |(held, sealed): (Held, _)| held.moved_to(state.append(held.name, sealed));
@@ -288,6 +353,7 @@ impl ChunkStore for MemoryStore {
     }
 
     fn remove_pack(&self, pack: PackId) -> Result<(), StoreError> {
+        self.fuse.step();
         let mut state = self.state();
         if state.open == Some(pack) {
             return Err(StoreError::PackOpen { pack, path: "memory".into() });

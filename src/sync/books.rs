@@ -276,6 +276,14 @@ impl Books {
         Self::with(Connection::open_in_memory().map_err(wrong)?, Path::new(":memory:"))
     }
 
+    /// The same books once more in memory, as they are now.
+    pub fn copied(&self) -> Result<Self, DbError> {
+        let image = lock(&self.conn).serialize("main").map_err(wrong)?.to_vec();
+        let mut conn = Connection::open_in_memory().map_err(wrong)?;
+        conn.deserialize_read_exact("main", image.as_slice(), image.len(), false).map_err(wrong)?;
+        Self::with(conn, Path::new(":memory:"))
+    }
+
     fn with(conn: Connection, path: &Path) -> Result<Self, DbError> {
         let prepare = || {
             conn.execute_batch(

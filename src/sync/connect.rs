@@ -5,9 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use smol::Timer;
 use smol::channel::{self, Receiver, Sender};
-use smol::lock::Mutex;
 use smol::net::TcpStream;
 
 use super::books::PeerRow;
@@ -17,18 +15,22 @@ use super::link::{For, Line, Link, NewLine};
 use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::id::CellId;
-use crate::keys::random;
+use crate::keys::{Secret, random};
+use crate::pool::{Turns, unblock};
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::{Event, Lan};
 use crate::routes::portmap::Change;
 use crate::routes::{self, Kind, Network, Route, RouteBook, Speed, Verdict, interfaces};
-use crate::vault::{VaultError, write_whole};
-use crate::wire::handshake::{Approach, Established, HandshakeError, Kind as Right, initiate, respond};
+use crate::vault::VaultError;
+use crate::wire::handshake::{Approach, Established, Gate, HandshakeError, Kind as Right, initiate, respond};
 use crate::wire::message::{self, AskError, MEASURE_BYTES_MAX, Reply, Request};
-use crate::wire::session::{self, Limits, Session, SessionError};
+use crate::wire::session::{self, Driven, Limits, Session, SessionError};
 use crate::wire::tcp::{self, DialError, Door, Knock, STAGGER};
 use crate::wire::{BoxStream, Transport, race, within};
+use crate::world::{self, Timer, instant, since};
 
+/// Measured routes, in the state folder.
+const SPEEDS_FILE: &str = "peer_speeds.json";
 /// A session that ended sooner counts as a failed dial.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// Recovering cells served at once.
@@ -75,10 +77,22 @@ pub(super) struct Arrived {
     pub(super) is_trial: bool,
 }
 
+/// One end of a connection in memory.
+pub struct Wired {
+    /// The session and what ends with it.
+    pub driven: Driven,
+    /// What it is as if over.
+    pub kind: Kind,
+    /// As it is to seem.
+    pub speed: Speed,
+    /// This side began it.
+    pub is_ours: bool,
+}
+
 /// Who dials a peer.
 pub(super) struct Dialer {
     pub(super) wake: Sender<()>,
-    pub(super) alone: Rc<Mutex<()>>,
+    pub(super) alone: Rc<Turns>,
     _task: smol::Task<()>,
 }
 
@@ -199,7 +213,7 @@ impl Sync {
             return;
         }
         let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
-        let card = match smol::unblock(move || books.own_card(&vault, body)).await {
+        let card = match unblock(move || books.own_card(&vault, body)).await {
             Ok(card) => card,
             Err(why) => return log::warn!("{why}"),
         };
@@ -211,15 +225,16 @@ impl Sync {
         }
         for link in self.links().into_iter().filter(|link| link.is_alive()) {
             let request = Request::Card { bytes: card.to_bytes() };
-            self.executor.spawn(async move { drop(link.ask(&request).await) }).detach();
+            self.spawn(async move { drop(link.ask(&request).await) }).detach();
         }
     }
 
     // ---- Routes ----
 
     pub(super) async fn load_routes(&self) {
-        let path = self.vault.dir.join("peer_speeds.json");
-        let text = smol::unblock(move || std::fs::read_to_string(path)).await.unwrap_or_default();
+        let vault = Arc::clone(&self.vault);
+        let read = unblock(move || vault.files.read(SPEEDS_FILE)).await;
+        let text = read.ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
         *self.routes.borrow_mut() = RouteBook::from_json(&text);
     }
 
@@ -228,8 +243,8 @@ impl Sync {
         if !self.routes.borrow_mut().take_changed() {
             return;
         }
-        let (path, text) = (self.vault.dir.join("peer_speeds.json"), self.routes.borrow().to_json());
-        if let Err(why) = smol::unblock(move || write_whole(&path, text.as_bytes())).await {
+        let (vault, text) = (Arc::clone(&self.vault), self.routes.borrow().to_json());
+        if let Err(why) = unblock(move || vault.files.write_whole(SPEEDS_FILE, text.as_bytes())).await {
             log::warn!("peer_speeds.json cannot be written: {why}");
         }
     }
@@ -267,9 +282,9 @@ impl Sync {
             return Ok(());
         }
         let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
-        let run = smol::unblock(move || books.next_run(&vault)).await?;
+        let run = unblock(move || books.next_run(&vault)).await?;
         let (events, heard) = channel::bounded(FOUND_MAX);
-        let lan = Lan::start(&self.executor, self.vault.identity.clone(), self.listen, run, events);
+        let lan = Lan::start(&self.executor(), self.vault.identity.clone(), self.listen, run, events);
         *self.lan.borrow_mut() = Some(lan);
         self.tell_lan();
         let sync = Rc::clone(self);
@@ -284,7 +299,7 @@ impl Sync {
                 }
             }
         };
-        self.executor.spawn(hear).detach();
+        self.spawn(hear).detach();
         Ok(())
     }
 
@@ -294,7 +309,7 @@ impl Sync {
             return;
         }
         let (changes, changed) = channel::bounded(4);
-        *self.port_map.borrow_mut() = Some(PortMap::start(&self.executor, self.port(), changes));
+        *self.port_map.borrow_mut() = Some(PortMap::start(&self.executor(), self.port(), changes));
         let sync = Rc::clone(self);
         let hear = async move {
             while let Ok(change) = changed.recv().await {
@@ -305,7 +320,7 @@ impl Sync {
                 sync.refresh_card().await;
             }
         };
-        self.executor.spawn(hear).detach();
+        self.spawn(hear).detach();
     }
 
     /// Whom beacons are for.
@@ -320,11 +335,10 @@ impl Sync {
     /// This machine's network has changed: a word over every line shows which are dead.
     fn try_lines(&self) {
         for line in self.links().iter().flat_map(|link| link.lines()) {
-            self.executor
-                .spawn(async move {
-                    let _ = message::ask(&line.session, &Request::Ping).await;
-                })
-                .detach();
+            self.spawn(async move {
+                let _ = message::ask(&line.session, &Request::Ping).await;
+            })
+            .detach();
         }
     }
 
@@ -383,7 +397,7 @@ impl Sync {
         loop {
             let knock = door.knock().await;
             let sync = Rc::clone(&self);
-            self.executor.spawn(async move { sync.let_in(knock).await }).detach();
+            self.spawn(async move { sync.let_in(knock).await }).detach();
         }
     }
 
@@ -438,13 +452,31 @@ impl Sync {
         if self.recovering.get() >= RECOVERIES_MAX {
             return self.refusals.note(format_args!("{}: too many recoveries at once", owner.short()));
         }
+        let (session, driver) = session::start(established.stream, false, &Limits::default());
+        self.serve_recovering(session, driver, owner).await;
+    }
+
+    /// Whoever proves this secret in a session in memory reads what is kept for him: for simulations. `false` if it is nobody's.
+    pub(crate) fn recover_in_memory(self: &Rc<Self>, secret: &Secret, driven: Driven) -> bool {
+        let secrets = self.gate.recovery_secrets();
+        let Some((owner, _)) = secrets.into_iter().find(|(_, known)| known == secret) else { return false };
+        let sync = Rc::clone(self);
+        self.spawn(async move { sync.serve_recovering(driven.0, driven.1, owner).await }).detach();
+        true
+    }
+
+    async fn serve_recovering(
+        self: Rc<Self>,
+        session: Session,
+        driver: impl Future<Output = SessionError>,
+        owner: CellId,
+    ) {
         log::info!("{} is recovering from this cell", self.name_of(&owner));
         self.recovering.set(self.recovering.get() + 1);
-        let (session, driver) = session::start(established.stream, false, &Limits::default());
         let caller = Caller { owner, is_recovering: true, ip: None };
-        let served = self.executor.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
+        let served = self.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
         let idle = async {
-            while session.active_at().elapsed() < RECOVERY_IDLE_MAX && !self.is_stopping.get() {
+            while since(session.active_at()) < RECOVERY_IDLE_MAX && !self.is_stopping.get() {
                 Timer::after(Duration::from_millis(500)).await;
             }
         };
@@ -463,19 +495,9 @@ impl Sync {
 
     /// Makes a line of a connection.
     async fn attach(self: &Rc<Self>, arrived: Arrived) -> Option<(Rc<Link>, Rc<Line>)> {
-        let peer = arrived.established.peer.as_ref().map(|card| card.id)?;
-        let vault = Arc::clone(&self.vault);
-        let cell = smol::unblock(move || vault.db.change(|t| t.cell(&peer))).await.ok()?;
-        if let Some(card) = &arrived.established.peer {
-            if let Err(why) = serve::take_card(self, &peer, &card.to_bytes()).await {
-                log::warn!("{}: {why}", peer.short());
-            }
-        }
-        if self.is_stopping.get() || self.gate.peer(&peer).is_none() {
-            return None;
-        }
-        let link = self.link_of(peer, cell);
-        let was_alive = link.is_alive();
+        let card = arrived.established.peer.as_ref()?;
+        let peer = card.id;
+        let link = self.link_with(card).await?;
         let mut limits = Limits::default();
         let is_lan = arrived.kind == Kind::Lan;
         let stream = self.pace.apply(arrived.established.stream, &mut limits, &peer, is_lan);
@@ -484,8 +506,8 @@ impl Sync {
             (false, Some(ip)) => self.routes.borrow().speed_to_host(&peer, ip),
             _ => self.routes.borrow().route(&peer, &arrived.address).and_then(|route| route.speed),
         };
-        let line = link.add(NewLine {
-            session: session.clone(),
+        let new = NewLine {
+            session,
             address: arrived.address,
             kind: arrived.kind,
             ip: arrived.ip,
@@ -494,32 +516,79 @@ impl Sync {
             is_trial: arrived.is_trial,
             speed: measured.unwrap_or(arrived.kind.usual()),
             is_measured: measured.is_some(),
-        });
+        };
+        let line = self.add_line(&link, new, driver);
+        Some((link, line))
+    }
+
+    /// A connection in memory with the peer of this card, who has proved nothing: for simulations, which know. `false` where
+    /// he is no peer.
+    pub(crate) async fn attach_in_memory(self: &Rc<Self>, card: &[u8], wired: Wired) -> bool {
+        let Ok(card) = Card::from_bytes(card) else { return false };
+        let Some(link) = self.link_with(&card).await else { return false };
+        let new = NewLine {
+            session: wired.driven.0,
+            address: "memory:1".into(),
+            kind: wired.kind,
+            ip: None,
+            socket: None,
+            is_ours: wired.is_ours,
+            is_trial: false,
+            speed: wired.speed,
+            is_measured: true,
+        };
+        self.add_line(&link, new, wired.driven.1);
+        true
+    }
+
+    /// The link with a cell that has proved who it is, if it is a peer.
+    async fn link_with(self: &Rc<Self>, card: &Card) -> Option<Rc<Link>> {
+        let (vault, peer) = (Arc::clone(&self.vault), card.id);
+        let cell = unblock(move || vault.db.change(|t| t.cell(&peer))).await.ok()?;
+        if let Err(why) = serve::take_card(self, &peer, &card.to_bytes()).await {
+            log::warn!("{}: {why}", peer.short());
+        }
+        if self.is_stopping.get() || self.gate.peer(&peer).is_none() {
+            return None;
+        }
+        Some(self.link_of(peer, cell))
+    }
+
+    /// A connection begins to carry requests.
+    fn add_line(
+        self: &Rc<Self>,
+        link: &Rc<Link>,
+        new: NewLine,
+        driver: impl Future<Output = SessionError> + 'static,
+    ) -> Rc<Line> {
+        let (peer, session) = (link.peer, new.session.clone());
+        let was_alive = link.is_alive();
+        let line = link.add(new);
         if line.is_ours {
             let wall = self.vault.clock.wall();
             self.routes.borrow_mut().note_success(&peer, &line.address, line.kind, wall);
         }
         self.errors.borrow_mut().remove(&peer);
-        self.note_seen(&link, Some(&line));
+        self.note_seen(link, Some(&line));
         if !was_alive {
             log::info!("connected with {}", self.name_of(&peer));
         }
         log::debug!("{}: {} over {}", self.name_of(&peer), line.kind.as_str(), line.address);
-        let (sync, ended, of) = (Rc::clone(self), Rc::clone(&line), Rc::clone(&link));
+        let (sync, ended, of) = (Rc::clone(self), Rc::clone(&line), Rc::clone(link));
         let drive = async move {
             let why = driver.await;
             sync.detach_line(&of, &ended, &why);
         };
-        self.executor.spawn(drive).detach();
+        self.spawn(drive).detach();
         let ip = if line.kind == Kind::Relay { None } else { line.ip };
         let caller = Caller { owner: peer, is_recovering: false, ip };
-        self.executor.spawn(serve::serve(Rc::clone(self), session, caller)).detach();
-        let (sync, of, new) = (Rc::clone(self), Rc::clone(&link), Rc::clone(&line));
-        self.executor.spawn(async move { sync.look_over(&of, &new).await }).detach();
+        self.spawn(serve::serve(Rc::clone(self), session, caller)).detach();
+        let (sync, of, new) = (Rc::clone(self), Rc::clone(link), Rc::clone(&line));
+        self.spawn(async move { sync.look_over(&of, &new).await }).detach();
         if !was_alive {
             link.nudge();
         }
-        Some((link, line))
+        line
     }
 
     /// The link of a peer, which is made for its first connection and then stays.
@@ -530,17 +599,17 @@ impl Sync {
         let (wake, woken) = channel::bounded(1);
         let link = Rc::new(Link::new(&self.vault.id(), peer, cell, wake));
         self.links.borrow_mut().insert(peer, Rc::clone(&link));
-        self.executor.spawn(Rc::clone(self).rounds_with(Rc::clone(&link), woken)).detach();
+        self.spawn(Rc::clone(self).rounds_with(Rc::clone(&link), woken)).detach();
         link
     }
 
     /// The first round trip over a new line, and where the peer sees us.
     async fn look_over(self: Rc<Self>, link: &Link, line: &Line) {
-        let asked = Instant::now();
+        let asked = instant();
         if message::ask(&line.session, &Request::Ping).await.is_err() {
             return;
         }
-        let rtt_us = (asked.elapsed().as_micros() as u64).max(1);
+        let rtt_us = (since(asked).as_micros() as u64).max(1);
         line.speed.set(Speed { rtt_us, ..line.speed.get() });
         link.ring();
         if line.kind != Kind::Relay && line.is_ours {
@@ -560,7 +629,7 @@ impl Sync {
         let address = line.filter(is_dialled).map(|line| line.address.clone());
         self.gate.note_seen(&id, at, address.as_deref());
         let books = Arc::clone(&self.books);
-        smol::unblock(move || {
+        unblock(move || {
             if let Err(why) = books.note_seen(&id, at, address.as_deref()) {
                 log::warn!("{why}");
             }
@@ -584,7 +653,7 @@ impl Sync {
         let mut pause = WATCH_IDLE_EVERY;
         loop {
             Timer::after(pause).await;
-            let now = Instant::now();
+            let now = instant();
             pause = WATCH_IDLE_EVERY;
             for link in self.links() {
                 link.lines().iter().filter(|line| line.session.is_alive()).for_each(|line| {
@@ -631,7 +700,7 @@ impl Sync {
                 let _ = message::ask(&line.session, &Request::Ping).await;
                 line.pinged.set(None);
             };
-            self.executor.spawn(ping).detach();
+            self.spawn(ping).detach();
         }
     }
 
@@ -643,12 +712,12 @@ impl Sync {
         }
         self.tell_lan();
         let (wake, woken) = channel::bounded(1);
-        let alone = Rc::new(Mutex::new(()));
-        let task = self.executor.spawn(Rc::clone(self).keep_dialling(id, woken, Rc::clone(&alone)));
+        let alone = Rc::new(Turns::default());
+        let task = self.spawn(Rc::clone(self).keep_dialling(id, woken, Rc::clone(&alone)));
         self.dialers.borrow_mut().insert(id, Dialer { wake, alone, _task: task });
     }
 
-    async fn keep_dialling(self: Rc<Self>, id: CellId, woken: Receiver<()>, alone: Rc<Mutex<()>>) {
+    async fn keep_dialling(self: Rc<Self>, id: CellId, woken: Receiver<()>, alone: Rc<Turns>) {
         let (mut failures, mut tries) = (0_u32, 0_u32);
         let mut connected: Option<Instant> = None;
         loop {
@@ -658,7 +727,7 @@ impl Sync {
                     false => STALL_PAUSE,
                 },
                 Some(link) => {
-                    connected = connected.or(Some(Instant::now()));
+                    connected = connected.or(Some(instant()));
                     failures = 0;
                     let due = async {
                         Timer::after(better_pause(tries, dice())).await;
@@ -684,7 +753,7 @@ impl Sync {
                 }
                 None if self.vault.is_retired() => dial_pause(u32::MAX, dice()),
                 None => {
-                    if connected.take().is_some_and(|since| since.elapsed() < SHORT_LIFE) {
+                    if connected.take().is_some_and(|since| world::since(since) < SHORT_LIFE) {
                         failures = failures.saturating_add(1);
                     }
                     tries = 0;
@@ -950,9 +1019,9 @@ fn why(line: Option<&Rc<Line>>, is_best: bool, route: &Route, best: Option<&Line
 async fn measure(session: &Session) -> Result<Speed, AskError> {
     let mut rtt = Duration::MAX;
     for _ in 0..3 {
-        let asked = Instant::now();
+        let asked = instant();
         message::ask(session, &Request::Ping).await?;
-        rtt = rtt.min(asked.elapsed());
+        rtt = rtt.min(since(asked));
     }
     let up_bytes_per_s = rate(session, rtt, |bytes| (bytes, 0)).await?;
     let down_bytes_per_s = rate(session, rtt, |bytes| (0, bytes)).await?;
@@ -963,9 +1032,9 @@ async fn rate(session: &Session, rtt: Duration, ways: impl Fn(u32) -> (u32, u32)
     let mut bytes = MEASURE_BYTES_MIN;
     loop {
         let (up, down) = ways(bytes);
-        let began = Instant::now();
+        let began = instant();
         message::measure(session, up, down).await?;
-        let took = began.elapsed();
+        let took = since(began);
         if took >= MEASURE_LONG || bytes >= MEASURE_BYTES_MAX {
             let us = took.saturating_sub(rtt).max(took / 8).as_micros().max(1) as u64;
             return Ok(u64::from(bytes) * 1_000_000 / us);

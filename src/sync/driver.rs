@@ -5,15 +5,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use smol::channel::Receiver;
 use smol::future::zip;
-use smol::lock::{Mutex, Semaphore};
-use smol::{LocalExecutor, Task, Timer};
+use smol::lock::Semaphore;
+use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow};
@@ -26,11 +26,12 @@ use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
-use crate::card::{Invite, InviteError, Role};
+use crate::card::{Card, Invite, InviteError, Role};
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
 use crate::placement::planner::{Candidate, Site};
 use crate::placement::{CellNumber, ChunkId, DbError, Own};
+use crate::pool::{Turns, unblock};
 use crate::publish;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
@@ -41,6 +42,7 @@ use crate::wire::message::{Farewell, Request};
 use crate::wire::pace::{Caps, Pace};
 use crate::wire::tcp::{DialError, Door};
 use crate::wire::within;
+use crate::world::Timer;
 
 /// A removed peer's chunks are kept this long. Observed seconds.
 const REMOVED_S: u64 = 30 * 86_400;
@@ -187,7 +189,8 @@ impl std::error::Error for JoinError {}
 
 /// Peers, invites and rounds of one cell.
 pub struct Sync {
-    pub(super) executor: Rc<LocalExecutor<'static>>,
+    /// Weak: it owns its tasks, and they own this.
+    executor: Weak<LocalExecutor<'static>>,
     pub(super) vault: Arc<Vault>,
     pub(super) books: Arc<Books>,
     pub(super) keeper: Arc<Keeper>,
@@ -199,9 +202,9 @@ pub struct Sync {
     /// How peers have proved so far.
     pub(super) audits: Audits,
     /// One looks at deficits and plans at a time.
-    pub(super) planning: Mutex<()>,
+    pub(super) planning: Turns,
     /// One takes in a foreign head at a time.
-    pub(super) merging: Mutex<()>,
+    pub(super) merging: Turns,
     /// Chunks on their way, and to whom.
     pub(super) in_flight: RefCell<HashMap<ChunkId, Vec<CellNumber>>>,
     pub(super) links: RefCell<HashMap<CellId, Rc<Link>>>,
@@ -224,7 +227,7 @@ pub struct Sync {
     /// Peers whose copies are not counted on.
     pub(super) away: RefCell<BTreeSet<CellId>>,
     /// One marks a peer's copies as away or back at a time.
-    pub(super) marking: Mutex<()>,
+    pub(super) marking: Turns,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -243,8 +246,34 @@ impl Sync {
     ) -> io::Result<Rc<Self>> {
         let other = |why: VaultError| io::Error::other(why.to_string());
         let door = Door::open(listen).await?;
+        let sync = Self::assemble(&executor, vault, books, door.address()?).await.map_err(other)?;
+        let tasks = [
+            sync.spawn(Rc::clone(&sync).listen_on(door)),
+            sync.spawn(Rc::clone(&sync).keep_time()),
+            sync.spawn(Rc::clone(&sync).keep_health()),
+            sync.spawn(Rc::clone(&sync).keep_addresses()),
+            sync.spawn(Rc::clone(&sync).watch_lines()),
+        ];
+        sync.tasks.borrow_mut().extend(tasks);
+        sync.start_relays();
+        sync.start_lan().await.map_err(other)?;
+        sync.start_port_map();
+        for peer in sync.gate.peers() {
+            sync.dial_from_now_on(peer.id);
+        }
+        Ok(sync)
+    }
+
+    /// All that is needed to answer peers and to run rounds with those who are connected. It neither listens, dials nor does
+    /// anything by itself.
+    pub(crate) async fn assemble(
+        executor: &Rc<LocalExecutor<'static>>,
+        vault: Arc<Vault>,
+        books: Arc<Books>,
+        listen: SocketAddr,
+    ) -> Result<Rc<Self>, VaultError> {
         let opened = Arc::clone(&vault);
-        let keeper = smol::unblock(move || Keeper::open(opened)).await.map_err(other)?;
+        let keeper = unblock(move || Keeper::open(opened)).await?;
         let streams = || Semaphore::new(vault.config.jobs().max(1));
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
@@ -259,8 +288,8 @@ impl Sync {
             },
             audits: Audits::default(),
             allowances: Allowances::default(),
-            planning: Mutex::new(()),
-            merging: Mutex::new(()),
+            planning: Turns::default(),
+            merging: Turns::default(),
             in_flight: RefCell::default(),
             links: RefCell::default(),
             dialers: RefCell::default(),
@@ -275,39 +304,50 @@ impl Sync {
             health_at: Cell::new(Duration::ZERO),
             health_saved_at: Cell::new(0),
             away: RefCell::default(),
-            marking: Mutex::new(()),
+            marking: Turns::default(),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),
-            listen: door.address()?,
-            executor,
+            listen,
+            executor: Rc::downgrade(executor),
             keeper: Arc::new(keeper),
             vault,
             books,
         });
-        sync.gate.refresh().await.map_err(other)?;
-        sync.load_audits().await.map_err(other)?;
+        sync.gate.refresh().await?;
+        sync.load_audits().await?;
         sync.load_routes().await;
-        sync.load_health().await.map_err(other)?;
+        sync.load_health().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
-        let card = smol::unblock(move || books.own_card(&vault, body)).await.map_err(other)?;
+        let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
-        let tasks = [
-            sync.executor.spawn(Rc::clone(&sync).listen_on(door)),
-            sync.executor.spawn(Rc::clone(&sync).keep_time()),
-            sync.executor.spawn(Rc::clone(&sync).keep_health()),
-            sync.executor.spawn(Rc::clone(&sync).keep_addresses()),
-            sync.executor.spawn(Rc::clone(&sync).watch_lines()),
-        ];
-        sync.tasks.borrow_mut().extend(tasks);
-        sync.start_relays();
-        sync.start_lan().await.map_err(other)?;
-        sync.start_port_map();
-        for peer in sync.gate.peers() {
-            sync.dial_from_now_on(peer.id);
-        }
         Ok(sync)
+    }
+
+    /// Where its tasks run.
+    ///
+    /// # Panics
+    /// If it is gone, and with it whoever could ask.
+    pub(super) fn executor(&self) -> Rc<LocalExecutor<'static>> {
+        self.executor.upgrade().expect("an executor outlives its tasks")
+    }
+
+    pub(super) fn spawn<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Task<T> {
+        self.executor().spawn(work)
+    }
+
+    /// This cell's card, as bytes.
+    pub(crate) fn card(&self) -> Vec<u8> {
+        self.gate.card()
+    }
+
+    /// Becomes a peer of whoever has this card, who must do the same: for simulations, which need no invites.
+    pub(crate) async fn befriend(self: &Rc<Self>, card: &[u8]) -> Result<(), VaultError> {
+        let card = Card::from_bytes(card).map_err(|why| VaultError::Refused(why.to_string()))?;
+        self.gate.save(PeerRow::new(&card, Role::Peer, self.vault.clock.wall())).await?;
+        self.publish_soon();
+        Ok(())
     }
 
     /// The port it listens on.
@@ -338,7 +378,7 @@ impl Sync {
         self.save_routes().await;
         self.save_health().await;
         let (books, rows) = (Arc::clone(&self.books), self.gate.rows());
-        smol::unblock(move || {
+        unblock(move || {
             for row in rows {
                 if let Some(at) = row.last_seen {
                     let _ = books.note_seen(&row.id, at, None);
@@ -472,13 +512,20 @@ impl Sync {
     }
 
     async fn keep_time(self: Rc<Self>) {
+        self.give_up_removed().await;
+        self.heal().await;
         loop {
-            self.give_up_removed().await;
-            self.heal().await;
             Timer::after(round_pause(self.vault.config.sync_every_s, random::<1>()[0])).await;
-            self.nudge_all(None);
-            self.save_routes().await;
+            self.keep_turn().await;
         }
+    }
+
+    /// One turn of `keep_time`: rounds with everybody who is connected, and what is due between them.
+    pub(crate) async fn keep_turn(self: &Rc<Self>) {
+        self.nudge_all(None);
+        self.save_routes().await;
+        self.give_up_removed().await;
+        self.heal().await;
     }
 
     async fn give_up_removed(&self) {
@@ -490,7 +537,7 @@ impl Sync {
                     keeper.give_up(&id)?;
                     Ok(books.forget_peer(&id)?)
                 };
-                if let Err(why) = smol::unblock(work).await {
+                if let Err(why) = unblock(work).await {
                     log::warn!("{why}");
                 }
                 if let Err(why) = self.gate.refresh().await {
@@ -507,7 +554,7 @@ impl Sync {
             let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
             report.absorb(join_all(rounds).await);
             let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-            let totals = smol::unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
+            let totals = unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
             report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
             // A chunk that one round left to another peer may have come after that one's last.
             let reached = report.peers.iter().filter(|peer| peer.reached).count();
@@ -574,7 +621,7 @@ impl Sync {
         let mut fetched = Fetched::default();
         let mut tried: HashSet<CellId> = HashSet::new();
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());
-        let noted = smol::unblock(move || {
+        let noted = unblock(move || {
             vault.db.read(|t| -> Result<HashMap<ChunkName, Vec<CellNumber>>, DbError> {
                 let mut noted = HashMap::new();
                 for name in asked {
@@ -655,7 +702,7 @@ impl Sync {
         let rows = self.gate.peers();
         let ids: Vec<CellId> = rows.iter().map(|row| row.id).collect();
         let (vault, keeper) = (Arc::clone(&self.vault), Arc::clone(&self.keeper));
-        let sums = smol::unblock(move || -> Result<Vec<_>, VaultError> {
+        let sums = unblock(move || -> Result<Vec<_>, VaultError> {
             ids.iter()
                 .map(|id| {
                     let copies = vault.db.change(|t| {
@@ -724,7 +771,7 @@ impl Sync {
         let row =
             InviteRow { id, secret: secret.clone(), role, expires, state: InviteState::Open, used_by: None };
         let books = Arc::clone(&self.books);
-        smol::unblock(move || books.add_invite(&row)).await?;
+        unblock(move || books.add_invite(&row)).await?;
         self.gate.refresh().await?;
         let invite = Invite {
             inviter: self.vault.id(),
@@ -751,7 +798,7 @@ impl Sync {
         let none = || VaultError::Refused(format!("there is no open invite {id}; see the list of invites"));
         let bytes: [u8; 16] = unhex(id).and_then(|bytes| bytes.try_into().ok()).ok_or_else(none)?;
         let books = Arc::clone(&self.books);
-        let was_open = smol::unblock(move || books.revoke_invite(&bytes)).await?;
+        let was_open = unblock(move || books.revoke_invite(&bytes)).await?;
         self.gate.refresh().await?;
         if was_open { Ok(()) } else { Err(none()) }
     }
@@ -835,7 +882,7 @@ impl Sync {
         self.errors.borrow_mut().remove(&id);
         self.tell_lan();
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        unblock(move || {
             let cell = vault.db.change(|t| -> Result<_, DbError> {
                 t.set_meta(&format!("inventory:{id}"), &[])?;
                 t.set_meta(&super::heal::away_key(&id), &[])?;
@@ -865,7 +912,7 @@ impl Sync {
         change(&mut peer);
         self.gate.save(peer).await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || publish::publish(&vault)).await?;
+        unblock(move || publish::publish(&vault)).await?;
         self.poke();
         Ok(())
     }
@@ -875,12 +922,12 @@ impl Sync {
         let sync = Rc::clone(self);
         let work = async move {
             let vault = Arc::clone(&sync.vault);
-            match smol::unblock(move || publish::publish(&vault)).await {
+            match unblock(move || publish::publish(&vault)).await {
                 Ok(_) => sync.poke(),
                 Err(why) => log::warn!("the catalog cannot be published: {why}"),
             }
         };
-        self.executor.spawn(work).detach();
+        self.spawn(work).detach();
     }
 
     /// Bytes in and out of the session with a peer, for tests and the dashboard.

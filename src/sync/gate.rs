@@ -9,8 +9,10 @@ use super::books::{Books, InviteRow, InviteState, PeerRow};
 use crate::card::Card;
 use crate::id::CellId;
 use crate::keys::{Identity, Secret};
+use crate::pool::unblock;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Admission, Gate, Kind};
+use crate::world::{instant, since};
 
 /// Log lines about refusals in one stretch of time; further ones are counted only.
 const REFUSALS_LOGGED: u32 = 10;
@@ -25,15 +27,15 @@ pub(super) struct RefusalLog {
 
 impl RefusalLog {
     pub(super) fn new() -> Self {
-        Self { since: Cell::new(Instant::now()), count: Cell::new(0) }
+        Self { since: Cell::new(instant()), count: Cell::new(0) }
     }
 
     pub(super) fn note(&self, text: std::fmt::Arguments<'_>) {
-        if self.since.get().elapsed() > REFUSALS_EVERY {
+        if since(self.since.get()) > REFUSALS_EVERY {
             if self.count.get() > REFUSALS_LOGGED {
                 log::warn!("{} more refusals within a minute", self.count.get() - REFUSALS_LOGGED);
             }
-            self.since.set(Instant::now());
+            self.since.set(instant());
             self.count.set(0);
         }
         self.count.set(self.count.get().saturating_add(1));
@@ -70,7 +72,7 @@ impl BookGate {
     pub(super) async fn refresh(&self) -> Result<(), VaultError> {
         let books = Arc::clone(&self.books);
         let read = move || Ok::<_, VaultError>((books.peers()?, books.invites()?));
-        let (peers, invites) = smol::unblock(read).await?;
+        let (peers, invites) = unblock(read).await?;
         *self.peers.borrow_mut() = peers.into_iter().map(|peer| (peer.id, peer)).collect();
         *self.invites.borrow_mut() = invites.into_iter().map(|invite| (invite.id, invite)).collect();
         Ok(())
@@ -99,7 +101,9 @@ impl BookGate {
 
     /// All rows, removed peers too.
     pub(super) fn rows(&self) -> Vec<PeerRow> {
-        self.peers.borrow().values().cloned().collect()
+        let mut rows: Vec<PeerRow> = self.peers.borrow().values().cloned().collect();
+        rows.sort_by_key(|peer| peer.id);
+        rows
     }
 
     pub(super) fn invites(&self) -> Vec<InviteRow> {
@@ -111,7 +115,7 @@ impl BookGate {
     /// Keeps a changed peer, on disk and here.
     pub(super) async fn save(&self, peer: PeerRow) -> Result<(), VaultError> {
         let (vault, books, row) = (Arc::clone(&self.vault), Arc::clone(&self.books), peer.clone());
-        smol::unblock(move || books.save_peer(&vault, &row)).await?;
+        unblock(move || books.save_peer(&vault, &row)).await?;
         self.peers.borrow_mut().insert(peer.id, peer);
         Ok(())
     }
@@ -156,7 +160,7 @@ impl BookGate {
             peer.recovery_secret.clone_from(&known.recovery_secret);
         }
         let (vault, books, row) = (Arc::clone(&self.vault), Arc::clone(&self.books), peer.clone());
-        let used = smol::unblock(move || -> Result<bool, VaultError> {
+        let used = unblock(move || -> Result<bool, VaultError> {
             let is_first = books.use_invite(&vault, &id, &row.id)?;
             if is_first {
                 books.save_peer(&vault, &row)?;

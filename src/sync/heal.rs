@@ -14,6 +14,7 @@ use crate::id::{CellId, ChunkName};
 use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError};
 use crate::vault::{Alert, Vault, VaultError};
+use crate::world::{self, Sabotage};
 
 /// Chunks that one pass lets go at most; the next pass goes on.
 const TRIMMED_MAX: usize = 20_000;
@@ -60,7 +61,13 @@ impl Sync {
     pub(super) async fn load_health(&self) -> Result<(), VaultError> {
         let peers: Vec<CellId> = self.gate.peers().iter().map(|peer| peer.id).collect();
         let (text, away) = with_vault(&self.vault, move |vault| -> Result<_, VaultError> {
-            let text = std::fs::read_to_string(vault.dir.join(FILE)).unwrap_or_default();
+            let text = vault
+                .files
+                .read(FILE)
+                .ok()
+                .flatten()
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .unwrap_or_default();
             let mut away = Vec::new();
             for id in peers {
                 if is_marked_away(vault, &id)? {
@@ -83,16 +90,14 @@ impl Sync {
         }
         self.health_saved_at.set(self.vault.now());
         let text = self.health.borrow().to_json();
-        let written = with_vault(&self.vault, move |vault| {
-            crate::vault::write_whole(&vault.dir.join(FILE), text.as_bytes())
-        });
+        let written = with_vault(&self.vault, move |vault| vault.files.write_whole(FILE, text.as_bytes()));
         if let Err(why) = written.await {
             log::warn!("{FILE} cannot be written: {why}");
         }
     }
 
     /// Time has passed: notes who is here, stops counting on those whose grace is over, and tells of those that are silent.
-    pub(super) async fn watch_peers(self: &Rc<Self>) {
+    pub(crate) async fn watch_peers(self: &Rc<Self>) {
         let steady = self.vault.clock.steady();
         let seconds = steady.saturating_sub(self.health_at.get()).as_secs();
         self.health_at.set(self.health_at.get() + std::time::Duration::from_secs(seconds));
@@ -111,7 +116,8 @@ impl Sync {
             if silence >= super::health::SILENCE_S {
                 silent.push((*id, silence));
             }
-            if silence >= grace && !self.away.borrow().contains(id) {
+            let is_over = silence >= grace && !world::is_sabotaged(Sabotage::HealsNothing);
+            if is_over && !self.away.borrow().contains(id) {
                 if let Err(why) = self.leave(id).await {
                     log::warn!("{why}");
                 }

@@ -10,17 +10,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use smol::channel::{self, Sender};
-use smol::lock::Mutex;
 use smol::net::TcpStream;
 
 use crate::id::{CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
+use crate::pool::Turns;
 use crate::routes::{Kind, LineFacts, Signs, Speed, Way, pick, pick_quick};
 use crate::wire::message::{self, AskError, Reply, Request, Usage};
 use crate::wire::session::{Session, SessionError};
 use crate::wire::tcp::unanswered;
 use crate::wire::within;
+use crate::world::{self, instant};
 
 /// Connections with one peer at once: two in use, one being measured, and the dying.
 pub(super) const LINES_MAX: usize = 6;
@@ -143,7 +144,7 @@ pub(super) struct Link {
     waiters: RefCell<Vec<Sender<()>>>,
     is_over: Cell<bool>,
     wake: Sender<()>,
-    pub(super) rounding: Mutex<()>,
+    pub(super) rounding: Turns,
     pub(super) is_introduced: Cell<bool>,
     pub(super) usage: Cell<Option<Usage>>,
     pub(super) is_full: Cell<bool>,
@@ -174,13 +175,13 @@ impl Link {
             waiters: RefCell::default(),
             is_over: Cell::new(false),
             wake,
-            rounding: Mutex::new(()),
+            rounding: Turns::default(),
             is_introduced: Cell::new(false),
             usage: Cell::new(None),
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
             segments: RefCell::default(),
-            measured: Cell::new((Instant::now(), 0)),
+            measured: Cell::new((instant(), 0)),
             summed: Cell::new((Duration::ZERO, 0)),
             observed: RefCell::default(),
             pace: Cell::new(None),
@@ -224,7 +225,7 @@ impl Link {
             kind: new.kind,
             ip: new.ip,
             is_ours: new.is_ours,
-            at: Instant::now(),
+            at: instant(),
             speed: Cell::new(new.speed),
             is_measured: Cell::new(new.is_measured),
             is_trial: Cell::new(new.is_trial),
@@ -355,7 +356,7 @@ impl Link {
     /// Closes lines that we dialled and that carry nothing, where better ones are there.
     pub(super) fn retire_lines(&self, young: Duration) {
         for line in self.live() {
-            let is_idle = line.session.streams_live() == 0 && line.at.elapsed() > young;
+            let is_idle = line.session.streams_live() == 0 && world::since(line.at) > young;
             if line.is_ours && is_idle && !line.is_trial.get() && !self.is_wanted(&line) {
                 log::debug!("the connection over {} is no longer used", line.address);
                 line.session.close();
@@ -367,7 +368,7 @@ impl Link {
     pub(super) fn may_measure(&self, bytes: u64) -> bool {
         let (since, spent) = self.measured.get();
         let (since, spent) =
-            if since.elapsed() > MEASURED_EVERY { (Instant::now(), 0) } else { (since, spent) };
+            if world::since(since) > MEASURED_EVERY { (instant(), 0) } else { (since, spent) };
         let may = spent + bytes <= MEASURED_BYTES_MAX;
         self.measured.set((since, if may { spent + bytes } else { spent }));
         may

@@ -32,11 +32,11 @@ use crate::id::BodyHash;
 
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
-pub use connect::{PeerRoutes, RouteView};
+pub use connect::{PeerRoutes, RouteView, Wired};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
-pub use serve::adopt_heads;
+pub use serve::{OWNERS_LOG, adopt_heads};
 
 /// The first wait after a failed dial.
 const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);

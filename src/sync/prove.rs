@@ -168,7 +168,7 @@ pub(super) async fn answer_audit(
         }
         let (keeper, all) = (Arc::clone(&sync.keeper), Arc::clone(&asks));
         let work = move || keeper.prove(&caller, &nonce, &all[at..], allowed, at == 0);
-        let proved = match smol::unblock(work).await {
+        let proved = match crate::pool::unblock(work).await {
             Ok(proved) => proved,
             // The head of the reply is out: the rest is said to be for later.
             Err(why) => {

@@ -18,6 +18,7 @@ use crate::card::{Card, Role, relayed};
 use crate::catalog::{Head, RecordKind};
 use crate::id::BodyHash;
 use crate::placement::{DbError, Own};
+use crate::pool::unblock;
 use crate::publish;
 use crate::relay::Url;
 use crate::relay::client::{Options, connect};
@@ -198,7 +199,7 @@ async fn bring_back(
     fetch_segments(vault, session, &head, Own::Segment, &from).await?;
     let found = (head.life, head.seq);
     let job = Arc::clone(vault);
-    let (records, files) = smol::unblock(move || -> Result<_, VaultError> {
+    let (records, files) = unblock(move || -> Result<_, VaultError> {
         let records = publish::adopt_segments(&job, &head, |name| local(&job, name))?;
         job.db.change(|t| t.set_meta_u64("recovered_at", job.now()))?;
         publish::adopt_head(&job, &hash, &head, &bytes, life)?;
@@ -207,7 +208,7 @@ async fn bring_back(
     .await?;
     // Peers first: a merge publishes, and what it publishes should not lack them.
     let (job, kept, place) = (Arc::clone(vault), Arc::clone(books), address.clone());
-    let peers = smol::unblock(move || -> Result<u64, VaultError> {
+    let peers = unblock(move || -> Result<u64, VaultError> {
         kept.restore(&job)?;
         if kept.peer(&card.id)?.is_none_or(|peer| peer.removed_at.is_some()) {
             kept.save_peer(&job, &PeerRow::new(&card, Role::Peer, job.clock.wall()))?;
@@ -219,17 +220,16 @@ async fn bring_back(
     let mut merged = 0;
     for (other, head, _) in heads {
         let (job, known) = (Arc::clone(vault), other);
-        if smol::unblock(move || job.db.read(|t| t.knows_head(&known))).await.map_err(VaultError::from)? {
+        if unblock(move || job.db.read(|t| t.knows_head(&known))).await.map_err(VaultError::from)? {
             continue;
         }
         fetch_segments(vault, session, &head, Own::No, &from).await?;
         let job = Arc::clone(vault);
-        smol::unblock(move || publish::merge_head(&job, &other, &head, |name| local(&job, name), false))
-            .await?;
+        unblock(move || publish::merge_head(&job, &other, &head, |name| local(&job, name), false)).await?;
         merged += 1;
     }
     let job = Arc::clone(vault);
-    let settings = smol::unblock(move || -> Result<_, VaultError> {
+    let settings = unblock(move || -> Result<_, VaultError> {
         // The new life must be seen by an old one that wakes up, so it publishes even if nothing else changed.
         if !publish::publish(&job)? {
             publish::publish_with_parents(&job, &[hash])?;

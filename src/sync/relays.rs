@@ -20,6 +20,7 @@ use crate::relay::url::BadUrl;
 use crate::routes::Kind;
 use crate::wire::handshake::{Approach, HandshakeError, HandshakeLimiter, initiate};
 use crate::wire::{BoxStream, Transport};
+use crate::world::{instant, since};
 
 /// Relays that are visited at once, beside this cell's own.
 const VISITS_MAX: usize = 8;
@@ -67,7 +68,7 @@ impl Relays {
             visits: RefCell::default(),
             visiting: Mutex::new(()),
             knocks: Cell::new(0),
-            limiter: RefCell::new(HandshakeLimiter::new(Instant::now())),
+            limiter: RefCell::new(HandshakeLimiter::new(instant())),
         }
     }
 
@@ -84,7 +85,7 @@ impl Relays {
     fn visit(&self, url: &Url) -> Option<Client> {
         let visits = self.visits.borrow();
         let visit = visits.iter().find(|visit| is_same(&visit.url, url) && visit.client.is_alive())?;
-        visit.used_at.set(Instant::now());
+        visit.used_at.set(instant());
         Some(visit.client.clone())
     }
 
@@ -92,9 +93,9 @@ impl Relays {
     fn tidy(&self) {
         self.visits.borrow_mut().retain(|visit| {
             if visit.client.circuits_live() > 0 {
-                visit.used_at.set(Instant::now());
+                visit.used_at.set(instant());
             }
-            if visit.used_at.get().elapsed() > VISIT_IDLE_MAX {
+            if since(visit.used_at.get()) > VISIT_IDLE_MAX {
                 visit.client.close();
             }
             visit.client.is_alive()
@@ -140,7 +141,7 @@ impl Sync {
                 }
             };
             let work = smol::future::or(work, smol::future::or(accept, watch));
-            self.relays.own.borrow_mut().push((keeper, self.executor.spawn(work)));
+            self.relays.own.borrow_mut().push((keeper, self.spawn(work)));
         }
     }
 
@@ -171,7 +172,7 @@ impl Sync {
         let bits: [u8; 16] = from.0[..16].try_into().expect("16 of 32");
         let ip = IpAddr::V6(Ipv6Addr::from(bits));
         let is_allowed = relays.knocks.get() < KNOCKS_MAX
-            && relays.limiter.borrow_mut().allow(ip, Instant::now())
+            && relays.limiter.borrow_mut().allow(ip, instant())
             && !self.is_stopping.get();
         if !is_allowed {
             return;
@@ -194,7 +195,7 @@ impl Sync {
             };
             sync.welcome(arrived).await;
         };
-        self.executor.spawn(work).detach();
+        self.spawn(work).detach();
     }
 
     /// Connects with a cell through the relay at `address`.
@@ -256,8 +257,8 @@ impl Sync {
         let visit = Visit {
             url: url.clone(),
             client: client.clone(),
-            used_at: Cell::new(Instant::now()),
-            _task: self.executor.spawn(smol::future::or(driver, accept)),
+            used_at: Cell::new(instant()),
+            _task: self.spawn(smol::future::or(driver, accept)),
         };
         self.relays.visits.borrow_mut().push(visit);
         Ok(client)

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use smol::Task;
 use smol::lock::Semaphore;
 
 use super::audit;
@@ -23,6 +22,7 @@ use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::planner::{Candidate, Deficit, coarse, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
+use crate::pool::{Job, unblock};
 use crate::publish;
 use crate::sha256;
 use crate::store::{Staged, StoreError};
@@ -105,7 +105,7 @@ pub(super) async fn with_vault<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     let vault = Arc::clone(vault);
-    smol::unblock(move || work(&vault)).await
+    unblock(move || work(&vault)).await
 }
 
 /// Exchanges what a session begins with: our recovery secret, so that this peer can give everything back to the phrase.
@@ -127,7 +127,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     }
     introduce(sync, link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
-    let hello = smol::unblock(move || keeper.hello(&owner, quota)).await?;
+    let hello = unblock(move || keeper.hello(&owner, quota)).await?;
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
         return Err(AskError::OutOfTurn.into());
     };
@@ -536,9 +536,9 @@ async fn push_rows(
 
 type Read = Result<Vec<Vec<u8>>, (ChunkName, StoreError)>;
 
-fn read_group(vault: &Arc<Vault>, rows: &Arc<Vec<ChunkRow>>, from: usize) -> Task<Read> {
+fn read_group(vault: &Arc<Vault>, rows: &Arc<Vec<ChunkRow>>, from: usize) -> Job<Read> {
     let (vault, rows) = (Arc::clone(vault), Arc::clone(rows));
-    smol::unblock(move || {
+    unblock(move || {
         let mut group = Vec::new();
         let mut total = 0;
         for row in rows[from..].iter().take(GROUP_CHUNKS) {
@@ -866,7 +866,7 @@ struct Puller<'a> {
     /// Of `staged`, in memory and in all.
     small_bytes: usize,
     staged_bytes: usize,
-    taking: Option<Task<Result<Vec<Staged>, StoreError>>>,
+    taking: Option<Job<Result<Vec<Staged>, StoreError>>>,
     done: Vec<(ChunkName, u32)>,
 }
 
@@ -951,7 +951,7 @@ impl<'a> Puller<'a> {
             self.commit().await?;
         }
         let (vault, own) = (Arc::clone(self.vault), self.own);
-        self.taking = Some(smol::unblock(move || {
+        self.taking = Some(unblock(move || {
             let mut staged = Vec::with_capacity(group.len());
             let hashes = sha256::each(&group.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
             for ((name, bytes), hash) in group.into_iter().zip(hashes) {

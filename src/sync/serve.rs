@@ -4,16 +4,11 @@
 //! (32), what happened u8 (0 held, 1 released), class u8 (0 chunk, 1 segment), 6 zero bytes. Of two entries for one
 //! owner and name the later counts. It is written anew when it is over four times as long as what it says.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-
-use smol::Task;
 
 use super::books::PeerRow;
 use super::digest::{self, Side};
@@ -28,7 +23,9 @@ use crate::keys::random;
 use crate::placement::{
     CellNumber, ChunkId, DbError, HeldTotals, HoldClass, HoldState, Own, StoredHead, Tables,
 };
+use crate::pool::{Job, unblock};
 use crate::sha256;
+use crate::state_files::StateFiles;
 use crate::store::{Staged, StoreError};
 use crate::vault::{Vault, VaultError, lock, lost_segments_key};
 use crate::wire::message::{
@@ -44,7 +41,8 @@ pub(super) const GROUP_CHUNKS: usize = 64;
 /// Staged small chunks wait in memory up to this.
 const SMALL_BYTES_MAX: usize = 4 << 20;
 
-const LOG_FILE: &str = "owners.log";
+/// Its name.
+pub const OWNERS_LOG: &str = "owners.log";
 const HEADS_FOLDER: &str = "heads";
 const ENTRY_BYTES: usize = 72;
 const LOG_ENTRIES_MIN: u64 = 4096;
@@ -57,21 +55,19 @@ enum Op {
 
 /// Whose each held chunk is.
 struct OwnersLog {
-    file: File,
-    path: PathBuf,
+    files: Arc<dyn StateFiles>,
     entries: u64,
 }
 
 impl OwnersLog {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-        let len = file.metadata()?.len();
+    fn open(files: Arc<dyn StateFiles>) -> io::Result<Self> {
+        let len = files.len(OWNERS_LOG)?.unwrap_or(0);
         let entries = len / ENTRY_BYTES as u64;
         if len % ENTRY_BYTES as u64 != 0 {
             // The last write was cut short by a power cut; nothing relied on it yet.
-            file.set_len(entries * ENTRY_BYTES as u64)?;
+            files.truncate(OWNERS_LOG, entries * ENTRY_BYTES as u64)?;
         }
-        Ok(Self { file, path, entries })
+        Ok(Self { files, entries })
     }
 
     fn append(&mut self, owner: &CellId, op: Op, names: &[(ChunkName, HoldClass)]) -> io::Result<()> {
@@ -81,10 +77,10 @@ impl OwnersLog {
         let mut bytes = Vec::with_capacity(names.len() * ENTRY_BYTES);
         names.iter().for_each(|(name, class)| entry(&mut bytes, owner, name, op, *class));
         let before = self.entries * ENTRY_BYTES as u64;
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
+        let written = self.files.append_synced(OWNERS_LOG, &bytes);
         if written.is_err() {
             // Half an entry must not shift those that follow.
-            let _ = self.file.set_len(before);
+            let _ = self.files.truncate(OWNERS_LOG, before);
             return written;
         }
         self.entries += names.len() as u64;
@@ -92,48 +88,21 @@ impl OwnersLog {
     }
 
     fn rewrite(&mut self, vault: &Vault) -> Result<(), VaultError> {
-        let failed = || VaultError::io("cannot write owners.log");
-        let temp = self.path.with_extension("log.tmp");
-        let written = (|| -> Result<u64, VaultError> {
-            let mut file = io::BufWriter::new(
-                OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&temp)
-                    .map_err(failed())?,
-            );
-            let mut after = (ChunkId(0), CellNumber(0));
-            let mut entries = 0;
-            loop {
-                let page = vault.db.read(|t| t.claims_after(after, 2000))?;
-                let Some(last) = page.last() else { break };
-                after = (last.0, last.1);
-                for (_, _, name, owner, class) in &page {
-                    let mut bytes = Vec::with_capacity(ENTRY_BYTES);
-                    entry(&mut bytes, owner, name, Op::Held, *class);
-                    file.write_all(&bytes).map_err(failed())?;
-                    entries += 1;
-                }
-            }
-            let file = file.into_inner().map_err(|why| failed()(why.into_error()))?;
-            file.sync_all().map_err(failed())?;
-            fs::rename(&temp, &self.path).map_err(failed())?;
-            File::open(&vault.dir).and_then(|dir| dir.sync_all()).map_err(failed())?;
-            Ok(entries)
-        })();
-        match written {
-            Ok(entries) => {
-                *self = Self::open(self.path.clone()).map_err(failed())?;
-                debug_assert_eq!(self.entries, entries);
-                Ok(())
-            }
-            Err(why) => {
-                let _ = fs::remove_file(&temp);
-                Err(why)
-            }
-        }
+        let mut after = (ChunkId(0), CellNumber(0));
+        let mut entries = 0;
+        let mut pieces = |piece: &mut Vec<u8>| {
+            let page = vault.db.read(|t| t.claims_after(after, 2000)).map_err(io::Error::other)?;
+            let Some(last) = page.last() else { return Ok(false) };
+            after = (last.0, last.1);
+            entries += page.len() as u64;
+            page.iter().for_each(|(_, _, name, owner, class)| entry(piece, owner, name, Op::Held, *class));
+            Ok(true)
+        };
+        self.files
+            .write_pieces(OWNERS_LOG, &mut pieces)
+            .map_err(VaultError::io("cannot write owners.log"))?;
+        self.entries = entries;
+        Ok(())
     }
 }
 
@@ -195,7 +164,7 @@ impl Keeper {
 
     pub(super) fn open(vault: Arc<Vault>) -> Result<Self, VaultError> {
         let log =
-            OwnersLog::open(vault.dir.join(LOG_FILE)).map_err(VaultError::io("cannot open owners.log"))?;
+            OwnersLog::open(Arc::clone(&vault.files)).map_err(VaultError::io("cannot open owners.log"))?;
         let epoch = match vault.db.read(|t| t.meta_u64("epoch"))? {
             Some(epoch) => epoch,
             None => {
@@ -667,40 +636,39 @@ impl Keeper {
 
 /// Puts an owner's heads into `heads/` too: they must outlive placement.db, or the owner could not come back.
 fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
-    let folder = vault.dir.join(HEADS_FOLDER);
     let failed = || VaultError::io("cannot keep a peer's catalog head");
-    fs::create_dir_all(&folder).map_err(failed())?;
     let stored = vault.db.change(|t| -> Result<_, DbError> {
         let cell = t.cell(owner)?;
         t.peer_heads(cell)
     })?;
     // The whole id: a short one could be chosen to match another owner's, and its heads would go as this one's.
     let prefix = owner.to_string();
-    let names: HashSet<String> = stored.iter().map(|head| format!("{prefix}-{}", head.hash)).collect();
+    let there: HashSet<String> = vault.files.list(HEADS_FOLDER).map_err(failed())?.into_iter().collect();
+    let mut kept = HashSet::new();
     for head in stored {
-        let path = folder.join(format!("{prefix}-{}", head.hash));
-        if !path.exists() {
-            crate::vault::write_whole(&path, &head.body).map_err(failed())?;
+        let name = format!("{prefix}-{}", head.hash);
+        if !there.contains(&name) {
+            vault.files.write_whole(&format!("{HEADS_FOLDER}/{name}"), &head.body).map_err(failed())?;
         }
+        kept.insert(name);
     }
-    for entry in fs::read_dir(&folder).map_err(failed())?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(&prefix) && !names.contains(&name) {
-            let _ = fs::remove_file(entry.path());
-        }
+    let mut gone: Vec<&String> =
+        there.iter().filter(|name| name.starts_with(&prefix) && !kept.contains(*name)).collect();
+    gone.sort();
+    for name in gone {
+        let _ = vault.files.remove(&format!("{HEADS_FOLDER}/{name}"));
     }
     Ok(())
 }
 
 /// Takes the heads of peers from `heads/` into a placement.db that is made anew.
 pub fn adopt_heads(vault: &Vault) -> Result<(), VaultError> {
-    let Ok(entries) = fs::read_dir(vault.dir.join(HEADS_FOLDER)) else { return Ok(()) };
     let now = vault.now();
-    let mut of_owner: HashMap<CellId, Vec<StoredHead>> = HashMap::new();
-    for entry in entries.flatten() {
-        let Ok(body) = fs::read(entry.path()) else { continue };
+    let mut of_owner: BTreeMap<CellId, Vec<StoredHead>> = BTreeMap::new();
+    for name in vault.files.list(HEADS_FOLDER).unwrap_or_default() {
+        let Ok(Some(body)) = vault.files.read(&format!("{HEADS_FOLDER}/{name}")) else { continue };
         let Ok((hash, head)) = Head::open(&body) else {
-            log::warn!("{} is no catalog head and not used", entry.path().display());
+            log::warn!("heads/{name} is no catalog head and not used");
             continue;
         };
         let stored = StoredHead { hash, life: head.life, seq: head.seq, tip: true, at: now, body };
@@ -820,7 +788,7 @@ pub(super) async fn serve(sync: Rc<Sync>, session: Session, caller: Caller) {
                 }
             }
         };
-        sync.executor.spawn(work).detach();
+        sync.spawn(work).detach();
     }
 }
 
@@ -877,27 +845,27 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::PutHead { len } => {
             let mut bytes = Vec::new();
             message::read_body(stream, len as usize, &mut bytes).await?;
-            smol::unblock(move || keeper.put_head(&owner, bytes)).await.map(Reply::PutHead)
+            unblock(move || keeper.put_head(&owner, bytes)).await.map(Reply::PutHead)
         }
-        Request::Hello(_) => smol::unblock(move || keeper.hello(&owner, quota)).await.map(Reply::Hello),
+        Request::Hello(_) => unblock(move || keeper.hello(&owner, quota)).await.map(Reply::Hello),
         Request::Have { names } => {
-            smol::unblock(move || keeper.have(&owner, &names)).await.map(|held| Reply::Have { held })
+            unblock(move || keeper.have(&owner, &names)).await.map(|held| Reply::Have { held })
         }
         Request::Release { names } => {
-            smol::unblock(move || keeper.release(&owner, &names)).await.map(|count| Reply::Release { count })
+            unblock(move || keeper.release(&owner, &names)).await.map(|count| Reply::Release { count })
         }
         Request::Restore { names } => {
-            smol::unblock(move || keeper.restore(&owner, &names)).await.map(|held| Reply::Restore { held })
+            unblock(move || keeper.restore(&owner, &names)).await.map(|held| Reply::Restore { held })
         }
         Request::Inventory { epoch, since, limit } => {
-            smol::unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
+            unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
         Request::Digest { .. } | Request::Bucket { .. } if !may_sum(sync, &owner, &request) => {
             let refusal = Refusal::new(ErrorCode::Busy, "enough was compared for this hour", "");
             return reply(stream, &Reply::Error(refusal)).await;
         }
-        Request::Digest { first } => smol::unblock(move || keeper.digest(&owner, first)).await,
-        Request::Bucket { bucket } => smol::unblock(move || keeper.bucket(&owner, bucket)).await,
+        Request::Digest { first } => unblock(move || keeper.digest(&owner, first)).await,
+        Request::Bucket { bucket } => unblock(move || keeper.bucket(&owner, bucket)).await,
         Request::Ping => Ok(Reply::Pong),
         Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
         Request::Measure { up, down } => {
@@ -917,7 +885,7 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::RecoverySecret { secret } => {
             sync.gate.note_secret(&owner, &secret);
             let books = Arc::clone(&sync.books);
-            let kept = smol::unblock(move || books.set_recovery_secret(&owner, &secret)).await;
+            let kept = unblock(move || books.set_recovery_secret(&owner, &secret)).await;
             kept.map(|()| Reply::Done).map_err(VaultError::from)
         }
         Request::Goodbye { reason } => {
@@ -951,7 +919,7 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
 }
 
 async fn answer_heads(keeper: Arc<Keeper>, owner: CellId, stream: &mut Stream) -> Answered {
-    match smol::unblock(move || keeper.heads(&owner)).await {
+    match unblock(move || keeper.heads(&owner)).await {
         Ok(heads) => {
             let lens = heads.iter().map(|head| head.len() as u32).collect();
             message::write_reply(stream, &Reply::Heads { lens }).await?;
@@ -969,11 +937,11 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
     let names = Arc::new(names);
     let read = |from: usize| {
         let (keeper, names) = (Arc::clone(&sync.keeper), Arc::clone(&names));
-        smol::unblock(move || keeper.read(&owner, &names[from..]))
+        unblock(move || keeper.read(&owner, &names[from..]))
     };
     message::write_reply(stream, &Reply::Get { count: names.len() as u32 }).await?;
     let mut at = 0;
-    let mut next: Option<Task<_>> = (!names.is_empty()).then(|| read(0));
+    let mut next: Option<Job<_>> = (!names.is_empty()).then(|| read(0));
     while let Some(task) = next.take() {
         let group = match task.await {
             Ok(group) if !group.is_empty() => group,
@@ -994,7 +962,7 @@ async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, strea
     Ok(message::finish(stream).await?)
 }
 
-type TakeTask = Task<Vec<(usize, Taken)>>;
+type TakeJob = Job<Vec<(usize, Taken)>>;
 
 /// One `Put` while it comes in.
 struct Intake {
@@ -1004,7 +972,7 @@ struct Intake {
     statuses: Vec<PutStatus>,
     group: Vec<(usize, ChunkName, Vec<u8>)>,
     group_bytes: usize,
-    taking: Option<TakeTask>,
+    taking: Option<TakeJob>,
     staged: Vec<(usize, Staged)>,
     small_bytes: usize,
     reservations: HashMap<usize, Reservation>,
@@ -1022,7 +990,7 @@ impl Intake {
             let (keeper, class, group) =
                 (Arc::clone(&self.keeper), self.class, std::mem::take(&mut self.group));
             self.group_bytes = 0;
-            self.taking = Some(smol::unblock(move || keeper.take(class, group)));
+            self.taking = Some(unblock(move || keeper.take(class, group)));
         }
     }
 
@@ -1057,7 +1025,7 @@ impl Intake {
         self.small_bytes = 0;
         if !staged.is_empty() {
             let (keeper, owner, class) = (Arc::clone(&self.keeper), self.owner, self.class);
-            for (at, status) in smol::unblock(move || keeper.commit(&owner, class, staged)).await {
+            for (at, status) in unblock(move || keeper.commit(&owner, class, staged)).await {
                 self.statuses[at] = status;
                 // It counts among what is held from here on.
                 self.reservations.remove(&at);
@@ -1096,7 +1064,7 @@ async fn answer_put(
     let keeper = Arc::clone(&sync.keeper);
     let quota = sync.quota(&owner);
     let account = Arc::clone(&keeper);
-    if let Err(why) = smol::unblock(move || account.account(&owner)).await {
+    if let Err(why) = unblock(move || account.account(&owner)).await {
         return reply(stream, &failed(&why)).await;
     }
     let mut intake = Intake {
@@ -1166,7 +1134,7 @@ async fn answer_put(
         }
     }
     let (keeper, statuses) = (Arc::clone(&intake.keeper), std::mem::take(&mut intake.statuses));
-    match smol::unblock(move || keeper.usage(&owner, quota)).await {
+    match unblock(move || keeper.usage(&owner, quota)).await {
         Ok(usage) => reply(stream, &Reply::Put { statuses, usage }).await,
         Err(why) => reply(stream, &failed(&why)).await,
     }

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite};
+
+use crate::world::{Timer, instant};
 
 /// Two ends joined by buffers of `capacity` bytes each way, and the handle that disturbs them.
 ///
@@ -68,6 +69,21 @@ impl Link {
         shared.pipes.iter_mut().for_each(Pipe::wake);
     }
 
+    /// Ends both directions in order: what is under way may still be read.
+    pub fn close(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.pipes.iter_mut().for_each(|pipe| {
+            pipe.closed = true;
+            pipe.wake();
+        });
+    }
+
+    /// Whether an end is left that may be read or written.
+    pub fn is_open(&self) -> bool {
+        let shared = self.shared.borrow();
+        !shared.cut && !shared.pipes.iter().all(|pipe| pipe.closed && pipe.parts.is_empty())
+    }
+
     /// Swallows the traffic, as a peer does that lost its power: writes fill the buffer, reads wait.
     pub fn stall(&self, stalled: bool) {
         let mut shared = self.shared.borrow_mut();
@@ -103,7 +119,7 @@ impl AsyncRead for End {
         }
         let stalled = shared.stalled;
         let pipe = &mut shared.pipes[1 - this.side];
-        let now = Instant::now();
+        let now = instant();
         let mut read = 0;
         while !stalled && read < buf.len() {
             let Some((ready, part)) = pipe.parts.front() else { break };
@@ -147,7 +163,7 @@ impl AsyncWrite for End {
         if shared.cut {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let (capacity, ready) = (shared.capacity, Instant::now() + shared.delay);
+        let (capacity, ready) = (shared.capacity, instant() + shared.delay);
         let other_is_gone = Rc::strong_count(&self.shared) < 2;
         let pipe = &mut shared.pipes[self.side];
         if pipe.closed || other_is_gone {

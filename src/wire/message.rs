@@ -11,7 +11,6 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
@@ -22,6 +21,7 @@ use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
 use crate::keys::Secret;
 use crate::proof::{Challenge, LEAVES_MAX, Nonce};
+use crate::world::Timer;
 
 /// The protocol that this version speaks.
 pub const PROTOCOL: u16 = 1;

@@ -11,8 +11,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use smol::Timer;
 use smol::io::{AsyncRead, AsyncWrite};
+
+use crate::world::Timer;
 
 pub mod handshake;
 pub mod memory;

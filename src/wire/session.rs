@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -19,7 +19,8 @@ use smol::channel::{self, Receiver, Sender};
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
-use super::ByteStream;
+use super::{ByteStream, memory};
+use crate::world::{self, Dice};
 
 /// What yamux grants each stream at least (its specification).
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
@@ -138,6 +139,8 @@ struct Shared {
     ended: Receiver<()>,
     driver: RefCell<Option<Waker>>,
     active_at: Cell<Instant>,
+    /// Where there is no connection below: the session is joined to another one in memory.
+    joint: RefCell<Option<Joint>>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     /// `bytes_out` when each stream was dropped that yamux may still have on its table.
@@ -145,6 +148,25 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(limits: &Limits, ended: Receiver<()>) -> Self {
+        Self {
+            is_alive: Cell::new(true),
+            is_closing: Cell::new(false),
+            is_aborted: Cell::new(false),
+            streams_in: Cell::new(0),
+            streams_out: Cell::new(0),
+            permits_out: Arc::new(Semaphore::new(limits.streams_out)),
+            wanted: RefCell::default(),
+            ended,
+            driver: RefCell::default(),
+            active_at: Cell::new(world::instant()),
+            joint: RefCell::default(),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            lingering: RefCell::default(),
+        }
+    }
+
     fn wake_driver(&self) {
         let waker = self.driver.borrow_mut().take();
         if let Some(waker) = waker {
@@ -162,21 +184,7 @@ pub fn start<S: ByteStream + 'static>(
 ) -> (Session, impl Future<Output = SessionError> + use<S>) {
     let (ending, ended) = channel::bounded(1);
     let (accepting, accepted) = channel::bounded(limits.streams_in.max(1));
-    let shared = Rc::new(Shared {
-        is_alive: Cell::new(true),
-        is_closing: Cell::new(false),
-        is_aborted: Cell::new(false),
-        streams_in: Cell::new(0),
-        streams_out: Cell::new(0),
-        permits_out: Arc::new(Semaphore::new(limits.streams_out)),
-        wanted: RefCell::default(),
-        ended,
-        driver: RefCell::default(),
-        active_at: Cell::new(Instant::now()),
-        bytes_in: Cell::new(0),
-        bytes_out: Cell::new(0),
-        lingering: RefCell::default(),
-    });
+    let shared = Rc::new(Shared::new(limits, ended));
     let pipe = Rc::new(RefCell::new(Pipe {
         stream,
         turn: READ_TURN_BYTES,
@@ -202,6 +210,9 @@ impl Session {
     pub async fn open(&self) -> Result<Stream, SessionError> {
         let shared = &self.shared;
         let permit = self.unless_ended(shared.permits_out.acquire_arc()).await?;
+        if let Some(joint) = &*shared.joint.borrow() {
+            return joint.open(shared, permit);
+        }
         let (give, take) = channel::bounded(1);
         {
             let mut wanted = shared.wanted.borrow_mut();
@@ -211,7 +222,7 @@ impl Session {
         shared.wake_driver();
         let inner = self.unless_ended(take.recv()).await?.map_err(|_| SessionError::Closed)?;
         shared.streams_out.set(shared.streams_out.get() + 1);
-        Ok(Stream { inner, shared: Rc::clone(shared), permit: Some(permit) })
+        Ok(Stream { inner: Inner::Yamux(inner), shared: Rc::clone(shared), permit: Some(permit) })
     }
 
     /// The next stream that the peer opens; `None` once the session has ended and all that came before were taken.
@@ -223,6 +234,10 @@ impl Session {
     pub fn close(&self) {
         self.shared.is_closing.set(true);
         self.shared.wake_driver();
+        let wire = self.shared.joint.borrow().as_ref().map(|joint| joint.wire.clone());
+        if let Some(wire) = wire {
+            wire.end(self.shared.is_aborted.get());
+        }
     }
 
     /// Ends the session at once; what is under way ends with an error.
@@ -279,10 +294,15 @@ impl Session {
 /// An end of the stream reads as 0 bytes, whether the peer ended or reset it, so what travels says its own length.
 /// The end of the session is an error.
 pub struct Stream {
-    inner: yamux::Stream,
+    inner: Inner,
     shared: Rc<Shared>,
     /// Of the streams that we opened.
     permit: Option<SemaphoreGuardArc>,
+}
+
+enum Inner {
+    Yamux(yamux::Stream),
+    Memory(memory::End),
 }
 
 impl Drop for Stream {
@@ -295,8 +315,19 @@ impl Drop for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+        let read = match &mut self.inner {
+            Inner::Yamux(stream) => Pin::new(stream).poll_read(cx, buf),
+            Inner::Memory(end) => {
+                let read = Pin::new(end).poll_read(cx, buf);
+                self.shared.note_read(&read);
+                read
+            }
+        };
+        match read {
             Poll::Ready(Ok(0)) if !buf.is_empty() && !self.shared.is_alive.get() => {
+                Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+            }
+            Poll::Ready(Err(_)) if !self.shared.is_alive.get() => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
             }
             other => other,
@@ -306,19 +337,196 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf).map_err(|error| match self.shared.is_alive.get() {
+        let written = match &mut self.inner {
+            Inner::Yamux(stream) => Pin::new(stream).poll_write(cx, buf),
+            Inner::Memory(end) => {
+                let written = Pin::new(end).poll_write(cx, buf);
+                self.shared.note_written(&written);
+                written
+            }
+        };
+        written.map_err(|error| match self.shared.is_alive.get() {
             true => error,
             false => io::ErrorKind::ConnectionAborted.into(),
         })
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        match &mut self.inner {
+            Inner::Yamux(stream) => Pin::new(stream).poll_flush(cx),
+            Inner::Memory(end) => Pin::new(end).poll_flush(cx),
+        }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(cx)
+        match &mut self.inner {
+            Inner::Yamux(stream) => Pin::new(stream).poll_close(cx),
+            Inner::Memory(end) => Pin::new(end).poll_close(cx),
+        }
     }
+}
+
+/// Bytes that one stream of a pair of sessions in memory holds each way.
+const MEMORY_BYTES: usize = 64 * 1024;
+
+/// A session's end of a wire in memory.
+struct Joint {
+    wire: Wire,
+    other: Weak<Shared>,
+    accepting: Sender<Stream>,
+}
+
+impl Joint {
+    fn open(&self, shared: &Rc<Shared>, permit: SemaphoreGuardArc) -> Result<Stream, SessionError> {
+        let (Some(other), false) = (self.other.upgrade(), self.accepting.is_closed()) else {
+            return Err(SessionError::Closed);
+        };
+        let (ours, theirs, link) = memory::link(MEMORY_BYTES);
+        self.wire.take_in(link);
+        shared.streams_out.set(shared.streams_out.get() + 1);
+        other.streams_in.set(other.streams_in.get() + 1);
+        // One too many finds the queue full, and is dropped, which resets it.
+        let _ = self.accepting.try_send(Stream { inner: Inner::Memory(theirs), shared: other, permit: None });
+        Ok(Stream { inner: Inner::Memory(ours), shared: Rc::clone(shared), permit: Some(permit) })
+    }
+}
+
+/// What joins two sessions in memory, for simulations: bytes pass at once, and it can be cut, stalled and made to lose.
+///
+/// There is no yamux in it: that measures round trips by the machine's clock and sizes its windows by them, so no two runs
+/// would be alike.
+#[derive(Clone)]
+pub struct Wire {
+    inside: Rc<WireInside>,
+}
+
+struct WireInside {
+    ends: RefCell<Vec<(Weak<Shared>, Option<Sender<()>>)>>,
+    links: RefCell<Vec<memory::Link>>,
+    is_over: Cell<bool>,
+    is_stalled: Cell<bool>,
+    bytes_left: Cell<u64>,
+    loss: RefCell<Option<(Dice, u64)>>,
+}
+
+impl Wire {
+    /// Breaks it: both sessions end, and all their streams with an error.
+    pub fn cut(&self) {
+        self.end(true);
+    }
+
+    /// Breaks it as soon as so many more bytes have passed.
+    pub fn cut_after(&self, bytes: u64) {
+        self.inside.bytes_left.set(bytes);
+    }
+
+    /// Lets nothing through, though nobody hears of it.
+    pub fn stall(&self, is_stalled: bool) {
+        self.inside.is_stalled.set(is_stalled);
+        self.inside.links.borrow().iter().for_each(|link| link.stall(is_stalled));
+    }
+
+    /// From now on so many requests of a hundred break off before they are answered.
+    pub fn lose(&self, percent: u64, dice: Dice) {
+        *self.inside.loss.borrow_mut() = Some((dice, percent));
+    }
+
+    /// Whether it is not cut.
+    pub fn is_whole(&self) -> bool {
+        !self.inside.is_over.get()
+    }
+
+    fn take_in(&self, link: memory::Link) {
+        if let Some((dice, percent)) = &mut *self.inside.loss.borrow_mut() {
+            if dice.percent(*percent) {
+                link.cut();
+            }
+        }
+        link.stall(self.inside.is_stalled.get());
+        let mut links = self.inside.links.borrow_mut();
+        links.retain(memory::Link::is_open);
+        links.push(link);
+    }
+
+    fn end(&self, is_at_once: bool) {
+        if self.inside.is_over.replace(true) {
+            return;
+        }
+        let ends = std::mem::take(&mut *self.inside.ends.borrow_mut());
+        for shared in ends.iter().filter_map(|(shared, _)| shared.upgrade()) {
+            shared.is_alive.set(false);
+            let joint = shared.joint.borrow_mut().take();
+            drop(joint);
+        }
+        for link in self.inside.links.take() {
+            if is_at_once { link.cut() } else { link.close() }
+        }
+    }
+}
+
+impl Shared {
+    fn note_read(&self, read: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(n)) = read {
+            self.bytes_in.set(self.bytes_in.get() + *n as u64);
+            self.active_at.set(world::instant());
+        }
+    }
+
+    fn note_written(&self, written: &Poll<io::Result<usize>>) {
+        let Poll::Ready(Ok(n)) = written else { return };
+        self.bytes_out.set(self.bytes_out.get() + *n as u64);
+        let wire = self.joint.borrow().as_ref().map(|joint| joint.wire.clone());
+        if let Some(wire) = wire {
+            let left = wire.inside.bytes_left.get();
+            wire.inside.bytes_left.set(left.saturating_sub(*n as u64));
+            if left <= *n as u64 {
+                wire.cut();
+            }
+        }
+    }
+}
+
+/// A session with what ends with it and says why.
+pub type Driven = (Session, Pin<Box<dyn Future<Output = SessionError>>>);
+
+/// Two sessions that are joined in memory, each with what to spawn on its side, and the wire between them.
+pub fn pair(limits: &Limits) -> (Driven, Driven, Wire) {
+    let wire = Wire {
+        inside: Rc::new(WireInside {
+            ends: RefCell::default(),
+            links: RefCell::default(),
+            is_over: Cell::new(false),
+            is_stalled: Cell::new(false),
+            bytes_left: Cell::new(u64::MAX),
+            loss: RefCell::default(),
+        }),
+    };
+    let end = || {
+        let (ending, ended) = channel::bounded(1);
+        let (accepting, accepted) = channel::bounded(limits.streams_in.max(1));
+        let shared = Rc::new(Shared::new(limits, ended));
+        wire.inside.ends.borrow_mut().push((Rc::downgrade(&shared), Some(ending)));
+        (Session { shared, accepted }, accepting)
+    };
+    let ((a, to_a), (b, to_b)) = (end(), end());
+    let joint = |other: &Session, accepting| Joint {
+        wire: wire.clone(),
+        other: Rc::downgrade(&other.shared),
+        accepting,
+    };
+    *a.shared.joint.borrow_mut() = Some(joint(&b, to_b));
+    *b.shared.joint.borrow_mut() = Some(joint(&a, to_a));
+    let driven = |session: Session| -> Driven {
+        let watched = session.clone();
+        (
+            session,
+            Box::pin(async move {
+                watched.ended().await;
+                SessionError::Closed
+            }),
+        )
+    };
+    (driven(a), driven(b), wire)
 }
 
 /// The stream below as yamux and the driver share it.
@@ -418,7 +626,7 @@ impl<S: ByteStream> Driver<S> {
             }
         }
         if self.shared.bytes_in.get() != bytes_before {
-            self.shared.active_at.set(Instant::now());
+            self.shared.active_at.set(world::instant());
         }
         match Pin::new(&mut self.pipe.borrow_mut().stream).poll_flush(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(SessionError::Broken(error)),
@@ -434,7 +642,7 @@ impl<S: ByteStream> Driver<S> {
             return;
         }
         self.shared.streams_in.set(live + 1);
-        let stream = Stream { inner, shared: Rc::clone(&self.shared), permit: None };
+        let stream = Stream { inner: Inner::Yamux(inner), shared: Rc::clone(&self.shared), permit: None };
         // The queue holds all that may be live, so it takes this one, too.
         let _ = self.accepting.try_send(stream);
     }
@@ -587,6 +795,46 @@ pub(crate) mod tests {
                 task.await;
             }
             assert!(a.is_alive() && b.is_alive());
+        });
+    }
+
+    /// Runs `test` with two sessions that are joined in memory.
+    fn with_pair<F: Future>(
+        test: impl FnOnce(Rc<LocalExecutor<'static>>, Session, Session, Wire) -> F,
+    ) -> F::Output {
+        let executor = Rc::new(LocalExecutor::new());
+        let ((a, _), (b, _), wire) = pair(&Limits::default());
+        smol::block_on(executor.run(test(Rc::clone(&executor), a, b, wire)))
+    }
+
+    #[test]
+    fn pair_in_memory_carries_streams_both_ways_and_counts_bytes() {
+        with_pair(|executor, a, b, _wire| async move {
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            executor.spawn(echo(Rc::clone(&executor), a.clone())).detach();
+            for seed in 0..30 {
+                send_and_compare(a.clone(), seed, 200_000).await;
+                send_and_compare(b.clone(), seed, 2_000).await;
+            }
+            assert_eq!((a.bytes_out(), a.bytes_in()), (30 * 202_000, 30 * 202_000));
+            a.close();
+            b.ended().await;
+            assert!(b.accept().await.is_none() && b.open().await.is_err());
+        });
+    }
+
+    #[test]
+    fn wire_in_memory_breaks_off_where_it_is_told_to() {
+        with_pair(|executor, a, b, wire| async move {
+            executor.spawn(echo(Rc::clone(&executor), b.clone())).detach();
+            wire.cut_after(1000);
+            let mut stream = a.open().await.unwrap();
+            stream.write_all(&[1; 999]).await.unwrap();
+            let mut read = [0; 999];
+            let error = stream.read_exact(&mut read).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+            a.ended().await;
+            assert!(!wire.is_whole() && !b.is_alive());
         });
     }
 
