@@ -37,9 +37,8 @@ impl Cycle {
 
     /// What `to_bytes` wrote; anything else begins anew.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let number = |at: usize| {
-            Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().expect("eight bytes")))
-        };
+        let number =
+            |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().expect("eight bytes")));
         match (number(0), number(8), bytes.len()) {
             (Some(cursor), Some(began_at), 16) => Self { cursor: cursor as i64, began_at },
             _ => Self::default(),
@@ -97,7 +96,11 @@ mod tests {
 
     #[test]
     fn odd_numbers_do_no_harm() {
-        for cycle in [Cycle { cursor: i64::MAX, began_at: u64::MAX }, Cycle::from_bytes(&[255; 16]), Cycle::from_bytes(b"x")] {
+        for cycle in [
+            Cycle { cursor: i64::MAX, began_at: u64::MAX },
+            Cycle::from_bytes(&[255; 16]),
+            Cycle::from_bytes(b"x"),
+        ] {
             let now = cycle.at(0, 5, 0);
             assert_eq!(now.target(0, u64::MAX, 0), 0);
             assert!(now.target(i64::MAX, u64::MAX, 1) == i64::MAX);

@@ -80,7 +80,10 @@ impl Damage {
             ),
         });
         let healed = (self.healed > 0).then(|| Alert {
-            text: format!("{} damaged on this disk and healed: good copies came from peers", chunks(self.healed)),
+            text: format!(
+                "{} damaged on this disk and healed: good copies came from peers",
+                chunks(self.healed)
+            ),
             remedy: format!("{disk}; `grove verify --deep` reads all of it"),
         });
         let held = (self.held > 0).then(|| Alert {

@@ -11,7 +11,7 @@ use crate::files::deletion;
 use crate::files::unix::{Folder, TEMP_PREFIX, names_of, show, to_wire};
 use crate::files::version::{self, Known, NewVersion, hash_of};
 use crate::files::walk::Problem;
-use crate::id::FileId;
+use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
 use crate::placement::{DbError, Node, NodeId, NodeState, Tables};
 use crate::publish;

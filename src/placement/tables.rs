@@ -666,7 +666,12 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks over row `after`, up to row `until`, that lie here, by row.
-    pub fn chunks_here(&self, after: ChunkId, until: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+    pub fn chunks_here(
+        &self,
+        after: ChunkId,
+        until: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 AND id <= ?2 AND place > 0 ORDER BY id LIMIT ?3"

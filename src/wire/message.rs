@@ -1302,7 +1302,8 @@ mod tests {
         let mut hello = hello();
         hello.tips = vec![BodyHash([1; 32]); CATALOG_HEADS_MAX];
         hello.card = vec![0; CARD_BYTES_MAX];
-        let audit = Request::Audit { nonce: [0; 32], asks: vec![(name(1), Challenge::Whole); AUDIT_NAMES_MAX] };
+        let audit =
+            Request::Audit { nonce: [0; 32], asks: vec![(name(1), Challenge::Whole); AUDIT_NAMES_MAX] };
         for request in [
             Request::Have { names },
             Request::Put { class: Class::Chunk, entries },
