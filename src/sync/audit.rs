@@ -170,10 +170,10 @@ impl Record {
             self.answered_at = now;
         }
         if found.lost() > 0 {
-            self.last_lost_at = now;
+            self.last_lost_at = now.max(1);
         }
         if found.wrong > 0 {
-            self.last_wrong_at = now;
+            self.last_wrong_at = now.max(1);
         }
         let is_much = self.day_lost >= MANY_LOSSES && self.day_lost * 4 > self.day_proven;
         if found.wrong > 0 || (is_much && found.lost() > 0) {
