@@ -238,19 +238,21 @@ fn copy_live(vault: &Vault, live: &mut dyn Iterator<Item = Held>) -> Result<Opti
         log::warn!("chunk {} is damaged", held.name.short());
         vault.store.quarantine(held.name, held.place, held.len)?;
     }
-    vault.db.change_durably(|t| -> Result<(), DbError> {
+    let losses = vault.db.change_durably(|t| -> Result<Vec<_>, DbError> {
         for moved in &done.moved {
             if let Some(row) = t.chunk(&moved.name)?.filter(|row| row.place == Some(moved.from)) {
                 t.move_chunk(row.id, Some(&moved.to))?;
             }
         }
+        let mut losses = Vec::new();
         for held in &done.damaged {
             if let Some(row) = t.chunk(&held.name)?.filter(|row| row.place == Some(held.place)) {
-                t.move_chunk(row.id, None)?;
+                losses.push((held.name, vault.record_loss(t, row.id)?));
             }
         }
-        Ok(())
+        Ok(losses)
     })?;
+    losses.into_iter().for_each(|(name, loss)| vault.tell_loss(name, loss));
     Ok(Some(done))
 }
 

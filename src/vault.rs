@@ -12,14 +12,15 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, Doubt, Evidence, ObservedTime, PeerTimes};
 use crate::config::Config;
+use crate::damage::Damage;
 use crate::id::{CellId, ChunkName};
 use crate::keys::{Identity, MasterKey};
-use crate::placement::{ChunkId, Db, DbError, Tables};
+use crate::placement::{ChunkId, Db, DbError, HoldClass, HoldState, Own, Tables};
 use crate::seal::Sealer;
 use crate::state_files::{Folder, StateFiles};
 use crate::store::{ChunkStore, StoreError};
@@ -29,7 +30,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Chunks that garbage collection has found in use, by row.
+/// Chunks by row, one bit each: what garbage collection has found in use, or what was read lately.
 #[derive(Debug, Default)]
 pub struct Marks {
     bits: Vec<u64>,
@@ -49,6 +50,14 @@ impl Marks {
     pub fn has(&self, chunk: ChunkId) -> bool {
         self.bits.get(chunk.0 as usize / 64).is_some_and(|word| word >> (chunk.0 % 64) & 1 == 1)
     }
+}
+
+/// Chunks whose bytes were read and found sound lately: in this span of time, and in the one before.
+#[derive(Debug, Default)]
+struct ReadLately {
+    marks: [Marks; 2],
+    /// Observed second at which the span began.
+    since: u64,
 }
 
 /// A condition that a person should know of.
@@ -94,6 +103,10 @@ pub struct Vault {
     large_imports: Arc<AtomicUsize>,
     tree_size: Mutex<TreeSize>,
     alerts: Mutex<BTreeMap<&'static str, Alert>>,
+    read_lately: Mutex<ReadLately>,
+    damage: Mutex<Damage>,
+    /// Claims of peers that ended because their bytes were found damaged, since the start.
+    losses: AtomicU64,
 }
 
 impl fmt::Debug for Vault {
@@ -178,6 +191,9 @@ impl Vault {
             large_imports: Arc::default(),
             tree_size: Mutex::default(),
             alerts: Mutex::new(BTreeMap::new()),
+            read_lately: Mutex::default(),
+            damage: Mutex::default(),
+            losses: AtomicU64::new(0),
         };
         vault.look_at_clock();
         if retired {
@@ -368,7 +384,10 @@ impl Vault {
             let Some(row) = self.db.read(|t| t.chunk(name))? else { return Ok(None) };
             let Some(place) = row.place else { return Ok(None) };
             match self.store.get(*name, place, row.len) {
-                Ok(bytes) => return Ok(Some(bytes)),
+                Ok(bytes) => {
+                    lock(&self.read_lately).marks[0].set(row.id);
+                    return Ok(Some(bytes));
+                }
                 Err(why) if why.is_loss() => {
                     if self.give_up(row.id, name, place, row.len)? {
                         log::warn!("{why}");
@@ -394,6 +413,21 @@ impl Vault {
         })
     }
 
+    /// Whether a chunk's bytes were read and found sound within `span_s` observed seconds, or up to twice that.
+    pub fn was_read_lately(&self, chunk: ChunkId, span_s: u64) -> bool {
+        let now = self.now();
+        let mut read = lock(&self.read_lately);
+        if now >= read.since.saturating_add(2 * span_s) {
+            read.marks = Default::default();
+            read.since = now;
+        } else if now >= read.since + span_s {
+            let last = std::mem::take(&mut read.marks[0]);
+            read.marks[1] = last;
+            read.since = now;
+        }
+        read.marks.iter().any(|marks| marks.has(chunk))
+    }
+
     /// Puts a damaged chunk aside; `false` if it has another place by now.
     fn give_up(
         &self,
@@ -404,29 +438,96 @@ impl Vault {
     ) -> Result<bool, VaultError> {
         let _placing = self.placing();
         // Durable: after a power cut nobody may take it for being here.
-        let is_lost = self.db.change_durably(|t| -> Result<bool, DbError> {
+        let lost = self.db.change_durably(|t| -> Result<_, DbError> {
             let is_there = t.chunk_by_id(id)?.is_some_and(|row| row.place == Some(place));
-            if is_there {
-                t.move_chunk(id, None)?;
-            }
-            Ok(is_there)
+            if is_there { self.record_loss(t, id).map(Some) } else { Ok(None) }
         })?;
-        if !is_lost {
-            return Ok(false);
-        }
+        let Some(loss) = lost else { return Ok(false) };
         if let Err(why) = self.store.quarantine(*name, place, len) {
             log::warn!("{why}");
         }
-        self.raise(
-            "damaged",
-            Alert {
-                text: format!("chunk {} was damaged on this disk", name.short()),
-                remedy: "run `grove verify` to fetch good copies from peers; look at the health of the disk"
-                    .into(),
-            },
-        );
+        self.tell_loss(*name, loss);
         Ok(true)
     }
+
+    /// Records that a chunk's bytes here are no good: it is not here any more, and each owner it is kept for learns so by
+    /// a new line of his inventory, or, of a part of his catalog, because his newest head is not said to be held whole.
+    /// The caller holds `placing`, and tells the loss when the change is durable.
+    pub fn record_loss(&self, t: &Tables<'_>, id: ChunkId) -> Result<Loss, DbError> {
+        t.move_chunk(id, None)?;
+        let owners = t.owners_of(id)?;
+        for (owner, class) in &owners {
+            t.put_hold(id, *owner, *class, HoldState::Gone, self.now())?;
+            if *class == HoldClass::Segment {
+                t.set_meta_u64(&lost_segments_key(owner.0), 1)?;
+            }
+        }
+        Ok(Loss { is_own: t.own(id)? != Own::No, claims: owners.len() as u64 })
+    }
+
+    /// A recorded loss is durable: alerts say so.
+    pub fn tell_loss(&self, name: ChunkName, loss: Loss) {
+        self.losses.fetch_add(loss.claims, Ordering::AcqRel);
+        let now = self.now();
+        let alerts = {
+            let mut damage = lock(&self.damage);
+            damage.note(name, loss.is_own, loss.claims > 0, now);
+            damage.alerts(now)
+        };
+        self.show_damage(alerts);
+    }
+
+    /// How many claims of peers have ended by damage since the start; sums of them are to be made anew when it grows.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    /// How many chunks were found damaged since the start.
+    pub fn damage_count(&self) -> u64 {
+        lock(&self.damage).count()
+    }
+
+    /// Chunks of ours that were found damaged and wait for a good copy.
+    pub fn damaged(&self) -> Vec<ChunkName> {
+        lock(&self.damage).waiting()
+    }
+
+    /// Good copies of these lie here again; all that should, if `is_all`. Also forgets what is long over.
+    pub fn note_healed(&self, names: &[ChunkName], is_all: bool) {
+        let now = self.now();
+        let alerts = {
+            let mut damage = lock(&self.damage);
+            damage.heal(names, now);
+            if is_all {
+                damage.heal_all(now);
+            }
+            damage.alerts(now)
+        };
+        self.show_damage(alerts);
+    }
+
+    fn show_damage(&self, alerts: crate::damage::Alerts) {
+        for (code, alert) in alerts {
+            match alert {
+                Some(alert) => self.raise(code, alert),
+                None => self.clear(code),
+            }
+        }
+    }
+}
+
+/// What was lost with a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// It is a chunk of ours.
+    is_own: bool,
+    /// So many peers' claims ended.
+    claims: u64,
+}
+
+/// Under which name it is kept that a part of the catalog of the owner with this number was lost here.
+pub fn lost_segments_key(owner: i64) -> String {
+    format!("lost-segments:{owner}")
 }
 
 fn clock_alert(doubt: Doubt) -> Alert {

@@ -11,7 +11,7 @@ use crate::files::deletion;
 use crate::files::unix::{Folder, TEMP_PREFIX, names_of, show, to_wire};
 use crate::files::version::{self, Known, NewVersion, hash_of};
 use crate::files::walk::Problem;
-use crate::id::FileId;
+use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
 use crate::placement::{DbError, Extra, Node, NodeId, NodeState, Tables};
 use crate::publish;
@@ -588,15 +588,23 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
         }
     }
     for slice in names.chunks(FREED_AT_ONCE) {
+        // From now on peers prove leaves of them: that needs the roots, and this is the last time the bytes are here.
+        let mut roots = Vec::with_capacity(slice.len());
+        for name in slice {
+            if may_free(vault, name)? {
+                roots.extend(vault.local_chunk(name)?.map(|sealed| (*name, crate::proof::root(&sealed))));
+            }
+        }
         let _placing = vault.placing();
         // Durable before the files go: see `gc::sweep`.
         let gone = vault.db.change_durably(|t| -> Result<Vec<_>, DbError> {
             let mut gone = Vec::new();
-            for name in slice {
+            for (name, root) in &roots {
                 let Some(row) = t.chunk(name)? else { continue };
                 let Some(place) = row.place else { continue };
                 let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
                 if enough && !t.is_held(row.id)? {
+                    t.set_root(row.id, root)?;
                     t.move_chunk(row.id, None)?;
                     t.want_extra(row.id, Extra::Freed)?;
                     gone.push((*name, place));
@@ -609,6 +617,14 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
         }
     }
     Ok(())
+}
+
+/// Whether peers hold enough copies of a chunk that lies here.
+fn may_free(vault: &Vault, name: &ChunkName) -> Result<bool, DbError> {
+    vault.db.read(|t| match t.chunk(name)?.filter(|row| row.place.is_some()) {
+        Some(row) => Ok(t.copies_of(row.id)?.len() as u64 >= vault.config.copies),
+        None => Ok(false),
+    })
 }
 
 /// Makes a file, or all deleted with a folder, await its bytes in GroveHome again: a deleted one comes out of the bin, an old

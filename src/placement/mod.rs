@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub use sqlite::{Db, Watch};
 pub use tables::{
     CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
-    InventoryRow, Own, StoredHead, Tables,
+    InventoryRow, Own, StoredHead, Tables, Unanswered,
 };
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
 

@@ -75,6 +75,13 @@ CREATE TABLE copies (
 CREATE INDEX copies_release ON copies (cell, chunk) WHERE state = 1;
 CREATE INDEX copies_unproven ON copies (cell, chunk) WHERE proven = 0;
 CREATE INDEX copies_suspect ON copies (cell, chunk) WHERE state = 3;
+-- Copies of which a proof was asked for in vain: how often, since when, and when to ask again (observed seconds).
+CREATE TABLE IF NOT EXISTS unanswered (
+    cell INTEGER NOT NULL, chunk INTEGER NOT NULL, tries INTEGER NOT NULL, since INTEGER NOT NULL, next INTEGER NOT NULL,
+    PRIMARY KEY (cell, chunk)
+) WITHOUT ROWID;
+-- Roots of chunks of mine that lay here once: proofs of their leaves lead to them (format.md, section 13).
+CREATE TABLE IF NOT EXISTS roots (chunk INTEGER PRIMARY KEY, root BLOB NOT NULL);
 -- Chunks I hold for peers. seq: my inventory's number for that owner. class 0 chunk, 1 catalog segment. state 0 held, 1 trash, 2 gone.
 CREATE TABLE holds (
     chunk INTEGER NOT NULL, owner INTEGER NOT NULL, seq INTEGER NOT NULL, class INTEGER NOT NULL,

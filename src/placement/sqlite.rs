@@ -16,7 +16,12 @@ const FROM_1: &str = "
     CREATE INDEX copies_release ON copies (cell, chunk) WHERE state = 1;
     CREATE INDEX copies_unproven ON copies (cell, chunk) WHERE proven = 0;
     CREATE INDEX copies_suspect ON copies (cell, chunk) WHERE state = 3;
-    CREATE INDEX holds_trash ON holds (chunk) WHERE state = 1;";
+    CREATE INDEX holds_trash ON holds (chunk) WHERE state = 1;
+    CREATE TABLE IF NOT EXISTS unanswered (
+        cell INTEGER NOT NULL, chunk INTEGER NOT NULL, tries INTEGER NOT NULL, since INTEGER NOT NULL, next INTEGER NOT NULL,
+        PRIMARY KEY (cell, chunk)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS roots (chunk INTEGER PRIMARY KEY, root BLOB NOT NULL);";
 /// Page cache, KiB. More costs memory, less costs reads of the index of chunk names.
 const CACHE_KIB: i64 = 4096;
 /// Prepared statements kept.

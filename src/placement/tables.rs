@@ -79,6 +79,24 @@ pub struct Copy {
     pub proven: u64,
 }
 
+/// How often a proof of a copy was asked for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Of which chunk.
+    pub chunk: ChunkId,
+    /// Times.
+    pub tries: u64,
+    /// Observed second of the first time.
+    pub since: u64,
+    /// Observed second from which on it is asked again.
+    pub next: u64,
+}
+
+fn read_unanswered(row: &Row<'_>) -> rusqlite::Result<Unanswered> {
+    let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
+    Ok(Unanswered { chunk: ChunkId(row.get(0)?), tries: number(1)?, since: number(2)?, next: number(3)? })
+}
+
 fn read_copy(row: &Row<'_>) -> rusqlite::Result<Copy> {
     Ok(Copy {
         chunk: ChunkId(row.get(0)?),
@@ -701,7 +719,37 @@ impl<'a> Tables<'a> {
 
     /// Forgets a chunk that is not here, that nobody owns here and no peer holds for me.
     pub fn delete_chunk(&self, id: ChunkId) -> Result<(), DbError> {
-        self.run("DELETE FROM chunks WHERE id = ?1 AND place = 0", [id.0]).map(drop)
+        if self.run("DELETE FROM chunks WHERE id = ?1 AND place = 0", [id.0])? > 0 {
+            // Its number may be given to another chunk.
+            self.run("DELETE FROM roots WHERE chunk = ?1", [id.0])?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the root of a chunk of mine, for proofs of its leaves when it is not here.
+    pub fn set_root(&self, id: ChunkId, root: &[u8; 32]) -> Result<(), DbError> {
+        self.run("INSERT OR REPLACE INTO roots VALUES (?1, ?2)", params![id.0, root]).map(drop)
+    }
+
+    /// The root of a chunk of mine, if it was made.
+    pub fn root(&self, id: ChunkId) -> Result<Option<[u8; 32]>, DbError> {
+        self.one("SELECT root FROM roots WHERE chunk = ?1", [id.0], |row| row.get(0))
+    }
+
+    /// Up to `limit` chunks over row `after`, up to row `until`, that lie here, by row.
+    pub fn chunks_here(
+        &self,
+        after: ChunkId,
+        until: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
+        self.list(
+            &format!(
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE id > ?1 AND id <= ?2 AND place > 0 ORDER BY id LIMIT ?3"
+            ),
+            params![after.0, until.0, limit as i64],
+            chunk_row,
+        )
     }
 
     /// Number and bytes of chunks that lie here.
@@ -758,8 +806,8 @@ impl<'a> Tables<'a> {
         self.run(
             "UPDATE copies SET proven = ?3, state = CASE state WHEN 3 THEN 0 ELSE state END WHERE chunk = ?1 AND cell = ?2",
             params![chunk.0, cell.0, day as i64],
-        )
-        .map(drop)
+        )?;
+        self.forget_unanswered(chunk, cell)
     }
 
     /// A proof of a copy was asked for in vain: it still counts, and is asked about again soon.
@@ -774,7 +822,62 @@ impl<'a> Tables<'a> {
     /// A copy is no more.
     pub fn drop_copy(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
         self.run("DELETE FROM copies WHERE chunk = ?1 AND cell = ?2", params![chunk.0, cell.0])?;
+        self.forget_unanswered(chunk, cell)?;
         self.count_copies(chunk)
+    }
+
+    /// Up to `limit` copies with a peer over chunk `after`, up to chunk `until`, by chunk.
+    pub fn copies_between(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        until: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<Copy>, DbError> {
+        self.list(
+            "SELECT chunk, cell, state, proven FROM copies
+             WHERE cell = ?1 AND chunk > ?2 AND chunk <= ?3 ORDER BY chunk LIMIT ?4",
+            params![cell.0, after.0, until.0, limit as i64],
+            read_copy,
+        )
+    }
+
+    /// How often a proof of a copy was asked for in vain.
+    pub fn unanswered(&self, chunk: ChunkId, cell: CellNumber) -> Result<Option<Unanswered>, DbError> {
+        self.one(
+            "SELECT chunk, tries, since, next FROM unanswered WHERE cell = ?1 AND chunk = ?2",
+            params![cell.0, chunk.0],
+            read_unanswered,
+        )
+    }
+
+    /// Up to `limit` copies with a peer of which a proof is to be asked again at observed second `now`.
+    pub fn unanswered_due(
+        &self,
+        cell: CellNumber,
+        now: u64,
+        limit: usize,
+    ) -> Result<Vec<Unanswered>, DbError> {
+        self.list(
+            "SELECT chunk, tries, since, next FROM unanswered WHERE cell = ?1 AND next <= ?2
+             ORDER BY next, chunk LIMIT ?3",
+            params![cell.0, now as i64, limit as i64],
+            read_unanswered,
+        )
+    }
+
+    /// Notes that a proof of a copy was asked for in vain.
+    pub fn set_unanswered(&self, cell: CellNumber, tries: &Unanswered) -> Result<(), DbError> {
+        self.run(
+            "INSERT OR REPLACE INTO unanswered VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![cell.0, tries.chunk.0, tries.tries as i64, tries.since as i64, tries.next as i64],
+        )
+        .map(drop)
+    }
+
+    /// A proof of a copy came, or the copy is no more.
+    pub fn forget_unanswered(&self, chunk: ChunkId, cell: CellNumber) -> Result<(), DbError> {
+        self.run("DELETE FROM unanswered WHERE cell = ?1 AND chunk = ?2", params![cell.0, chunk.0]).map(drop)
     }
 
     /// Up to `limit` copies with a peer over chunk `after`, by chunk; a way to go through them all in bounded steps.
@@ -1038,6 +1141,41 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` chunks held for an owner whose names begin with `prefix` (one or two bytes) and lie over `after`, by
+    /// name: name and sealed bytes. Only chunks of files that lie here and are not in the trash.
+    pub fn held_names(
+        &self,
+        owner: CellNumber,
+        prefix: &[u8],
+        after: Option<&ChunkName>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkName, u32)>, DbError> {
+        let (from, to) = range_of(prefix, after);
+        self.list(
+            "SELECT name, len FROM chunks CROSS JOIN holds ON holds.chunk = chunks.id AND holds.owner = ?1
+             WHERE name > ?2 AND name <= ?3 AND place > 0 AND class = 0 AND state = 0 ORDER BY name LIMIT ?4",
+            params![owner.0, from, to, limit as i64],
+            |row| Ok((ChunkName(row.get(0)?), row.get(1)?)),
+        )
+    }
+
+    /// The same of the copies that a peer should have, those to be released among them.
+    pub fn copied_names(
+        &self,
+        cell: CellNumber,
+        prefix: &[u8],
+        after: Option<&ChunkName>,
+        limit: usize,
+    ) -> Result<Vec<(ChunkName, u32)>, DbError> {
+        let (from, to) = range_of(prefix, after);
+        self.list(
+            "SELECT name, len FROM chunks CROSS JOIN copies ON copies.chunk = chunks.id AND copies.cell = ?1
+             WHERE name > ?2 AND name <= ?3 ORDER BY name LIMIT ?4",
+            params![cell.0, from, to, limit as i64],
+            |row| Ok((ChunkName(row.get(0)?), row.get(1)?)),
+        )
+    }
+
     /// Sums of what is held for an owner, trash not counted.
     pub fn held_totals(&self, owner: CellNumber) -> Result<HeldTotals, DbError> {
         let sql = "SELECT count(*) FILTER (WHERE class = 0), sum(len) FILTER (WHERE class = 0),
@@ -1115,6 +1253,14 @@ impl<'a> Tables<'a> {
     pub fn head_owners(&self) -> Result<Vec<CellNumber>, DbError> {
         self.list("SELECT DISTINCT owner FROM peer_heads", [], |row| row.get(0).map(CellNumber))
     }
+}
+
+/// Names over `from` up to `to`: those that begin with `prefix`, and lie over `after`.
+fn range_of(prefix: &[u8], after: Option<&ChunkName>) -> (Vec<u8>, [u8; 32]) {
+    let mut to = [0xff; 32];
+    to[..prefix.len()].copy_from_slice(prefix);
+    // A prefix itself is shorter than all names that begin with it, and so comes before them.
+    (after.map_or_else(|| prefix.to_vec(), |name| name.0.to_vec()), to)
 }
 
 /// A record that no reader would take must not be written.

@@ -15,11 +15,13 @@ use smol::future::zip;
 use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
 
+use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow};
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
 use super::link::{For, Line, Link};
+use super::prove::Allowances;
 use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
@@ -66,6 +68,10 @@ pub(super) struct Permits {
     pub(super) taking: Semaphore,
     pub(super) pushing: Semaphore,
     pub(super) pulling: Semaphore,
+    /// Answering audits: one at a time.
+    pub(super) proving: Semaphore,
+    /// Reading what a proof is compared with. Whoever holds it waits for nobody.
+    pub(super) checking: Semaphore,
 }
 
 /// A peer, for people.
@@ -191,6 +197,10 @@ pub struct Sync {
     pub(super) gate: BookGate,
     pub(super) refusals: RefusalLog,
     pub(super) permits: Permits,
+    /// What may still be proved to whom.
+    pub(super) allowances: Allowances,
+    /// How peers have proved so far.
+    pub(super) audits: Audits,
     /// One looks at deficits and plans at a time.
     pub(super) planning: Turns,
     /// One takes in a foreign head at a time.
@@ -268,7 +278,16 @@ impl Sync {
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
             refusals: RefusalLog::new(),
-            permits: Permits { giving: streams(), taking: streams(), pushing: streams(), pulling: streams() },
+            permits: Permits {
+                giving: streams(),
+                taking: streams(),
+                pushing: streams(),
+                pulling: streams(),
+                proving: Semaphore::new(1),
+                checking: Semaphore::new(1),
+            },
+            audits: Audits::default(),
+            allowances: Allowances::default(),
             planning: Turns::default(),
             merging: Turns::default(),
             in_flight: RefCell::default(),
@@ -297,6 +316,7 @@ impl Sync {
             books,
         });
         sync.gate.refresh().await?;
+        sync.load_audits().await?;
         sync.load_routes().await;
         sync.load_health().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
@@ -421,6 +441,7 @@ impl Sync {
         let mut candidates: Vec<Candidate> = self
             .live_links()
             .iter()
+            .filter(|link| !self.is_suspended(&link.peer))
             .filter_map(|link| round::candidate(link, self.gate.peer(&link.peer)?.is_favorite))
             .collect();
         candidates.sort_by_key(|candidate| candidate.cell);

@@ -35,6 +35,8 @@ const TALLY_BYTES: u64 = 8 << 20;
 /// Bytes without meaning that a peer may move in `MEASURED_EVERY`.
 const MEASURED_BYTES_MAX: u64 = 1 << 30;
 const MEASURED_EVERY: Duration = Duration::from_secs(3600);
+/// Parts of 256 of what is held for a peer, that it may have summed up in `MEASURED_EVERY`.
+const SUMMED_MAX: u32 = 16 * 256;
 
 /// A connection that is to become a line.
 pub(super) struct NewLine {
@@ -152,6 +154,8 @@ pub(super) struct Link {
     pub(super) segments: RefCell<HashSet<ChunkName>>,
     /// Since when, and how many bytes it has measured with.
     measured: Cell<(Instant, u64)>,
+    /// Since when, and how many parts of what is held for it were summed up.
+    summed: Cell<(Duration, u32)>,
     /// How it sees our address.
     pub(super) observed: RefCell<String>,
     pace: Cell<Option<Pace>>,
@@ -178,6 +182,7 @@ impl Link {
             lacks_room: Cell::new(false),
             segments: RefCell::default(),
             measured: Cell::new((instant(), 0)),
+            summed: Cell::new((Duration::ZERO, 0)),
             observed: RefCell::default(),
             pace: Cell::new(None),
             planned_for: Cell::new(None),
@@ -366,6 +371,18 @@ impl Link {
             if world::since(since) > MEASURED_EVERY { (instant(), 0) } else { (since, spent) };
         let may = spent + bytes <= MEASURED_BYTES_MAX;
         self.measured.set((since, if may { spent + bytes } else { spent }));
+        may
+    }
+
+    /// Whether the peer may have so many parts of 256 of its chunks summed up, at steady time `now`: an hour allows what half a
+    /// month needs.
+    pub(super) fn may_sum(&self, parts: u32, now: Duration) -> bool {
+        let (since, spent) = match self.summed.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = spent + parts <= SUMMED_MAX;
+        self.summed.set((since, if may { spent + parts } else { spent }));
         may
     }
 

@@ -6,13 +6,16 @@
 //! Promise: a chunk counts as copied only after its holder said that it is durable; nobody is given, shown or made to
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
+mod audit;
 mod books;
 mod connect;
+mod digest;
 mod driver;
 mod gate;
 mod heal;
 pub mod health;
 mod link;
+mod prove;
 mod recover;
 mod relays;
 mod round;
@@ -27,6 +30,7 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
+pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};

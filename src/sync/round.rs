@@ -10,6 +10,8 @@ use std::sync::Arc;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smol::lock::Semaphore;
 
+use super::audit;
+use super::digest;
 use super::driver::Sync;
 use super::link::{For, Link};
 use super::room;
@@ -138,6 +140,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     push_chunks(sync, link, moved, &mut head, was_full).await?;
     push_head(sync, link, moved, &mut head).await?;
+    audit::run(sync, link).await?;
     release(sync, link).await
 }
 
@@ -273,7 +276,20 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
     let (vault, peer, cell) = (&sync.vault, link.peer, link.cell);
     let (epoch, mut since) = with_vault(vault, move |vault| vault.db.read(|t| learned(t, &peer))).await?;
     // Numbers only grow: a peer that is behind what it told before has an old copy of its database.
-    let is_whole = epoch != theirs.epoch || since > theirs.holdings_seq;
+    let mut is_whole = epoch != theirs.epoch || since > theirs.holdings_seq;
+    if is_whole || (since >= theirs.holdings_seq && digest::is_due(vault, peer).await?) {
+        match digest::compare(sync, link).await? {
+            digest::Compared::Same { epoch, seq } => {
+                with_vault(vault, move |vault| {
+                    vault.db.change_durably(|t| set_learned(t, &peer, epoch, seq))
+                })
+                .await?;
+                return Ok(());
+            }
+            digest::Compared::TooMany => is_whole = true,
+            digest::Compared::Unsure => {}
+        }
+    }
     if !is_whole && since >= theirs.holdings_seq {
         return Ok(());
     }
@@ -293,6 +309,8 @@ async fn take_inventory(sync: &Rc<Sync>, link: &Link, theirs: &Hello) -> Result<
             return Err(RoundError::Why("its inventory is out of order".into()));
         };
         let is_end = !more || entries.is_empty();
+        // Numbers beyond the last entry are of segments, which are not listed.
+        let last = if is_end { last.max(theirs.holdings_seq) } else { last };
         let marks = Arc::clone(&stated);
         with_vault(vault, move |vault| {
             let mut marks = crate::vault::lock(&marks);

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use super::books::PeerRow;
+use super::digest::{self, Side};
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
 use crate::buffers;
@@ -26,7 +27,7 @@ use crate::pool::{Job, unblock};
 use crate::sha256;
 use crate::state_files::StateFiles;
 use crate::store::{Staged, StoreError};
-use crate::vault::{Vault, VaultError, lock};
+use crate::vault::{Vault, VaultError, lock, lost_segments_key};
 use crate::wire::message::{
     self, AskError, Class, ErrorCode, Farewell, GetStatus, HeadOutcome, Hello, Holding,
     INVENTORY_ENTRIES_MAX, NAMES_MAX, PROTOCOL, PutStatus, Refusal, Reply, Request, Usage, VERSION_BYTES_MAX,
@@ -114,6 +115,8 @@ fn entry(to: &mut Vec<u8>, owner: &CellId, name: &ChunkName, op: Op, class: Hold
 #[derive(Debug, Clone, Copy, Default)]
 struct Account {
     totals: HeldTotals,
+    /// `Vault::losses` when they were counted.
+    losses: u64,
     /// On their way in.
     reserved: u64,
     reserved_segments: u64,
@@ -123,6 +126,8 @@ struct Account {
 enum Taken {
     Staged(Staged),
     Status(PutStatus),
+    /// A chunk of this cell's own: whoever brings it has it from here, or from a holder of ours.
+    Reflected,
 }
 
 /// Keeps what is kept for others. Everything here blocks, and runs on the pool.
@@ -153,6 +158,10 @@ impl Drop for Reservation {
 }
 
 impl Keeper {
+    pub(super) fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     pub(super) fn open(vault: Arc<Vault>) -> Result<Self, VaultError> {
         let log =
             OwnersLog::open(Arc::clone(&vault.files)).map_err(VaultError::io("cannot open owners.log"))?;
@@ -169,16 +178,22 @@ impl Keeper {
     }
 
     fn account(&self, owner: &CellId) -> Result<Account, VaultError> {
-        if let Some(account) = lock(&self.accounts).get(owner) {
-            return Ok(*account);
+        let is_counted = |account: &Account| account.losses == self.vault.losses();
+        if let Some(account) = lock(&self.accounts).get(owner).copied().filter(is_counted) {
+            return Ok(account);
         }
         // Placing is what changes claims, so they stand still while they are counted.
         let _placing = self.vault.placing();
+        let losses = self.vault.losses();
         let totals = self.vault.db.change(|t| {
             let cell = t.cell(owner)?;
             t.held_totals(cell)
         })?;
-        Ok(*lock(&self.accounts).entry(*owner).or_insert(Account { totals, ..Account::default() }))
+        let mut accounts = lock(&self.accounts);
+        let account = accounts.entry(*owner).or_default();
+        // What is on its way in stays as it is.
+        (account.totals, account.losses) = (totals, losses);
+        Ok(*account)
     }
 
     fn adjust(&self, owner: &CellId, change: impl FnOnce(&mut HeldTotals)) {
@@ -230,7 +245,9 @@ impl Keeper {
         let usage = self.usage(owner, quota)?;
         let (tips, holdings_seq) = self.vault.db.change(|t| -> Result<_, DbError> {
             let cell = t.cell(owner)?;
-            let heads = t.peer_heads(cell)?;
+            // A head of which a part was lost is not said to be held: its owner gives what is missing then.
+            let is_whole = t.meta_u64(&lost_segments_key(cell.0))?.is_none_or(|lost| lost == 0);
+            let heads = if is_whole { t.peer_heads(cell)? } else { Vec::new() };
             let tips = heads.iter().filter(|head| head.tip).map(|head| head.hash).collect::<Vec<_>>();
             Ok((tips, t.holds_seq(cell)?))
         })?;
@@ -265,7 +282,11 @@ impl Keeper {
                 // What is in the trash is still here, and a recovering owner may want it.
                 let Some(row) = t.chunk(name)?.filter(|row| row.place.is_some()) else { return Ok(None) };
                 let state = t.hold(row.id, cell)?.map(|(_, state)| state);
-                Ok(matches!(state, Some(HoldState::Held | HoldState::Trash)).then_some(row.len))
+                // Our own chunks are nobody else's, whatever was noted before we knew them: a peer that was asked for
+                // proofs could have its bytes from us.
+                let is_foreign = t.own(row.id)? == Own::No;
+                let is_held = matches!(state, Some(HoldState::Held | HoldState::Trash));
+                Ok((is_foreign && is_held).then_some(row.len))
             })?;
             let Some(len) = found else {
                 group.push((GetStatus::Missing, Vec::new()));
@@ -292,6 +313,15 @@ impl Keeper {
             if hash != name.0 {
                 return (at, Taken::Status(PutStatus::WrongBytes));
             }
+            // Said only to those who have the bytes: names alone tell nothing.
+            match self.is_own(&name) {
+                Ok(false) => {}
+                Ok(true) => return (at, Taken::Reflected),
+                Err(why) => {
+                    log::warn!("{why}");
+                    return (at, Taken::Status(PutStatus::Refused));
+                }
+            }
             let staged = match class {
                 HoldClass::Chunk => self.vault.store.stage(name, &bytes),
                 HoldClass::Segment => self.vault.store.stage_urgent(name, &bytes),
@@ -300,6 +330,14 @@ impl Keeper {
             (at, staged.map_or_else(|why| Taken::Status(status_of(&why)), Taken::Staged))
         };
         group.into_iter().zip(hashes).map(take).collect()
+    }
+
+    /// Whether a chunk is this cell's own: nobody else can make one of its name.
+    fn is_own(&self, name: &ChunkName) -> Result<bool, DbError> {
+        self.vault.db.read(|t| match t.chunk(name)? {
+            Some(row) => Ok(t.own(row.id)? != Own::No),
+            None => Ok(false),
+        })
     }
 
     /// Makes what was taken in durable, and says what became of each.
@@ -364,7 +402,8 @@ impl Keeper {
                     let row = t.chunk(name)?.ok_or(DbError::Row("chunk"))?;
                     vault.mark(&[row.id]);
                     let before = t.hold(row.id, cell)?.filter(|(_, state)| *state == HoldState::Held);
-                    if before.map(|(class, _)| class) == Some(class) {
+                    // What was held and had been lost from the disk is told as held again.
+                    if before.map(|(class, _)| class) == Some(class) && !seen.contains(name) {
                         done.push((*at, PutStatus::Already));
                         continue;
                     }
@@ -483,6 +522,25 @@ impl Keeper {
         })
     }
 
+    fn digest(&self, owner: &CellId, first: Option<u8>) -> Result<Reply, VaultError> {
+        let (cell, seq) = self.inventory_state(owner)?;
+        let sums = digest::sums(&self.vault, Side::Held(cell), first)?;
+        Ok(Reply::Digest { epoch: self.epoch, seq, sums })
+    }
+
+    fn bucket(&self, owner: &CellId, bucket: u16) -> Result<Reply, VaultError> {
+        let (cell, seq) = self.inventory_state(owner)?;
+        let entries = digest::bucket(&self.vault, Side::Held(cell), bucket)?;
+        Ok(Reply::Bucket { epoch: self.epoch, seq, entries })
+    }
+
+    fn inventory_state(&self, owner: &CellId) -> Result<(CellNumber, u64), VaultError> {
+        self.vault.db.change(|t| {
+            let cell = t.cell(owner)?;
+            Ok((cell, t.holds_seq(cell)?))
+        })
+    }
+
     fn heads(&self, owner: &CellId) -> Result<Vec<Vec<u8>>, VaultError> {
         let heads = self.vault.db.change(|t| {
             let cell = t.cell(owner)?;
@@ -533,6 +591,10 @@ impl Keeper {
                     at: now,
                     body: bytes,
                 });
+            }
+            // All its segments are here, so nothing that counts is lacking.
+            if t.meta_u64(&lost_segments_key(cell.0))?.is_some() {
+                t.set_meta_u64(&lost_segments_key(cell.0), 0)?;
             }
             Ok((HeadOutcome::Stored, keep_heads(t, cell, stored, expiry_now)?))
         })?;
@@ -730,7 +792,7 @@ pub(super) async fn serve(sync: Rc<Sync>, session: Session, caller: Caller) {
     }
 }
 
-type Answered = Result<(), AskError>;
+pub(super) type Answered = Result<(), AskError>;
 
 async fn reply(stream: &mut Stream, reply: &Reply) -> Answered {
     message::write_reply(stream, reply).await?;
@@ -740,6 +802,11 @@ async fn reply(stream: &mut Stream, reply: &Reply) -> Answered {
 fn failed(why: &VaultError) -> Reply {
     log::warn!("a peer's request failed: {why}");
     Reply::Error(Refusal::new(ErrorCode::Failed, "something failed at this cell", "try again later"))
+}
+
+fn may_sum(sync: &Sync, owner: &CellId, request: &Request) -> bool {
+    let parts = if matches!(request, Request::Digest { first: None }) { 256 } else { 1 };
+    sync.link(owner).is_some_and(|link| link.may_sum(parts, sync.vault.clock.steady()))
 }
 
 async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut Stream) -> Answered {
@@ -770,6 +837,9 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
     let quota = sync.quota(&owner);
     let answered = match request {
         Request::Get { names } => return answer_get(sync, owner, names, stream).await,
+        Request::Audit { nonce, asks } => {
+            return super::prove::answer_audit(sync, owner, nonce, asks, stream).await;
+        }
         Request::Put { class, entries } => return answer_put(sync, owner, class, entries, stream).await,
         Request::Heads => return answer_heads(keeper, owner, stream).await,
         Request::PutHead { len } => {
@@ -790,6 +860,12 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::Inventory { epoch, since, limit } => {
             unblock(move || keeper.inventory(&owner, epoch, since, limit)).await
         }
+        Request::Digest { .. } | Request::Bucket { .. } if !may_sum(sync, &owner, &request) => {
+            let refusal = Refusal::new(ErrorCode::Busy, "enough was compared for this hour", "");
+            return reply(stream, &Reply::Error(refusal)).await;
+        }
+        Request::Digest { first } => unblock(move || keeper.digest(&owner, first)).await,
+        Request::Bucket { bucket } => unblock(move || keeper.bucket(&owner, bucket)).await,
         Request::Ping => Ok(Reply::Pong),
         Request::Observe => Ok(Reply::Observe { ip: caller.ip.map(|ip| ip.to_string()).unwrap_or_default() }),
         Request::Measure { up, down } => {
@@ -900,6 +976,8 @@ struct Intake {
     staged: Vec<(usize, Staged)>,
     small_bytes: usize,
     reservations: HashMap<usize, Reservation>,
+    /// Chunks of ours that came back to us.
+    reflected: usize,
     /// Nothing more can be taken, for this reason.
     stop: Option<PutStatus>,
 }
@@ -924,6 +1002,10 @@ impl Intake {
                     let len = staged.sealed_len() as usize;
                     self.small_bytes += if len < crate::store::SMALL_BYTES { len } else { 0 };
                     self.staged.push((at, staged));
+                }
+                Taken::Reflected => {
+                    self.statuses[at] = PutStatus::Refused;
+                    self.reflected += 1;
                 }
                 Taken::Status(status) => {
                     self.statuses[at] = status;
@@ -996,6 +1078,7 @@ async fn answer_put(
         staged: Vec::new(),
         small_bytes: 0,
         reservations: HashMap::new(),
+        reflected: 0,
         stop: None,
     };
     let mut broken = None;
@@ -1035,6 +1118,10 @@ async fn answer_put(
         for rest in &mut intake.statuses[at..] {
             *rest = status;
         }
+    }
+    if intake.reflected > 0 {
+        let (who, count) = (owner.short(), intake.reflected);
+        sync.refusals.note(format_args!("{who}: {count} chunks refused: they are this cell's own"));
     }
     for (status, what) in [
         (PutStatus::WrongBytes, "bytes that do not hash to their name"),

@@ -219,10 +219,9 @@ fn run<F: Future>(test: impl FnOnce(Executor) -> F) -> F::Output {
 async fn pair(a: &Rc<Sync>, b: &Rc<Sync>, role: Role) {
     let (_, invite) = a.invite(role, 3600).await.unwrap();
     b.join(&invite.to_string()).await.unwrap();
-    assert_eq!(
-        (a.wait_connected(Duration::from_secs(5)).await, b.wait_connected(Duration::from_secs(5)).await),
-        (1, 1)
-    );
+    a.wait_connected(Duration::from_secs(5)).await;
+    b.wait_connected(Duration::from_secs(5)).await;
+    assert!(a.link(&b.vault.id()).is_some() && b.link(&a.vault.id()).is_some());
 }
 
 /// A session of a peer that does as it likes.
@@ -620,5 +619,147 @@ fn daily_heads_outlive_the_database_and_go_with_their_owner() {
         assert_eq!(files(&bob), 5);
         b.keeper.give_up(&ann.vault.id()).unwrap();
         assert_eq!((heads_of(&bob), files(&bob)), (vec![], 0));
+    });
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Cell {
+    fn pass(&self, time: Duration) {
+        self.clock.pass(time);
+    }
+
+    fn held_chunks(&self, owner: &Cell) -> u64 {
+        self.held_for(owner).chunks
+    }
+}
+
+/// Rounds until nothing moves any more.
+async fn level(a: &Rc<Sync>) {
+    a.heal().await;
+    a.round().await;
+    a.heal().await;
+    a.round().await;
+}
+
+#[test]
+fn what_a_silent_peer_holds_is_copied_elsewhere_after_the_grace_and_trimmed_after_it_has_settled() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.add_chunks(50, 2000);
+        ann.publish("one");
+        a.round().await;
+        let e = eve.start(&executor).await;
+        pair(&a, &e, Role::Peer).await;
+        a.watch_peers().await;
+        assert_eq!((ann.copies_with(&bob), ann.copies_with(&eve)), (50, 0));
+        b.stop().await;
+        while a.link(&bob.vault.id()).is_some() {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        // A day is waited for a peer whose habits are not known, and a restart moves nothing.
+        ann.pass(DAY - Duration::from_secs(60));
+        a.watch_peers().await;
+        level(&a).await;
+        assert_eq!(eve.held_chunks(&ann), 0);
+        assert!(ann.vault.alerts().iter().any(|(code, _)| *code == "peer-silent"));
+        ann.pass(Duration::from_secs(60));
+        a.watch_peers().await;
+        level(&a).await;
+        assert_eq!(eve.held_chunks(&ann), 50);
+        // Bob is back: for a day there are copies too many, then one of each goes, and no more than that.
+        let b = bob.start(&executor).await;
+        a.wait_connected(Duration::from_secs(20)).await;
+        a.watch_peers().await;
+        level(&a).await;
+        assert_eq!((bob.held_chunks(&ann), eve.held_chunks(&ann)), (50, 50));
+        assert!(ann.vault.alerts().iter().all(|(code, _)| *code != "peer-silent"));
+        ann.pass(DAY);
+        level(&a).await;
+        assert_eq!(bob.held_chunks(&ann) + eve.held_chunks(&ann), 50);
+        assert_eq!(a.round().await.waiting_chunks, 0);
+        b.stop().await;
+    });
+}
+
+#[test]
+fn a_lower_factor_lets_copies_go_and_a_higher_one_makes_them() {
+    run(|executor| async move {
+        let ann = Cell::with(1, |config| config.copies = 3);
+        let (bob, eve) = (Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        pair(&a, &e, Role::Peer).await;
+        ann.add_chunks(40, 2000);
+        level(&a).await;
+        assert_eq!((bob.held_chunks(&ann), eve.held_chunks(&ann)), (40, 40));
+        a.stop().await;
+        let mut config = ann.vault.config.clone();
+        config.copies = 2;
+        let again = Cell::assemble(
+            Folder::new(),
+            1,
+            {
+                ann.vault.db.checkpoint().unwrap();
+                let to = Folder::new();
+                copy_files(&ann.dir.0, &to.0);
+                Db::open(&to.0.join("placement.db")).unwrap().0
+            },
+            Arc::clone(&ann.books),
+            Arc::clone(&ann.store),
+            |settings| *settings = config,
+        );
+        let a = again.start(&executor).await;
+        a.wait_connected(Duration::from_secs(20)).await;
+        level(&a).await;
+        assert_eq!(bob.held_chunks(&again) + eve.held_chunks(&again), 40);
+        assert_eq!(a.round().await.waiting_chunks, 0);
+    });
+}
+
+#[test]
+fn a_daily_comparison_finds_what_the_inventory_never_told() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        let names = ann.add_chunks(400, 700);
+        a.round().await;
+        a.round().await;
+        assert_eq!(bob.held_chunks(&ann), 400);
+        // Bob loses some without a word in his inventory, and one copy is not noted here.
+        bob.vault
+            .db
+            .change(|t| -> Result<(), DbError> {
+                for name in &names[..7] {
+                    let row = t.chunk(name)?.unwrap();
+                    t.move_chunk(row.id, None)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        ann.vault
+            .db
+            .change(|t| {
+                let cell = t.cell(&bob.vault.id())?;
+                let row = t.chunk(&names[9])?.unwrap();
+                t.drop_copy(row.id, cell)
+            })
+            .unwrap();
+        let before = a.traffic(&bob.vault.id()).unwrap();
+        ann.pass(DAY);
+        let report = a.round().await;
+        assert_eq!(report.peers[0].pushed_chunks, 7);
+        assert_eq!(ann.copies_with(&bob), 400);
+        // Eight buckets and seven small chunks, not the whole inventory of 18 kB.
+        let after = a.traffic(&bob.vault.id()).unwrap();
+        let cost = after.0 + after.1 - before.0 - before.1;
+        assert!(cost < 60_000, "{cost} bytes");
+        for name in &names {
+            assert!(bob.vault.local_chunk(name).unwrap().is_some());
+        }
+        b.stop().await;
     });
 }

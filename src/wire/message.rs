@@ -20,6 +20,7 @@ use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::id::{BodyHash, ChunkName};
 use crate::keys::Secret;
+use crate::proof::{Challenge, LEAVES_MAX, Nonce};
 use crate::world::Timer;
 
 /// The protocol that this version speaks.
@@ -42,9 +43,17 @@ pub const CATALOG_HEADS_MAX: usize = 256;
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Head of a reply, in bytes.
 pub const REPLY_HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Sums of one `Digest`.
+pub const DIGEST_SUMS: usize = 256;
+/// Stands for no first byte.
+const DIGEST_ALL: u16 = 0x100;
 /// Bytes without meaning in one direction of a `Measure`.
 pub const MEASURE_BYTES_MAX: u32 = 4 << 20;
 const BLANK_BYTES: usize = 8 * 1024;
+/// Chunks of which one `Audit` wants proofs.
+pub const AUDIT_NAMES_MAX: usize = 256;
+/// From one answer of an audit to the next: a chunk is read and hashed on a slow card, among others' work.
+pub const AUDIT_TIME_MAX: Duration = Duration::from_secs(60);
 /// A text for people, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 /// A version's name, in bytes.
@@ -126,6 +135,20 @@ byte_enum! {
         Missing = 1,
         /// Held, but damaged.
         Damaged = 2,
+    }
+}
+
+byte_enum! {
+    /// What became of a name of an `Audit`.
+    AuditStatus {
+        /// The proof follows.
+        Proof = 0,
+        /// Not held for the asking cell.
+        Missing = 1,
+        /// Held, but damaged.
+        Damaged = 2,
+        /// Not now: enough was proved for the moment.
+        Busy = 3,
     }
 }
 
@@ -235,6 +258,12 @@ pub enum Request {
     Measure { up: u32, down: u32 },
     /// From where do you see us?
     Observe,
+    /// Prove that you hold these, each in its way; at most 256.
+    Audit { nonce: Nonce, asks: Vec<(ChunkName, Challenge)> },
+    /// What do you hold, in 256 sums: by the first byte of the names, or of those with this first byte by their second?
+    Digest { first: Option<u8> },
+    /// What do you hold whose names begin with these two bytes (big-endian)?
+    Bucket { bucket: u16 },
 }
 
 /// What it answers.
@@ -267,6 +296,12 @@ pub enum Reply {
     Measure { down: u32 },
     /// To `Observe`: the IP address this connection comes from, or nothing if it comes through a relay.
     Observe { ip: String },
+    /// To `Audit`: so many entries follow, in order: status u8, length u32, proof.
+    Audit { count: u32 },
+    /// To `Digest`: state of the inventory, and 256 sums.
+    Digest { epoch: u64, seq: u64, sums: Vec<u64> },
+    /// To `Bucket`: state of the inventory, names and sealed bytes; at most 4,096.
+    Bucket { epoch: u64, seq: u64, entries: Vec<(ChunkName, u32)> },
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -449,6 +484,19 @@ fn read_bytes(from: &mut Reader<'_>, max: usize) -> Result<Vec<u8>, BadBytes> {
     if bytes.len() > max { Err(BadBytes("a field is too long")) } else { Ok(bytes.to_vec()) }
 }
 
+fn read_asks(from: &mut Reader<'_>) -> Result<Vec<(ChunkName, Challenge)>, BadBytes> {
+    let count = count(from, ChunkName::LEN + 5, AUDIT_NAMES_MAX)?;
+    let ask = |_| {
+        let (name, kind, index) = (ChunkName(from.array()?), from.u8()?, from.u32()?);
+        match (kind, index) {
+            (0, 0) => Ok((name, Challenge::Whole)),
+            (1, index) if (index as usize) < LEAVES_MAX => Ok((name, Challenge::Leaf(index))),
+            _ => Err(BadBytes("an unknown challenge")),
+        }
+    };
+    (0..count).map(ask).collect()
+}
+
 impl Usage {
     fn write(&self, to: &mut Writer) {
         to.u64(self.used).u64(self.quota).u64(self.free);
@@ -536,6 +584,23 @@ impl Request {
             Self::Observe => {
                 to.u8(15);
             }
+            Self::Audit { nonce, asks } => {
+                assert!(asks.len() <= AUDIT_NAMES_MAX, "an audit names at most 256 chunks");
+                to.u8(16).raw(nonce).u32(asks.len() as u32);
+                for (name, challenge) in asks {
+                    let (kind, index) = match challenge {
+                        Challenge::Whole => (0, 0),
+                        Challenge::Leaf(index) => (1, *index),
+                    };
+                    to.raw(&name.0).u8(kind).u32(index);
+                }
+            }
+            Self::Digest { first } => {
+                to.u8(17).u16(first.map_or(DIGEST_ALL, u16::from));
+            }
+            Self::Bucket { bucket } => {
+                to.u8(18).u16(*bucket);
+            }
         }
         to.finish()
     }
@@ -571,6 +636,14 @@ impl Request {
                 Self::Measure { up, down }
             }
             15 => Self::Observe,
+            16 => Self::Audit { nonce: from.array()?, asks: read_asks(&mut from)? },
+            17 => Self::Digest {
+                first: match from.u16()? {
+                    DIGEST_ALL => None,
+                    first => Some(u8::try_from(first).map_err(|_| BadBytes("a byte of a name"))?),
+                },
+            },
+            18 => Self::Bucket { bucket: from.u16()? },
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -655,6 +728,23 @@ impl Reply {
             Self::Observe { ip } => {
                 to.u8(15).long(tidy(ip, TEXT_BYTES_MAX).as_bytes());
             }
+            Self::Audit { count } => {
+                to.u8(16).u32(*count);
+            }
+            Self::Digest { epoch, seq, sums } => {
+                assert!(sums.len() == DIGEST_SUMS, "a digest has 256 sums");
+                to.u8(17).u64(*epoch).u64(*seq);
+                sums.iter().for_each(|sum| {
+                    to.u64(*sum);
+                });
+            }
+            Self::Bucket { epoch, seq, entries } => {
+                assert!(entries.len() <= INVENTORY_ENTRIES_MAX, "a bucket has at most 4,096 names");
+                to.u8(18).u64(*epoch).u64(*seq).u32(entries.len() as u32);
+                entries.iter().for_each(|(name, len)| {
+                    to.raw(&name.0).u32(*len);
+                });
+            }
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -688,6 +778,18 @@ impl Reply {
             11 => Self::Done,
             14 => Self::Measure { down: from.u32()? },
             15 => Self::Observe { ip: read_text(&mut from, TEXT_BYTES_MAX)? },
+            16 => Self::Audit { count: from.u32()? },
+            17 => Self::Digest {
+                epoch: from.u64()?,
+                seq: from.u64()?,
+                sums: (0..DIGEST_SUMS).map(|_| from.u64()).collect::<Result<_, _>>()?,
+            },
+            18 => {
+                let (epoch, seq) = (from.u64()?, from.u64()?);
+                let count = count(&mut from, ChunkName::LEN + 4, INVENTORY_ENTRIES_MAX)?;
+                let entry = |_| Ok((ChunkName(from.array()?), from.u32()?));
+                Self::Bucket { epoch, seq, entries: (0..count).map(entry).collect::<Result<_, BadBytes>>()? }
+            }
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -794,14 +896,29 @@ pub async fn write_reply<S: AsyncWrite + Unpin>(stream: &mut S, reply: &Reply) -
     write_head(stream, &reply.to_bytes()).await
 }
 
+/// One entry after a `Reply::Audit`; `proof` only with `AuditStatus::Proof`.
+pub async fn write_proof<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    status: AuditStatus,
+    proof: &[u8],
+) -> io::Result<()> {
+    write_entry(stream, status.to_byte(), proof).await?;
+    // The verifier waits for each by itself.
+    flush(stream, PROGRESS_TIME_MAX).await
+}
+
 /// One entry after a `Reply::Get`; `bytes` only where found.
 pub async fn write_got<S: AsyncWrite + Unpin>(
     stream: &mut S,
     status: GetStatus,
     bytes: &[u8],
 ) -> io::Result<()> {
+    write_entry(stream, status.to_byte(), bytes).await
+}
+
+async fn write_entry<S: AsyncWrite + Unpin>(stream: &mut S, status: u8, bytes: &[u8]) -> io::Result<()> {
     let mut head = Writer::new();
-    head.u8(status.to_byte()).u32(bytes.len() as u32);
+    head.u8(status).u32(bytes.len() as u32);
     write_full(stream, head.as_slice(), PROGRESS_TIME_MAX).await?;
     write_full(stream, bytes, PROGRESS_TIME_MAX).await
 }
@@ -854,7 +971,11 @@ fn fits(request: &Request, reply: &Reply) -> bool {
     match (request, reply) {
         (Request::Hello(_), Reply::Hello(_))
         | (Request::Ping, Reply::Pong)
-        | (Request::Observe, Reply::Observe { .. }) => true,
+        | (Request::Observe, Reply::Observe { .. })
+        | (Request::Digest { .. }, Reply::Digest { .. }) => true,
+        (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
+            entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
+        }
         (Request::Have { names }, Reply::Have { held }) => names.len() == held.len(),
         (Request::Restore { names }, Reply::Restore { held }) => names.len() == held.len(),
         (Request::Release { names }, Reply::Release { count }) => *count as usize <= names.len(),
@@ -905,6 +1026,50 @@ impl Getting {
         read_body(&mut self.stream, len, buf).await?;
         self.next += 1;
         Ok(Some((name, status)))
+    }
+}
+
+/// Asks for proofs; they come one by one.
+///
+/// # Panics
+/// If there are more than 256.
+pub async fn audit(
+    session: &Session,
+    nonce: Nonce,
+    asks: Vec<(ChunkName, Challenge)>,
+) -> Result<Auditing, AskError> {
+    let request = Request::Audit { nonce, asks };
+    let mut stream = begin(session, &request).await?;
+    let Request::Audit { asks, .. } = request else { unreachable!("it was made above") };
+    match read_reply(&mut stream, AUDIT_TIME_MAX).await? {
+        Reply::Audit { count } if count as usize == asks.len() => Ok(Auditing { stream, asks, next: 0 }),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+/// Proofs under way; dropping it stops them.
+pub struct Auditing {
+    stream: Stream,
+    asks: Vec<(ChunkName, Challenge)>,
+    next: usize,
+}
+
+impl Auditing {
+    /// The next answer in the order asked, with the proof's bytes where there is one. `None` after the last one.
+    pub async fn next(&mut self) -> Result<Option<(AuditStatus, Vec<u8>)>, AskError> {
+        let Some((_, challenge)) = self.asks.get(self.next) else { return Ok(None) };
+        let mut head = [0; 5];
+        read_full(&mut self.stream, &mut head, AUDIT_TIME_MAX).await?;
+        let status = AuditStatus::from_byte(head[0]);
+        let len = u32::from_le_bytes(head[1..].try_into().expect("four of five bytes")) as usize;
+        let len_max = if status == AuditStatus::Proof { challenge.proof_bytes_max() } else { 0 };
+        if len > len_max {
+            return Err(AskError::TooLong(len as u64));
+        }
+        let mut proof = Vec::new();
+        read_body(&mut self.stream, len, &mut proof).await?;
+        self.next += 1;
+        Ok(Some((status, proof)))
     }
 }
 
@@ -1104,12 +1269,19 @@ mod tests {
             Request::Release { names: names.clone() },
             Request::Restore { names },
             Request::Inventory { epoch: 5, since: 6, limit: 7 },
+            Request::Digest { first: None },
+            Request::Digest { first: Some(255) },
+            Request::Bucket { bucket: 0xabcd },
             Request::Heads,
             Request::PutHead { len: 100 },
             Request::Ping,
             Request::Card { bytes: b"card".to_vec() },
             Request::Goodbye { reason: Farewell::Restarting },
             Request::RecoverySecret { secret: Secret([9; 32]) },
+            Request::Audit {
+                nonce: [7; 32],
+                asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
+            },
         ]
     }
 
@@ -1123,12 +1295,15 @@ mod tests {
             Reply::Release { count: 2 },
             Reply::Restore { held: vec![false] },
             Reply::Inventory { epoch: 5, entries: vec![entry, entry], more: true },
+            Reply::Digest { epoch: 5, seq: 6, sums: (0..256).collect() },
+            Reply::Bucket { epoch: 5, seq: 6, entries: vec![(entry.name, 7)] },
             Reply::Heads { lens: vec![1, 2, 3] },
             Reply::PutHead(HeadOutcome::Stored),
             Reply::PutHead(HeadOutcome::Missing(vec![name(1)])),
             Reply::PutHead(HeadOutcome::Refused("an older life".into())),
             Reply::Pong,
             Reply::Done,
+            Reply::Audit { count: 2 },
             Reply::Error(Refusal::new(ErrorCode::Busy, "too\nmuch", "wait")),
         ]
     }
@@ -1173,7 +1348,7 @@ mod tests {
             let len = dice.roll(120);
             let mut bytes = dice.bytes(len);
             if let Some(tag) = bytes.first_mut() {
-                *tag = dice.roll(15) as u8;
+                *tag = dice.roll(17) as u8;
             }
             same(&bytes);
         }
@@ -1186,9 +1361,14 @@ mod tests {
         let mut hello = hello();
         hello.tips = vec![BodyHash([1; 32]); CATALOG_HEADS_MAX];
         hello.card = vec![0; CARD_BYTES_MAX];
-        for request in
-            [Request::Have { names }, Request::Put { class: Class::Chunk, entries }, Request::Hello(hello)]
-        {
+        let audit =
+            Request::Audit { nonce: [0; 32], asks: vec![(name(1), Challenge::Whole); AUDIT_NAMES_MAX] };
+        for request in [
+            Request::Have { names },
+            Request::Put { class: Class::Chunk, entries },
+            Request::Hello(hello),
+            audit,
+        ] {
             assert!(request.to_bytes().len() <= REQUEST_HEAD_BYTES_MAX);
         }
         let entry = Holding { seq: 1, name: name(1), len: 1, is_held: false };
