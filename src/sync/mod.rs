@@ -36,6 +36,7 @@ pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
+pub(crate) use recover::bring_back;
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use serve::{OWNERS_LOG, adopt_heads};
