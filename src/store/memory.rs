@@ -142,25 +142,6 @@ impl MemoryStore {
         packed.chain(state.loose.get_mut(&name)).map(work).count() > 0
     }
 
-    /// Cuts the last byte off every copy of a chunk; false if there is none.
-    pub fn truncate(&self, name: ChunkName) -> bool {
-        let state = &mut *self.state();
-        let packed = state.packs.values_mut().flat_map(|pack| pack.chunks.values_mut());
-        let packed = packed.filter(|(found, _)| *found == name).map(|(_, bytes)| bytes);
-        packed.chain(state.loose.get_mut(&name)).fold(false, |is_any, bytes| bytes.pop().is_some() || is_any)
-    }
-
-    /// Every copy of a chunk is gone from its place, as if somebody had deleted the file; false if there was none.
-    pub fn forget(&self, name: ChunkName) -> bool {
-        let state = &mut *self.state();
-        let is_loose = state.loose.remove(&name).is_some();
-        state.packs.values_mut().fold(is_loose, |is_any, pack| {
-            let before = pack.chunks.len();
-            pack.chunks.retain(|_, (found, _)| *found != name);
-            is_any || pack.chunks.len() < before
-        })
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -62,7 +62,7 @@ fn what_a_holder_has_lost_is_found_told_and_given_again() {
         assert!(names.iter().all(|name| copy(&ann, &bob.vault.id(), name).unwrap().proven > 0));
 
         assert!(bob.store.flip_byte(names[0]) && bob.store.flip_byte(names[51]));
-        assert!(bob.store.truncate(names[1]) && bob.store.forget(names[2]));
+        assert!(bob.store.truncate(names[1]) && bob.store.lose(names[2]));
         let views = a.prove_all(&|_, _| {}).await.unwrap();
         assert_eq!((views[0].proved.proven, views[0].proved.damaged), (49, 4), "{views:?}");
         assert!(alert(&ann, "peer-lost").unwrap().contains("has lost 4 chunks"), "{:?}", ann.vault.alerts());
