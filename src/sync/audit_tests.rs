@@ -341,6 +341,7 @@ impl Liar {
                 Reply::Put { statuses: vec![PutStatus::Stored; entries.len()], usage }
             }
             Request::Have { names } => Reply::Have { held: vec![true; names.len()] },
+            Request::Restore { names } => Reply::Restore { held: vec![false; names.len()] },
             Request::PutHead { len } => {
                 message::read_body(stream, len as usize, &mut Vec::new()).await?;
                 Reply::PutHead(message::HeadOutcome::Stored)
