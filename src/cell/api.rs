@@ -447,9 +447,9 @@ impl Cell {
             wanted.sort();
             wanted.dedup();
             let count = wanted.len();
-            let missing = cell.fetch(wanted).await;
+            let missing = cell.mend_chunks(wanted).await?;
             if missing.is_empty() {
-                cell.vault.clear("damaged");
+                cell.vault.note_healed(&[], true);
             }
             let vault = Arc::clone(&cell.vault);
             let lost = missing.clone();
