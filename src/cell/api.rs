@@ -138,6 +138,7 @@ impl Cell {
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
             (Method::Post, ["restore"]) => self.restore(&fields),
+            (Method::Post, ["verify"]) if fields.bool("peers") => self.verify_peers(),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
             (Method::Post, ["confirm"]) => json(self.confirm().await),
             (Method::Post, ["collect"]) => self.collect(),
