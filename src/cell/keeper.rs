@@ -367,8 +367,8 @@ impl Pass<'_> {
             self.kept.unchanged +=
                 found.looked_at.saturating_sub(found.candidates.len() as u64 + found.folders);
             let (small, large): (Vec<_>, Vec<_>) = found.candidates.into_iter().partition(import::is_small);
-            if !small.is_empty() {
-                self.prepare(small).await?;
+            for job in import::into_jobs(small) {
+                self.prepare(job).await?;
             }
             for candidate in large {
                 let outcome = importer
