@@ -352,6 +352,9 @@ pub struct LargeImporter {
 
 /// Chunks that one job seals: two are hashed in little more time than one.
 const JOB_CHUNKS: usize = 2;
+/// Chunks that are read and sealed at once, whatever the cores: 24 MiB of the 64 that a cell may use, while peers send it
+/// chunks and take others.
+const CHUNKS_AT_ONCE: usize = 6;
 
 /// Bytes of a file that make one chunk.
 struct Stretch {
@@ -368,9 +371,9 @@ struct SealedPart {
 }
 
 impl LargeImporter {
-    /// Jobs take a permit each; `jobs` of one file run at once.
+    /// Jobs take a permit each; `jobs` of one file run at once, up to 3.
     pub fn new(vault: Arc<Vault>, permits: Arc<Semaphore>, jobs: usize) -> Self {
-        Self { vault, permits, jobs }
+        Self { vault, permits, jobs: jobs.min(CHUNKS_AT_ONCE / JOB_CHUNKS) }
     }
 
     /// Reads and seals one large file. `progress` is told the bytes done.
