@@ -38,7 +38,7 @@ use machine::{Machine, StartError, alive};
 pub use story::{Outcome, Scale, year};
 
 /// Turns of tasks after which a world that does not come to rest is taken for one that never will.
-const TICKS_MAX: u64 = 5_000_000;
+const TICKS_MAX: u64 = 400_000;
 /// Lines of the log that a failure shows.
 const LINES_SHOWN: usize = 60;
 /// An hour.
@@ -88,6 +88,27 @@ pub struct Sim {
     files_made: u64,
 }
 
+/// Prints what cells log, with the number of the cell.
+struct Loud;
+
+thread_local! {
+    static CELL: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+impl log::Log for Loud {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.target().starts_with("grove") {
+            eprintln!("    cell {} {}: {}", CELL.get(), record.level(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
 }
@@ -101,6 +122,9 @@ impl Sim {
     /// A world of machines with these settings.
     pub fn with(seed: u64, cells: usize, mut settings: impl FnMut(usize, &mut Config)) -> Self {
         let guard = Guard::begin(seed);
+        if std::env::var("GROVE_SIM_LOG").is_ok_and(|value| value == "2") && log::set_logger(&Loud).is_ok() {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
         let mut sim = Self {
             guard,
             dice: Dice::new(seed, "world"),
@@ -197,6 +221,7 @@ impl Sim {
             let mut is_any = false;
             for step in 0..self.machines.len() {
                 let at = (first + step) % self.machines.len();
+                CELL.set(at);
                 for _ in 0..1 + self.dice.below(4) {
                     let Some(running) = &self.machines[at].running else { break };
                     let executor = Rc::clone(&running.executor);
