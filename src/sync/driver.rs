@@ -554,8 +554,8 @@ impl Sync {
             let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
             report.absorb(join_all(rounds).await);
             let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-            let totals = unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
-            report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
+            let short = unblock(move || vault.db.read(|t| t.own_short(copies))).await;
+            report.waiting_chunks = short.unwrap_or(0);
             // A chunk that one round left to another peer may have come after that one's last.
             let reached = report.peers.iter().filter(|peer| peer.reached).count();
             if report.waiting_chunks == 0 || reached < 2 {

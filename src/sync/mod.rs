@@ -7,6 +7,8 @@
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
 mod audit;
+#[cfg(test)]
+mod audit_tests;
 mod books;
 mod connect;
 mod digest;

@@ -71,6 +71,17 @@ impl Allowances {
     }
 }
 
+#[cfg(test)]
+impl Allowances {
+    pub(super) fn left_for_tests(&self, caller: &CellId, now: Duration) -> u64 {
+        self.left(caller, now)
+    }
+
+    pub(super) fn exhaust_for_tests(&self, caller: &CellId, now: Duration) {
+        self.spend(caller, self.left(caller, now));
+    }
+}
+
 type Answer = (AuditStatus, Vec<u8>);
 
 /// Answers to the first names of an audit.
