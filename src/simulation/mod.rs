@@ -45,6 +45,8 @@ const LINES_SHOWN: usize = 60;
 pub const HOUR: Duration = Duration::from_secs(3600);
 /// A day.
 pub const DAY: Duration = Duration::from_secs(86_400);
+/// Damage is found within this time, by the world's reckoning of a day.
+const FOUND: Duration = Duration::from_secs(31 * 86_400);
 /// What is superseded or deleted is looked for this long; the program keeps it for 30 days.
 const KEPT: Duration = Duration::from_secs(28 * 86_400);
 
@@ -80,6 +82,8 @@ pub struct Sim {
     /// Pairs between which nothing passes.
     apart: BTreeSet<(usize, usize)>,
     expected: Vec<Vec<Expected>>,
+    /// When chunks rotted, and on whose disk.
+    rotten: BTreeMap<(usize, ChunkName), Duration>,
     /// Percent of requests that fail on new wires.
     loss: u64,
     hash: Sha256,
@@ -133,6 +137,7 @@ impl Sim {
             wires: BTreeMap::new(),
             apart: BTreeSet::new(),
             expected: vec![Vec::new(); cells],
+            rotten: BTreeMap::new(),
             loss: 0,
             hash: Sha256::new(),
             lines: VecDeque::new(),
@@ -578,13 +583,58 @@ impl Sim {
             .collect()
     }
 
+    /// What everybody knows of an owner's chunk, for a person who looks for a mistake.
+    fn describe(&self, owner: usize, name: ChunkName) -> String {
+        let mut text = format!("sound at {:?}, rotten {:?};", self.sound_at(name), {
+            let rotten = self.rotten.iter().filter(|((_, other), _)| *other == name);
+            rotten.map(|((at, _), when)| (*at, when.as_secs() / 86_400)).collect::<Vec<_>>()
+        });
+        let id = self.machines[owner].master.identity(0, 0).id();
+        for at in 0..self.machines.len() {
+            let Some(vault) = self.vault(at) else { continue };
+            let known = vault.db.change(|t| -> Result<Option<String>, crate::placement::DbError> {
+                let Some(row) = t.chunk(&name)? else { return Ok(None) };
+                let mut copies = Vec::new();
+                for copy in t.all_copies_of(row.id)? {
+                    let id = t.cell_id(copy.cell)?;
+                    let who = self.machines.iter().position(|one| Some(one.master.identity(0, 0).id()) == id);
+                    copies.push((who, copy.state));
+                }
+                let cell = t.cell(&id)?;
+                Ok(Some(format!(
+                    " {at}: place {:?} own {:?} copies {copies:?} held {:?};",
+                    row.place,
+                    t.own(row.id)?,
+                    t.hold(row.id, cell)?
+                )))
+            });
+            text.push_str(&known.ok().flatten().unwrap_or_default());
+        }
+        text
+    }
+
+    /// A copy of a chunk rotted so lately that nobody need have found it.
+    fn may_be_rotten(&self, name: ChunkName) -> bool {
+        let now = self.now();
+        self.rotten.iter().any(|((at, other), rotted)| {
+            *other == name && *rotted + FOUND > now && !self.machines[*at].disk.store.has_sound(name)
+        })
+    }
+
+    /// Whether a machine is on and keeps what the phrase of another leads to.
+    fn can_help(&self, helper: usize, at: usize) -> bool {
+        let Some(running) = &self.machines[helper].running else { return false };
+        helper != at && running.sync.knows_phrase(&self.machines[at].master.recovery_secret())
+    }
+
     /// No needed chunk is nowhere.
     pub fn check_nothing_is_lost(&mut self) -> Checked {
         for at in 0..self.machines.len() {
             for name in self.needed_chunks(at) {
                 if self.sound_at(name).is_empty() {
+                    let known = self.describe(at, name);
                     let text = format!(
-                        "chunk {} of {at} is nowhere, though no fault took the last copy",
+                        "chunk {} of {at} is nowhere, though no fault took the last copy: {known}",
                         name.short()
                     );
                     return self.broken(format_args!("{text}"));
@@ -661,9 +711,10 @@ impl Sim {
             }
             for name in self.needed_chunks(at) {
                 let copies = self.sound_at(name).len();
-                if copies < wanted {
+                if copies < wanted && !self.may_be_rotten(name) {
+                    let known = self.describe(at, name);
                     let text = format!(
-                        "chunk {} of {at} has {copies} copies, and {wanted} are wanted",
+                        "chunk {} of {at} has {copies} copies, and {wanted} are wanted: {known}",
                         name.short()
                     );
                     return self.broken(format_args!("{text}"));
