@@ -38,13 +38,15 @@ use machine::{Machine, StartError, alive};
 pub use story::{Outcome, Scale, year};
 
 /// Turns of tasks after which a world that does not come to rest is taken for one that never will.
-const TICKS_MAX: u64 = 5_000_000;
+const TICKS_MAX: u64 = 400_000;
 /// Lines of the log that a failure shows.
 const LINES_SHOWN: usize = 60;
 /// An hour.
 pub const HOUR: Duration = Duration::from_secs(3600);
 /// A day.
 pub const DAY: Duration = Duration::from_secs(86_400);
+/// Damage is found within this time, by the world's reckoning of a day.
+const FOUND: Duration = Duration::from_secs(31 * 86_400);
 /// What is superseded or deleted is looked for this long; the program keeps it for 30 days.
 const KEPT: Duration = Duration::from_secs(28 * 86_400);
 
@@ -80,12 +82,35 @@ pub struct Sim {
     /// Pairs between which nothing passes.
     apart: BTreeSet<(usize, usize)>,
     expected: Vec<Vec<Expected>>,
+    /// When chunks rotted, and on whose disk.
+    rotten: BTreeMap<(usize, ChunkName), Duration>,
     /// Percent of requests that fail on new wires.
     loss: u64,
     hash: Sha256,
     lines: VecDeque<String>,
     is_loud: bool,
     files_made: u64,
+}
+
+/// Prints what cells log, with the number of the cell.
+struct Loud;
+
+thread_local! {
+    static CELL: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+impl log::Log for Loud {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.target().starts_with("grove") {
+            eprintln!("    cell {} {}: {}", CELL.get(), record.level(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 fn pair(a: usize, b: usize) -> (usize, usize) {
@@ -101,6 +126,9 @@ impl Sim {
     /// A world of machines with these settings.
     pub fn with(seed: u64, cells: usize, mut settings: impl FnMut(usize, &mut Config)) -> Self {
         let guard = Guard::begin(seed);
+        if std::env::var("GROVE_SIM_LOG").is_ok_and(|value| value == "2") && log::set_logger(&Loud).is_ok() {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
         let mut sim = Self {
             guard,
             dice: Dice::new(seed, "world"),
@@ -109,6 +137,7 @@ impl Sim {
             wires: BTreeMap::new(),
             apart: BTreeSet::new(),
             expected: vec![Vec::new(); cells],
+            rotten: BTreeMap::new(),
             loss: 0,
             hash: Sha256::new(),
             lines: VecDeque::new(),
@@ -197,6 +226,7 @@ impl Sim {
             let mut is_any = false;
             for step in 0..self.machines.len() {
                 let at = (first + step) % self.machines.len();
+                CELL.set(at);
                 for _ in 0..1 + self.dice.below(4) {
                     let Some(running) = &self.machines[at].running else { break };
                     let executor = Rc::clone(&running.executor);
@@ -553,13 +583,58 @@ impl Sim {
             .collect()
     }
 
+    /// What everybody knows of an owner's chunk, for a person who looks for a mistake.
+    fn describe(&self, owner: usize, name: ChunkName) -> String {
+        let mut text = format!("sound at {:?}, rotten {:?};", self.sound_at(name), {
+            let rotten = self.rotten.iter().filter(|((_, other), _)| *other == name);
+            rotten.map(|((at, _), when)| (*at, when.as_secs() / 86_400)).collect::<Vec<_>>()
+        });
+        let id = self.machines[owner].master.identity(0, 0).id();
+        for at in 0..self.machines.len() {
+            let Some(vault) = self.vault(at) else { continue };
+            let known = vault.db.change(|t| -> Result<Option<String>, crate::placement::DbError> {
+                let Some(row) = t.chunk(&name)? else { return Ok(None) };
+                let mut copies = Vec::new();
+                for copy in t.all_copies_of(row.id)? {
+                    let id = t.cell_id(copy.cell)?;
+                    let who = self.machines.iter().position(|one| Some(one.master.identity(0, 0).id()) == id);
+                    copies.push((who, copy.state));
+                }
+                let cell = t.cell(&id)?;
+                Ok(Some(format!(
+                    " {at}: place {:?} own {:?} copies {copies:?} held {:?};",
+                    row.place,
+                    t.own(row.id)?,
+                    t.hold(row.id, cell)?
+                )))
+            });
+            text.push_str(&known.ok().flatten().unwrap_or_default());
+        }
+        text
+    }
+
+    /// A copy of a chunk rotted so lately that nobody need have found it.
+    fn may_be_rotten(&self, name: ChunkName) -> bool {
+        let now = self.now();
+        self.rotten.iter().any(|((at, other), rotted)| {
+            *other == name && *rotted + FOUND > now && !self.machines[*at].disk.store.has_sound(name)
+        })
+    }
+
+    /// Whether a machine is on and keeps what the phrase of another leads to.
+    fn can_help(&self, helper: usize, at: usize) -> bool {
+        let Some(running) = &self.machines[helper].running else { return false };
+        helper != at && running.sync.knows_phrase(&self.machines[at].master.recovery_secret())
+    }
+
     /// No needed chunk is nowhere.
     pub fn check_nothing_is_lost(&mut self) -> Checked {
         for at in 0..self.machines.len() {
             for name in self.needed_chunks(at) {
                 if self.sound_at(name).is_empty() {
+                    let known = self.describe(at, name);
                     let text = format!(
-                        "chunk {} of {at} is nowhere, though no fault took the last copy",
+                        "chunk {} of {at} is nowhere, though no fault took the last copy: {known}",
                         name.short()
                     );
                     return self.broken(format_args!("{text}"));
@@ -636,9 +711,10 @@ impl Sim {
             }
             for name in self.needed_chunks(at) {
                 let copies = self.sound_at(name).len();
-                if copies < wanted {
+                if copies < wanted && !self.may_be_rotten(name) {
+                    let known = self.describe(at, name);
                     let text = format!(
-                        "chunk {} of {at} has {copies} copies, and {wanted} are wanted",
+                        "chunk {} of {at} has {copies} copies, and {wanted} are wanted: {known}",
                         name.short()
                     );
                     return self.broken(format_args!("{text}"));

@@ -262,10 +262,12 @@ impl Story {
         let name = names[self.sim.dice.below(names.len() as u64) as usize];
         if self.sim.sound_at(name).iter().any(|holder| *holder != at) {
             let store = &self.sim.machines[at].disk.store;
+            let now = self.sim.now();
             let how = match self.sim.dice.below(3) {
                 0 => store.truncate(name),
                 _ => store.flip_byte(name),
             };
+            self.sim.rotten.insert((at, name), now);
             self.sim.note(format_args!("chunk {} rots at {at}: {how}", name.short()));
         }
         Ok(())
@@ -318,9 +320,7 @@ impl Story {
         if !can || !self.sim.can_spare(at) {
             return Ok(());
         }
-        let helper = (0..self.sim.len()).find(|other| {
-            *other != at && self.sim.friends.contains(&pair(at, *other)) && self.sim.is_on(*other)
-        });
+        let helper = (0..self.sim.len()).find(|other| self.sim.can_help(*other, at));
         let Some(helper) = helper else { return Ok(()) };
         if self.sim.safe_without(at).is_empty() {
             return Ok(());
@@ -375,7 +375,8 @@ impl Story {
             let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];
             let is_full = self.sim.machines.len() as u64 >= self.sim.machines[at].config.copies;
             let safe = self.sim.safe_without(at).len();
-            if is_full && safe < before {
+            let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name));
+            if is_full && safe < before && !may_lack {
                 return self.sim.broken(format_args!(
                     "only {safe} of {before} versions of {at} are safe with peers after a calm week"
                 ));

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smol::Timer;
+use crate::world::Timer;
 
 use super::driver::Sync;
 use super::link::{For, Link};

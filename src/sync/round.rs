@@ -429,6 +429,8 @@ async fn push_chunks(
     // First those that have the fewest copies, and at the end what is freed here and wants a copy more than the factor.
     let (mut have, mut after) = (0, ChunkId(0));
     let mut is_for_others = false;
+    // What is on its way to somebody may not arrive, and then is to be planned again.
+    let mut is_final = true;
     let mut lacks_room = false;
     let state = state_of_things(sync);
     if link.planned_for.get() == Some(state) {
@@ -458,9 +460,10 @@ async fn push_chunks(
         after = last.id;
         let deficits: Vec<Deficit> = page
             .iter()
-            .map(|(holders, row)| {
-                let mut holders = holders.clone();
+            .map(|(known, row)| {
+                let mut holders = known.clone();
                 holders.extend(sync.in_flight.borrow().get(&row.id).into_iter().flatten());
+                is_final &= holders.len() == known.len();
                 Deficit { chunk: row.id, len: row.len, holders }
             })
             .collect();
@@ -491,7 +494,7 @@ async fn push_chunks(
         pushed?;
         push_head(sync, link, moved, head).await?;
     }
-    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others {
+    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others && is_final {
         link.planned_for.set(Some(state));
     }
     // The others are told once that this one is full: two full ones would wake each other for ever.
