@@ -91,7 +91,7 @@ impl MemoryStore {
         let state = &mut *self.state();
         let packed = state.packs.values_mut().flat_map(|pack| pack.chunks.values_mut());
         let packed = packed.filter(|(found, _)| *found == name).map(|(_, bytes)| bytes);
-        packed.chain(state.loose.get_mut(&name)).fold(false, |is_any, bytes| bytes.pop().is_some() || is_any)
+        packed.chain(state.loose.get_mut(&name)).filter_map(Vec::pop).count() > 0
     }
 
     /// Every copy of a chunk is gone from its place, as if somebody had deleted the file; false if there was none.
