@@ -172,6 +172,10 @@ settings! {
     "relay.bytes_per_s" relay_bytes_per_s: u64 = 0;
     /// Connects to this relay from one address in a minute.
     "relay.connects_per_minute" relay_connects_per_minute: u64 = 60;
+    /// Every chunk that lies here is read and compared with its name once in this time. Days; 0: never by itself.
+    "scrub.days" scrub_days: u64 = 30;
+    /// How fast it is read for that, at most. Bytes a second.
+    "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -288,6 +292,8 @@ impl Config {
             ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
             ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
+            ("scrub.days", self.scrub_days <= 3650, "from 0 to 3650"),
+            ("scrub.bytes_per_s", self.scrub_bytes_per_s >= 64 * 1024, "at least 65536"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
             ("routes.measure_hours", self.routes_measure_hours <= 8760, "from 0 to 8760"),
             ("limit.up_bytes_per_s", is_limit(self.limit_up), LIMIT_WANTED),

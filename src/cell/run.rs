@@ -189,6 +189,8 @@ async fn serve(
         executor.spawn(save_time(Rc::clone(&cell))),
         executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
+        executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
+        executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
     match work {
         Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,

@@ -57,8 +57,9 @@ fn what_a_holder_has_lost_is_found_told_and_given_again() {
         ann.publish("one");
         ann.clock.pass(HOUR);
         a.round().await;
+        a.prove_all(&|_, _| {}).await.unwrap();
         let proved = a.proofs().remove(0).proved;
-        assert_eq!((proved.proven, proved.lost(), proved.unanswered), (53, 0, 0));
+        assert!(proved.proven >= 53 && proved.lost() == 0, "{proved:?}");
         assert!(names.iter().all(|name| copy(&ann, &bob.vault.id(), name).unwrap().proven > 0));
 
         assert!(bob.store.flip_byte(names[0]) && bob.store.flip_byte(names[51]));
@@ -341,6 +342,7 @@ impl Liar {
                 Reply::Put { statuses: vec![PutStatus::Stored; entries.len()], usage }
             }
             Request::Have { names } => Reply::Have { held: vec![true; names.len()] },
+            Request::Restore { names } => Reply::Restore { held: vec![false; names.len()] },
             Request::PutHead { len } => {
                 message::read_body(stream, len as usize, &mut Vec::new()).await?;
                 Reply::PutHead(message::HeadOutcome::Stored)
@@ -430,8 +432,8 @@ fn a_peer_that_says_it_has_what_it_dropped_is_found_out_suspended_and_named() {
         let liar = with_liar(&executor, &ann, &a, Evil::MakesUp, 0).await;
         let id = liar.cell.vault.id();
         ann.add_chunks(3, 1000);
-        ann.clock.pass(HOUR);
         a.round().await;
+        a.prove_all(&|_, _| {}).await.unwrap();
         let proofs = a.proofs().remove(0);
         assert!(proofs.proved.wrong > 0 && proofs.is_suspended, "{proofs:?}");
         assert!(alert(&ann, "peer-false").unwrap().contains("gave a false proof"));
@@ -473,8 +475,8 @@ fn a_peer_that_passes_audits_on_to_another_holder_or_back_to_the_owner_does_not_
                 ann.add_chunks(3, 1000);
             }
             a.wait_connected(Duration::from_secs(5)).await;
-            ann.clock.pass(HOUR);
             a.round().await;
+            a.prove_all(&|_, _| {}).await.unwrap();
             let proofs = a.proofs();
             let of = |cell: &Cell| {
                 proofs
@@ -487,7 +489,7 @@ fn a_peer_that_passes_audits_on_to_another_holder_or_back_to_the_owner_does_not_
             };
             assert!(of(&liar.cell).proved.wrong > 0 && of(&liar.cell).is_suspended, "{evil:?} {proofs:?}");
             assert_eq!(of(&liar.cell).proved.proven, 0);
-            assert_eq!((of(&bob).proved.proven, of(&bob).proved.lost()), (3, 0), "{evil:?}");
+            assert!(of(&bob).proved.proven >= 3 && of(&bob).proved.lost() == 0, "{evil:?} {proofs:?}");
         }
     });
 }
