@@ -218,6 +218,11 @@ impl Machine {
         self.disk.fuse.set(operations);
     }
 
+    /// Its process has come to its end, though nobody has seen it yet.
+    pub(super) fn is_blown(&self) -> bool {
+        self.disk.fuse.is_blown()
+    }
+
     fn wall(&self, now: Duration) -> i64 {
         BEGIN_S + now.as_secs() as i64 + self.skew_s
     }
@@ -304,7 +309,7 @@ impl Machine {
             while !task.is_finished() && executor.try_tick() {}
             smol::block_on(smol::future::poll_once(task))
         });
-        match made {
+        match made.filter(|_| !self.is_blown()) {
             Some(Some(Ok(sync))) => {
                 lock(&self.disk.images.state).is_opening = false;
                 self.running = Some(Running { executor, vault, sync, clock });

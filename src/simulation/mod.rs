@@ -232,14 +232,16 @@ impl Sim {
                     let executor = Rc::clone(&running.executor);
                     let ticked = alive(|| executor.try_tick());
                     drop(executor);
-                    let is_due = match &mut self.machines[at].ticks_left {
-                        Some(0) => true,
-                        Some(left) => {
-                            *left -= u64::from(ticked == Some(true));
-                            false
-                        }
-                        None => false,
-                    };
+                    let is_blown = self.machines[at].is_blown();
+                    let is_due = is_blown
+                        || match &mut self.machines[at].ticks_left {
+                            Some(0) => true,
+                            Some(left) => {
+                                *left -= u64::from(ticked == Some(true));
+                                false
+                            }
+                            None => false,
+                        };
                     match ticked {
                         Some(true) if !is_due => is_any = true,
                         Some(false) if !is_due => break,
