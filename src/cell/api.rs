@@ -10,6 +10,7 @@ use super::files::{self as doing};
 use super::jobs::problems;
 use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
+use super::placement::{self, Wish};
 use super::{Cell, VERSION};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::brake;
@@ -135,6 +136,15 @@ impl Cell {
                 let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
                 json(pool(vault, move |v| doing::list_bin(v, after.unwrap_or(FileId::ROOT), limit)).await)
             }
+            (Method::Get, ["placement"]) => {
+                let wish = Wish {
+                    path: wire_param(&request, "path").unwrap_or_default(),
+                    after: wire_param(&request, "after").filter(|after| !after.is_empty()),
+                    limit: number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize,
+                    only_risky: number_param(&request, "risky") == Some(1),
+                };
+                json(self.placement(wish).await)
+            }
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
             (Method::Post, ["restore"]) => self.restore(&fields),
@@ -154,6 +164,11 @@ impl Cell {
             }
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
+    }
+
+    async fn placement(&self, wish: Wish) -> Result<String, VaultError> {
+        let fleet = self.fleet().await?;
+        pool(&self.vault, move |v| Ok(placement::page_json(&placement::page(v, &fleet, &wish)?, &fleet))).await
     }
 
     fn add(self: &Rc<Self>, fields: &Fields) -> ApiResponse {

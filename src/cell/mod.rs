@@ -8,6 +8,7 @@ pub mod json;
 pub mod keeper;
 pub mod open;
 mod peers;
+pub mod placement;
 mod run;
 
 use std::cell::RefCell;

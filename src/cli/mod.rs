@@ -10,6 +10,7 @@ mod job;
 mod making;
 mod peers;
 mod phrase;
+mod placement;
 mod relay;
 mod restore;
 mod routes;
@@ -236,6 +237,7 @@ enum Command {
     Join(peers::Join),
     Peer(peers::Peer),
     Sync(peers::Sync),
+    Placement(placement::Placement),
     Routes(routes::Routes),
     Recover(making::Recover),
     Relay(relay::Relay),
@@ -260,6 +262,7 @@ impl Command {
             Self::Verify(command) => command.run(context),
             Self::Confirm(command) => command.run(context),
             Self::Peers(command) => command.run(context),
+            Self::Placement(command) => command.run(context),
             Self::Routes(command) => command.run(context),
             Self::Invite(command) => command.run(context),
             Self::Join(command) => command.run(context),

@@ -220,6 +220,8 @@ impl Proved {
 pub struct ProofView {
     /// Its name.
     pub name: String,
+    /// Who it is.
+    pub id: CellId,
     /// Since the two know each other; or, of `prove_all`, now.
     pub proved: Proved,
     /// It gets no new chunks for now.
@@ -595,6 +597,7 @@ impl Sync {
                 },
                 is_suspended: record.is_suspended(now),
                 is_reached: self.link(&peer.id).is_some(),
+                id: peer.id,
                 name: peer.name,
             }
         };
@@ -614,6 +617,7 @@ impl Sync {
         for peer in peers {
             let mut view = ProofView {
                 name: peer.name.clone(),
+                id: peer.id,
                 proved: Proved::default(),
                 is_suspended: false,
                 is_reached: false,

@@ -24,14 +24,14 @@ const PAGE: usize = 500;
 const PASSED_ON_BYTES: u64 = 64 << 20;
 /// peer_health.json is written at most this often. s.
 const SAVE_EVERY_S: u64 = 600;
-const FILE: &str = "peer_health.json";
+pub(super) const FILE: &str = "peer_health.json";
 
 pub(super) fn away_key(id: &CellId) -> String {
     format!("away:{id}")
 }
 
 /// Whether the copies of a peer are marked as not to be counted on.
-fn is_marked_away(vault: &Vault, id: &CellId) -> Result<bool, DbError> {
+pub(super) fn is_marked_away(vault: &Vault, id: &CellId) -> Result<bool, DbError> {
     vault.db.read(|t| Ok(t.meta(&away_key(id))?.is_some_and(|value| !value.is_empty())))
 }
 
