@@ -12,6 +12,7 @@ use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
 use super::placement::{self, Wish};
 use super::{Cell, VERSION};
+use crate::alerts::Raised;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::brake;
 use crate::files::import::EntryCursor;
@@ -93,6 +94,9 @@ impl Cell {
         if path == ["healthz"] {
             return ApiResponse::ok();
         }
+        if path == ["metrics"] && request.authorized && request.method == Method::Get {
+            return self.metrics().await;
+        }
         let Some(["api", "v1", rest @ ..]) =
             path.get(..).filter(|_| request.authorized || path == ["healthz"])
         else {
@@ -105,6 +109,11 @@ impl Cell {
         let vault = &self.vault;
         match (request.method, rest) {
             (Method::Get, ["status"]) => json(self.status().await),
+            (Method::Get, ["alerts"]) => {
+                let now = vault.now();
+                let alerts = list(vault.alerts().iter().map(|raised| alert_json(raised, now)));
+                ApiResponse::json_text(200, Obj::new().raw("alerts", alerts).end())
+            }
             (Method::Get, ["jobs", id]) => {
                 let wait = number_param(&request, "wait_ms").unwrap_or(0).min(20_000);
                 let id = id.parse().unwrap_or(0);
@@ -550,9 +559,7 @@ impl Cell {
             .str("state", if alerts.is_empty() { "ok" } else { "attention" })
             .raw(
                 "alerts",
-                list(alerts.iter().map(|(code, alert)| {
-                    Obj::new().str("code", code).str("text", &alert.text).str("remedy", &alert.remedy).end()
-                })),
+                list(alerts.iter().map(|raised| alert_json(raised, self.vault.now()))),
             )
             .raw(
                 "files",
@@ -590,6 +597,18 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// An alert as JSON; `now` is the observed second.
+pub(super) fn alert_json(raised: &Raised, now: u64) -> String {
+    Obj::new()
+        .str("code", &raised.code)
+        .str("level", raised.level.as_str())
+        .str("text", &raised.alert.text)
+        .str("remedy", &raised.alert.remedy)
+        .num("since_s", now.saturating_sub(raised.since))
+        .num("since_unix", raised.since_wall)
+        .end()
 }
 
 /// What a restore did, as JSON.

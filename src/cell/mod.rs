@@ -3,13 +3,16 @@
 mod api;
 mod checks;
 pub mod files;
+mod hook;
 pub mod jobs;
 pub mod json;
 pub mod keeper;
+mod metrics;
 pub mod open;
 mod peers;
 pub mod placement;
 mod run;
+mod watching;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -52,6 +55,9 @@ pub struct Cell {
     /// One restore into GroveHome at a time: two would put the same file side by side.
     restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
+    /// The relay that it is for others, if it is one.
+    hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
+    metric_sums: metrics::Sums,
 }
 
 impl Cell {
@@ -74,6 +80,8 @@ impl Cell {
             jobs: Rc::new(Jobs::default()),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
+            hub: RefCell::default(),
+            metric_sums: metrics::Sums::default(),
         })
     }
 

@@ -147,7 +147,7 @@ fn needs(field: &str) -> ApiResponse {
 }
 
 impl Cell {
-    fn synced(&self) -> Option<Rc<Sync>> {
+    pub(super) fn synced(&self) -> Option<Rc<Sync>> {
         self.sync.borrow().clone()
     }
 
@@ -191,7 +191,7 @@ impl Cell {
         }
     }
 
-    async fn peer_views(&self) -> Result<Vec<PeerView>, VaultError> {
+    pub(super) async fn peer_views(&self) -> Result<Vec<PeerView>, VaultError> {
         match self.synced() {
             Some(sync) => sync.peers().await,
             None => {

@@ -61,6 +61,16 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Takes in the sums of another page.
+    pub fn absorb(&mut self, more: &Self) {
+        self.files += more.files;
+        self.bytes += more.bytes;
+        for (risk, (files, bytes)) in &more.by_risk {
+            let sum = self.by_risk.entry(*risk).or_default();
+            *sum = (sum.0 + files, sum.1 + bytes);
+        }
+    }
+
     /// Takes in a file.
     pub fn add(&mut self, told: &Told) {
         self.files += 1;

@@ -189,6 +189,8 @@ async fn serve(
         executor.spawn(save_time(Rc::clone(&cell))),
         executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
+        executor.spawn(super::watching::watch(Rc::clone(&cell))),
+        executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
     ];
     match work {
         Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
@@ -235,6 +237,7 @@ fn serve_relay(cell: &Rc<Cell>, dashboard: &Dashboard) -> Result<Option<Rc<Hub>>
     let asked = Rc::downgrade(cell);
     let admits = move |id: &CellId| asked.upgrade().is_some_and(|cell| cell.serves_as_relay(id));
     let hub = Hub::new(Rc::clone(&cell.executor), identity, Rc::new(admits), limits);
+    *cell.hub.borrow_mut() = Rc::downgrade(&hub);
     let taking = Rc::clone(&hub);
     dashboard.serve_relay(move |asked| taking.take(asked.stream, &asked.key, asked.ahead, asked.from));
     log::info!("this cell is a relay: ws://HOST:{}/relay#{}", dashboard.port(), hub.id());

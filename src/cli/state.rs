@@ -69,7 +69,16 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         () => format!("Everything is safe: {all} have their copies."),
     });
     for alert in &alerts {
-        lines.push(format!("! {}", show::text(alert.text("text"))));
+        let mark = match alert.text("level") {
+            "urgent" => "!!",
+            "info" => "-",
+            _ => "!",
+        };
+        let since = match alert.number("since_s") {
+            0..60 => String::new(),
+            seconds => format!(" (for {})", show::duration(seconds)),
+        };
+        lines.push(format!("{mark} {}{since}", show::text(alert.text("text"))));
         if !alert.text("remedy").is_empty() {
             lines.push(format!("  {}", show::text(alert.text("remedy"))));
         }

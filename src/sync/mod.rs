@@ -38,6 +38,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use outlook::fleet_at_rest;
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
+pub use round::Moved;
 pub use serve::{OWNERS_LOG, adopt_heads};
 
 /// The first wait after a failed dial.

@@ -56,11 +56,24 @@ const RELEASE_WAIT_S: u64 = 90 * 86_400;
 
 /// What a round moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub(super) pushed_chunks: u64,
-    pub(super) pushed_bytes: u64,
-    pub(super) pulled_chunks: u64,
-    pub(super) pulled_bytes: u64,
+pub struct Moved {
+    pub pushed_chunks: u64,
+    pub pushed_bytes: u64,
+    pub pulled_chunks: u64,
+    pub pulled_bytes: u64,
+}
+
+impl std::ops::Add for Moved {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self {
+            pushed_chunks: self.pushed_chunks + more.pushed_chunks,
+            pushed_bytes: self.pushed_bytes + more.pushed_bytes,
+            pulled_chunks: self.pulled_chunks + more.pulled_chunks,
+            pulled_bytes: self.pulled_bytes + more.pulled_bytes,
+        }
+    }
 }
 
 /// Why a round ended early.
