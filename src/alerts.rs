@@ -51,9 +51,8 @@ impl Level {
     /// How grave the condition with this code is.
     pub fn of(code: &str) -> Self {
         match code {
-            "disk-full" | "home" | "unmounted" | "retired" | "damaged" | "brake" | "drill-failed" | "import" => {
-                Self::Urgent
-            }
+            "disk-full" | "home" | "unmounted" | "retired" | "damaged" | "brake" | "drill-failed"
+            | "import" => Self::Urgent,
             "healed" | "watches" | "drill-overdue" | "owner-silent" => Self::Info,
             _ => Self::Warn,
         }
@@ -228,9 +227,10 @@ impl Telling {
         if !is_free(&mut self.all_lately, now, IN_ALL) {
             return None;
         }
-        let over = self.told.values().find(|told| {
-            !is_open(&told.code) && holds.iter().all(|raised| raised.code != told.code)
-        });
+        let over = self
+            .told
+            .values()
+            .find(|told| !is_open(&told.code) && holds.iter().all(|raised| raised.code != told.code));
         let new = holds.iter().filter(|raised| !self.told.contains_key(&raised.code));
         let changes: Vec<Event> = new
             .map(|raised| Event { is_raised: true, alert: raised.clone() })

@@ -298,7 +298,11 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
             ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),
-            ("alerts.command", is_command(&self.alerts_command), "a list of a program and its words, at most 64"),
+            (
+                "alerts.command",
+                is_command(&self.alerts_command),
+                "a list of a program and its words, at most 64",
+            ),
             ("drill.days", self.drill_days <= 365, "at most 365"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),

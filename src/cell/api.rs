@@ -159,6 +159,7 @@ impl Cell {
             (Method::Post, ["restore"]) => self.restore(&fields),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
             (Method::Post, ["confirm"]) => json(self.confirm().await),
+            (Method::Post, ["drill"]) => self.drill(),
             (Method::Post, ["collect"]) => self.collect(),
             (Method::Post, ["phrase"]) => json(self.phrase().await),
             (Method::Post, ["phrase", "kept"]) => {
@@ -177,7 +178,8 @@ impl Cell {
 
     async fn placement(&self, wish: Wish) -> Result<String, VaultError> {
         let fleet = self.fleet().await?;
-        pool(&self.vault, move |v| Ok(placement::page_json(&placement::page(v, &fleet, &wish)?, &fleet))).await
+        pool(&self.vault, move |v| Ok(placement::page_json(&placement::page(v, &fleet, &wish)?, &fleet)))
+            .await
     }
 
     fn add(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
@@ -557,10 +559,7 @@ impl Cell {
             .num("life", self.vault.life())
             .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))
             .str("state", if alerts.is_empty() { "ok" } else { "attention" })
-            .raw(
-                "alerts",
-                list(alerts.iter().map(|raised| alert_json(raised, self.vault.now()))),
-            )
+            .raw("alerts", list(alerts.iter().map(|raised| alert_json(raised, self.vault.now()))))
             .raw(
                 "files",
                 Obj::new()
@@ -585,6 +584,7 @@ impl Cell {
                 Obj::new().num("wanted", wanted).num("full", own.0 - own.2).num("short", own.2).end(),
             )
             .num("bin", bin)
+            .raw("drill", self.drill_json())
             .raw("job", self.jobs.running())
             .raw(
                 "scan",

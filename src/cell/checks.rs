@@ -24,7 +24,12 @@ fn check(
     remedy: &str,
 ) -> Check {
     let state = if fits { "ok" } else { worse };
-    Check { name: name.into(), state, text: text.into(), remedy: if fits { String::new() } else { remedy.into() } }
+    Check {
+        name: name.into(),
+        state,
+        text: text.into(),
+        remedy: if fits { String::new() } else { remedy.into() },
+    }
 }
 
 fn read_number(path: &str) -> Option<u64> {

@@ -207,9 +207,8 @@ pub(super) async fn tell_alerts(cell: Rc<Cell>) {
         };
         run(Call::new(&command, &cell.name, &event)).await;
         let told = telling.to_text();
-        let saved = on_pool(vault, move |vault| {
-            Ok(vault.db.change(|t| t.set_meta(TOLD_KEY, told.as_bytes()))?)
-        });
+        let saved =
+            on_pool(vault, move |vault| Ok(vault.db.change(|t| t.set_meta(TOLD_KEY, told.as_bytes()))?));
         if let Err(why) = saved.await {
             log::warn!("{why}");
         }

@@ -29,7 +29,14 @@ fn escaped(value: &str) -> String {
 
 impl Text {
     /// A value of a family; the family's name, kind and help are written before its first.
-    fn value(&mut self, kind: &str, name: &'static str, help: &str, labels: &[(&str, &str)], value: impl Display) {
+    fn value(
+        &mut self,
+        kind: &str,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: impl Display,
+    ) {
         if self.named.insert(name) {
             let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         }
@@ -39,11 +46,23 @@ impl Text {
         let _ = writeln!(self.text, "{name}{labels} {value}");
     }
 
-    pub(super) fn gauge(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(super) fn gauge(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: impl Display,
+    ) {
         self.value("gauge", name, help, labels, value);
     }
 
-    pub(super) fn counter(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(super) fn counter(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: impl Display,
+    ) {
         self.value("counter", name, help, labels, value);
     }
 }
@@ -82,7 +101,7 @@ impl Cell {
             let labels = [("code", raised.code.as_str()), ("level", raised.level.as_str())];
             text.gauge("grove_alert", "Conditions that a person should know of.", &labels, 1);
         }
-        //DRILL
+        self.drill_metrics(&mut text);
         self.peer_metrics(&mut text).await?;
         let mut all = text.text;
         all.push_str(&self.sums().await?);
@@ -169,13 +188,28 @@ impl Cell {
         let mut text = Text::default();
         text.gauge("grove_files", "Files in the folder.", &[], nodes.files);
         text.gauge("grove_files_bytes", "Bytes of them.", &[], nodes.bytes);
-        text.gauge("grove_files_waiting", "Files whose bytes are still to be brought back.", &[], nodes.awaiting);
+        text.gauge(
+            "grove_files_waiting",
+            "Files whose bytes are still to be brought back.",
+            &[],
+            nodes.awaiting,
+        );
         text.gauge("grove_bin_files", "Deleted files that can be restored.", &[], bin);
-        text.gauge("grove_store_chunks", "Chunks in the store, those kept for peers among them.", &[], chunks.0);
+        text.gauge(
+            "grove_store_chunks",
+            "Chunks in the store, those kept for peers among them.",
+            &[],
+            chunks.0,
+        );
         text.gauge("grove_store_bytes", "Sealed bytes of them.", &[], chunks.1);
         text.gauge("grove_own_chunks", "Chunks of this cell's files, wherever they lie.", &[], own.0);
         text.gauge("grove_own_bytes", "Sealed bytes of them.", &[], own.1);
-        text.gauge("grove_copies_wanted", "Copies wanted of each chunk, this cell's among them.", &[], wanted);
+        text.gauge(
+            "grove_copies_wanted",
+            "Copies wanted of each chunk, this cell's among them.",
+            &[],
+            wanted,
+        );
         text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.2);
         for peer in &peers {
             let id = peer.id.short();

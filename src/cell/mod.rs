@@ -2,6 +2,7 @@
 
 mod api;
 mod checks;
+mod drill;
 pub mod files;
 mod hook;
 pub mod jobs;
@@ -58,6 +59,9 @@ pub struct Cell {
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
+    /// One restore drill at a time, and what the last came to.
+    drilling: smol::lock::Mutex<()>,
+    drilled: RefCell<Option<drill::Report>>,
 }
 
 impl Cell {
@@ -82,6 +86,8 @@ impl Cell {
             sync: RefCell::new(None),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
+            drilling: smol::lock::Mutex::new(()),
+            drilled: RefCell::default(),
         })
     }
 

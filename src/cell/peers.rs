@@ -16,11 +16,9 @@ use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
 use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
-use crate::routes::Speed;
 use crate::placement::explain::{Fleet, Peer};
-use crate::sync::{
-    Books, PeerView, ProofView, RoundReport, RouteView, Sync, fetch_catalog, fleet_at_rest,
-};
+use crate::routes::Speed;
+use crate::sync::{Books, PeerView, ProofView, RoundReport, RouteView, Sync, fetch_catalog, fleet_at_rest};
 use crate::vault::{Vault, VaultError, write_whole};
 
 /// An invite lasts a week, where nothing else is said.

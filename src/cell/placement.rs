@@ -104,7 +104,12 @@ struct Walk {
 
 impl Walk {
     /// Begins at `top`, or goes on behind the file `after` (names from GroveHome down).
-    fn new(t: &Tables<'_>, top: Vec<Vec<u8>>, node: Node, after: Option<&[Vec<u8>]>) -> Result<Self, DbError> {
+    fn new(
+        t: &Tables<'_>,
+        top: Vec<Vec<u8>>,
+        node: Node,
+        after: Option<&[Vec<u8>]>,
+    ) -> Result<Self, DbError> {
         if node.kind != Kind::Folder {
             let single = after.is_none().then_some(node);
             return Ok(Self { names: top, levels: Vec::new(), single });
@@ -364,10 +369,8 @@ pub fn page_json(page: &Page, fleet: &Fleet) -> String {
     let risks = page.sums.by_risk.iter().fold(Obj::new(), |to, (risk, (files, bytes))| {
         to.raw(risk.as_str(), Obj::new().num("files", *files).num("bytes", *bytes).end())
     });
-    let sums = Obj::new()
-        .num("files", page.sums.files)
-        .num("bytes", page.sums.bytes)
-        .raw("by_risk", risks.end());
+    let sums =
+        Obj::new().num("files", page.sums.files).num("bytes", page.sums.bytes).raw("by_risk", risks.end());
     Obj::new()
         .num("copies_wanted", fleet.copies)
         .bool("running", fleet.is_running)

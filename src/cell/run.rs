@@ -152,6 +152,7 @@ async fn serve(
     }
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
     on_pool(&vault, super::peers::record_settings).await?;
+    cell.load_drill().await?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -189,6 +190,7 @@ async fn serve(
         executor.spawn(save_time(Rc::clone(&cell))),
         executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
+        executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
     ];

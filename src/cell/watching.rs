@@ -123,15 +123,19 @@ fn shortage_alert(sums: &Sums, why: Option<Stuck>, chunks: u64) -> Alert {
 
 /// What is to be said of a disk with so much free: the code and the words.
 fn disk_alert(free: u64, reserve: u64) -> Option<(&'static str, Alert)> {
-    let remedy = "free some space, add a larger disk, or lower what peers may store here (`grove peer quota`)";
+    let remedy =
+        "free some space, add a larger disk, or lower what peers may store here (`grove peer quota`)";
     if free <= reserve {
-        return Some(("disk-full", Alert {
-            text: format!(
-                "the disk is full up to its reserve ({} MiB free): new files are not kept, and peers' chunks are refused",
-                free >> 20
-            ),
-            remedy: remedy.into(),
-        }));
+        return Some((
+            "disk-full",
+            Alert {
+                text: format!(
+                    "the disk is full up to its reserve ({} MiB free): new files are not kept, and peers' chunks are refused",
+                    free >> 20
+                ),
+                remedy: remedy.into(),
+            },
+        ));
     }
     (free < reserve.saturating_mul(2)).then(|| {
         let text = format!(
@@ -264,13 +268,10 @@ mod tests {
     #[test]
     fn a_disk_is_told_at_twice_the_reserve_and_at_the_reserve() {
         let code = |free| disk_alert(free, 100).map(|(code, _)| code);
-        assert_eq!([200, 199, 101, 100, 0].map(code), [
-            None,
-            Some("disk-low"),
-            Some("disk-low"),
-            Some("disk-full"),
-            Some("disk-full")
-        ]);
+        assert_eq!(
+            [200, 199, 101, 100, 0].map(code),
+            [None, Some("disk-low"), Some("disk-low"), Some("disk-full"), Some("disk-full")]
+        );
         assert_eq!(disk_alert(0, 0).map(|(code, _)| code), Some("disk-full"));
     }
 

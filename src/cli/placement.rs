@@ -148,9 +148,7 @@ impl Seen {
             self.bytes += sums.number("bytes");
             let risks = sums.part("by_risk");
             for (known, (files, bytes)) in RISKS.iter().zip(&mut self.by_risk) {
-                let Some(Value::Object(sum)) =
-                    risks.as_ref().and_then(|risks| risks.0.get(*known))
-                else {
+                let Some(Value::Object(sum)) = risks.as_ref().and_then(|risks| risks.0.get(*known)) else {
                     continue;
                 };
                 let number = |key: &str| match sum.get(key) {
@@ -186,8 +184,13 @@ impl Seen {
         };
         let says = [
             ("is not known to be anywhere in full", "are not known to be anywhere in full"),
-            ("lies only with peers that have been silent too long", "lie only with peers that have been silent too long"),
-            if self.peers.is_empty() || self.worst.iter().all(|file| file.number("here") > 0 || file.text("risk") != "alone") {
+            (
+                "lies only with peers that have been silent too long",
+                "lie only with peers that have been silent too long",
+            ),
+            if self.peers.is_empty()
+                || self.worst.iter().all(|file| file.number("here") > 0 || file.text("risk") != "alone")
+            {
                 ("has only the copy here", "have only the copy here")
             } else {
                 ("has one copy only", "have one copy only")
@@ -211,7 +214,9 @@ impl Seen {
             ));
         }
         if !self.is_running {
-            text.push_str("This cell is not running, so nothing is planned and no peer is reached: `grove run`.\n");
+            text.push_str(
+                "This cell is not running, so nothing is planned and no peer is reached: `grove run`.\n",
+            );
         }
         if !self.may_release && self.is_running {
             text.push_str("Copies too many stay for now: the brake is on, or not all peers were heard since a recovery.\n");
@@ -220,7 +225,9 @@ impl Seen {
             text.push_str("There is no other cell yet: `grove invite` brings one in.\n");
         } else {
             text.push('\n');
-            self.peers.iter().for_each(|peer| text.push_str(&format!("{}\n", peer_line(peer, self.is_running))));
+            self.peers
+                .iter()
+                .for_each(|peer| text.push_str(&format!("{}\n", peer_line(peer, self.is_running))));
         }
         text.push('\n');
         text
@@ -254,13 +261,17 @@ pub(super) fn standing(peer: &Fields) -> String {
         "here" if peer.is("suspended") => {
             "connected, but gets nothing new for a day: it gave false proofs or lost much".to_owned()
         }
-        "here" if peer.is("full") => "connected, but takes no more: its disk or our quota there is full".to_owned(),
+        "here" if peer.is("full") => {
+            "connected, but takes no more: its disk or our quota there is full".to_owned()
+        }
         "here" => "connected".to_owned(),
         "settling" => format!(
             "connected again after a long silence; if it stays for {} more, copies too many are let go",
             time("settle_left_s")
         ),
-        "away" => format!("not counted on, silent for {}; what it holds is copied elsewhere", time("silent_s")),
+        "away" => {
+            format!("not counted on, silent for {}; what it holds is copied elsewhere", time("silent_s"))
+        }
         "silent" if peer.number("silent_s") == 0 => format!("not connected, {seen}"),
         "silent" => {
             let left = peer.number("grace_s").saturating_sub(peer.number("silent_s"));
@@ -301,7 +312,9 @@ fn copies_words(file: &Fields, holders: &[Fields]) -> String {
     let count = show::of(copies, "copy", "copies");
     let proven = holders
         .iter()
-        .filter(|held| held.number("chunks") == chunks && held.number("unproven") == 0 && held.number("away") == 0)
+        .filter(|held| {
+            held.number("chunks") == chunks && held.number("unproven") == 0 && held.number("away") == 0
+        })
         .filter_map(|held| Some((held.some("proven_days_ago")?, held.text("peer"))))
         .min();
     match (copies, proven) {
@@ -316,7 +329,11 @@ fn copies_words(file: &Fields, holders: &[Fields]) -> String {
 }
 
 fn part_words(chunks: u64, of: u64) -> String {
-    if chunks >= of { String::new() } else { format!(" of {} of its {} chunks", show::count(chunks), show::count(of)) }
+    if chunks >= of {
+        String::new()
+    } else {
+        format!(" of {} of its {} chunks", show::count(chunks), show::count(of))
+    }
 }
 
 fn why_words(why: &str) -> &'static str {
@@ -346,7 +363,9 @@ fn notes(file: &mut Fields, holders: &[Fields], peers: &[Fields]) -> Vec<String>
         }
         if held.number("suspect") > 0 {
             let part = part_words(held.number("suspect"), chunks);
-            lines.push(format!("{name} has been asked for a proof of its copy{part} in vain; it is asked again"));
+            lines.push(format!(
+                "{name} has been asked for a proof of its copy{part} in vain; it is asked again"
+            ));
         }
         if held.number("leaving") > 0 {
             lines.push(format!("{name} is told to let its copy go, which is not needed any more"));
@@ -385,7 +404,8 @@ fn notes(file: &mut Fields, holders: &[Fields], peers: &[Fields]) -> Vec<String>
 }
 
 fn head(file: &Fields) -> String {
-    let kind = if file.text("kind") == "symlink" { "link".to_owned() } else { show::bytes(file.number("size")) };
+    let kind =
+        if file.text("kind") == "symlink" { "link".to_owned() } else { show::bytes(file.number("size")) };
     format!("{} ({kind})", name_of(file))
 }
 

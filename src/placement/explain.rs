@@ -522,7 +522,15 @@ mod tests {
             .filter(|peer| peer.is_connected())
             .map(|peer| Candidate { cell: peer.cell, is_favorite: false, pace: peer.pace, free: 1 << 30 })
             .collect();
-        Fleet { peers, candidates, copies, today: 10, is_running: true, may_release: true, ..Fleet::default() }
+        Fleet {
+            peers,
+            candidates,
+            copies,
+            today: 10,
+            is_running: true,
+            may_release: true,
+            ..Fleet::default()
+        }
     }
 
     fn copy(cell: i64, state: CopyState, proven: u64) -> Copy {
@@ -571,8 +579,13 @@ mod tests {
     fn proofs_are_told_by_the_oldest_chunk_of_each_holder() {
         let fleet = fleet(&[Here], 2);
         let mut tally = told(&fleet, true, Extra::No, &[copy(1, Stored, 9)]);
-        let facts =
-            Facts { id: ChunkId(2), len: 1, is_here: true, extra: Extra::No, copies: vec![copy(1, Stored, 4)] };
+        let facts = Facts {
+            id: ChunkId(2),
+            len: 1,
+            is_here: true,
+            extra: Extra::No,
+            copies: vec![copy(1, Stored, 4)],
+        };
         tally.add(&facts, &fleet, &mut []);
         assert_eq!((tally.risk(), tally.holders[&CellNumber(1)].proven), (Risk::Fine, 4));
         assert_eq!(tally.holders[&CellNumber(1)].unproven, 0);
@@ -592,7 +605,10 @@ mod tests {
     #[test]
     fn freed_files_want_a_copy_more_and_may_lie_with_the_absent_only() {
         let fleet = fleet(&[Here, Here], 2);
-        assert_eq!(told(&fleet, false, Extra::Freed, &[copy(1, Stored, 9), copy(2, Stored, 9)]).risk(), Risk::Fine);
+        assert_eq!(
+            told(&fleet, false, Extra::Freed, &[copy(1, Stored, 9), copy(2, Stored, 9)]).risk(),
+            Risk::Fine
+        );
         let tally = told(&fleet, false, Extra::Freed, &[copy(1, Stored, 9)]);
         assert_eq!((tally.risk(), cells(&tally.planned)), (Risk::Alone, vec![2]));
         assert_eq!(told(&fleet, false, Extra::Freed, &[copy(1, Away, 9)]).risk(), Risk::OnlyAway);

@@ -113,9 +113,8 @@ fn best(
 ) -> Option<usize> {
     let has = |cell: &CellNumber| deficit.holders.contains(cell) || targets.contains(cell);
     let taken: Vec<Site> = deficit.holders.iter().chain(targets).map(|cell| sites.of(*cell)).collect();
-    let fits = |(at, c): &(usize, &Candidate)| {
-        Some(*at) != but && c.free >= u64::from(deficit.len) && !has(&c.cell)
-    };
+    let fits =
+        |(at, c): &(usize, &Candidate)| Some(*at) != but && c.free >= u64::from(deficit.len) && !has(&c.cell);
     let fitting = candidates.iter().enumerate().filter(fits);
     let best = fitting.max_by_key(|(_, c)| {
         let site = sites.of(c.cell);
@@ -275,7 +274,8 @@ mod tests {
             let planned = plan_with_reasons(&deficit(1, 100, &[]), &mut cells.to_vec(), at, copies);
             planned.into_iter().map(|(cell, why)| (cell.0, why)).collect()
         };
-        let mut cells = [candidate(1, true, 1 << 30), candidate(2, false, 1 << 30), candidate(3, false, 1 << 20)];
+        let mut cells =
+            [candidate(1, true, 1 << 30), candidate(2, false, 1 << 30), candidate(3, false, 1 << 20)];
         let none = Sites::default();
         assert_eq!(reasons(&cells, &none, 3), [(1, Why::Favorite), (2, Why::Room), (3, Why::Only)]);
         cells[2].pace = Pace(3);

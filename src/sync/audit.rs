@@ -735,8 +735,41 @@ async fn ask_and_record(
     link: &Rc<Link>,
     request: Vec<Ask>,
 ) -> Result<(Proved, Vec<Outcome>), RoundError> {
-    let (vault, cell, peer) = (&sync.vault, link.cell, link.peer);
     let outcomes = ask(sync, link, &request).await?;
+    note(sync, link, request, outcomes).await
+}
+
+/// How a copy was found to be lost by a restore drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    Missing,
+    Damaged,
+    Wrong,
+}
+
+/// A copy was found to be lost otherwise than by a proof: the same follows.
+pub(super) async fn note_loss(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    (chunk, name, len): (ChunkId, ChunkName, u32),
+    loss: Loss,
+) -> Result<(), RoundError> {
+    let outcome = match loss {
+        Loss::Missing => Outcome::Missing,
+        Loss::Damaged => Outcome::Damaged,
+        Loss::Wrong => Outcome::Wrong,
+    };
+    note(sync, link, vec![Ask { chunk, name, len, how: How::Fetch }], vec![outcome]).await.map(drop)
+}
+
+/// Takes in what came of a request.
+async fn note(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    request: Vec<Ask>,
+    outcomes: Vec<Outcome>,
+) -> Result<(Proved, Vec<Outcome>), RoundError> {
+    let (vault, cell, peer) = (&sync.vault, link.cell, link.peer);
     let answered_at = sync.audits.of(&peer).answered_at;
     let (found, outcomes, now) = with_vault(vault, move |vault| {
         let now = vault.now();
