@@ -621,6 +621,27 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` rows over `after` of chunks of my files that have `have` copies on peers; only those that want one
+    /// more than others, if `only_extra`.
+    pub fn short_ids(
+        &self,
+        have: u64,
+        only_extra: bool,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, DbError> {
+        let sql = match only_extra {
+            true => {
+                "SELECT id FROM chunks WHERE extra > 0 AND own IN (1, 2) AND ncopies = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+            }
+            false => {
+                "SELECT id FROM chunks INDEXED BY chunks_short WHERE own IN (1, 2) AND ncopies = ?1 AND id > ?2
+                 ORDER BY id LIMIT ?3"
+            }
+        };
+        self.list(sql, params![have as i64, after.0, limit as i64], |row| row.get(0).map(ChunkId))
+    }
+
     /// Up to `limit` chunks over row `after` whose files are freed here, or to be: they want a copy more than `copies` on
     /// peers, do not have it, are here, and are not yet with `cell`.
     pub fn extra_short(

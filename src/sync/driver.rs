@@ -227,6 +227,8 @@ pub struct Sync {
     pub(super) marking: Turns,
     /// Fetches under way that somebody waits for.
     waiting: Cell<usize>,
+    /// What rounds have moved since the start.
+    moved: Cell<Moved>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -305,6 +307,7 @@ impl Sync {
             away: RefCell::default(),
             marking: Turns::default(),
             waiting: Cell::new(0),
+            moved: Cell::default(),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -459,18 +462,28 @@ impl Sync {
         }
     }
 
+    /// What rounds have moved since the start.
+    pub fn moved_totals(&self) -> Moved {
+        self.moved.get()
+    }
+
     /// One round, and again where a connection broke under it and another one is there.
     async fn round_with(self: &Rc<Self>, link: &Rc<Link>) -> Result<Moved, String> {
         let mut moved = Moved::default();
+        let outcome = self.try_round_with(link, &mut moved).await;
+        self.moved.set(self.moved.get() + moved);
+        link.moved.set(link.moved.get() + moved);
+        outcome.map(|()| moved)
+    }
+
+    async fn try_round_with(self: &Rc<Self>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), String> {
         let mut tries = 0;
         loop {
             let losses = link.losses();
-            let before = moved;
-            let outcome = round::run(self, link, &mut moved).await;
-            link.moved.set(link.moved.get().and(moved.since(before)));
+            let outcome = round::run(self, link, moved).await;
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
-                return Ok(moved);
+                return Ok(());
             };
             // What was on its way is not any more.
             self.in_flight.borrow_mut().retain(|_, cells| {

@@ -56,31 +56,22 @@ const RELEASE_WAIT_S: u64 = 90 * 86_400;
 
 /// What a round moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub(super) pushed_chunks: u64,
-    pub(super) pushed_bytes: u64,
-    pub(super) pulled_chunks: u64,
-    pub(super) pulled_bytes: u64,
+pub struct Moved {
+    pub pushed_chunks: u64,
+    pub pushed_bytes: u64,
+    pub pulled_chunks: u64,
+    pub pulled_bytes: u64,
 }
 
-impl Moved {
-    /// This and `more`.
-    pub(super) fn and(self, more: Self) -> Self {
+impl std::ops::Add for Moved {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
         Self {
             pushed_chunks: self.pushed_chunks + more.pushed_chunks,
             pushed_bytes: self.pushed_bytes + more.pushed_bytes,
             pulled_chunks: self.pulled_chunks + more.pulled_chunks,
             pulled_bytes: self.pulled_bytes + more.pulled_bytes,
-        }
-    }
-
-    /// What of this came after `before`.
-    pub(super) fn since(self, before: Self) -> Self {
-        Self {
-            pushed_chunks: self.pushed_chunks - before.pushed_chunks,
-            pushed_bytes: self.pushed_bytes - before.pushed_bytes,
-            pulled_chunks: self.pulled_chunks - before.pulled_chunks,
-            pulled_bytes: self.pulled_bytes - before.pulled_bytes,
         }
     }
 }
