@@ -26,7 +26,14 @@ pub fn take(len: usize) -> Vec<u8> {
     }
     let found = {
         let mut kept = kept();
-        kept.iter().position(|bytes| bytes.len() >= len).map(|at| kept.swap_remove(at))
+        let fit = kept.iter().position(|bytes| bytes.len() >= len);
+        // Where none is long enough, one makes place for the new one: those in hand and those kept are never more together
+        // than were in hand at once.
+        let short = fit.is_none().then(|| kept.pop());
+        let found = fit.map(|at| kept.swap_remove(at));
+        drop(kept);
+        drop(short);
+        found
     };
     let Some(mut bytes) = found else {
         let mut bytes = Vec::with_capacity(len + TAG_BYTES);

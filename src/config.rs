@@ -177,6 +177,10 @@ settings! {
     "alerts.command" alerts_command: Vec<String> = Vec::new();
     /// A sample of files is restored from peers alone, and compared, this often. Days; 0: only by `grove drill`.
     "drill.days" drill_days: u64 = 7;
+    /// Every chunk that lies here is read and compared with its name once in this time. Days; 0: never by itself.
+    "scrub.days" scrub_days: u64 = 30;
+    /// How fast it is read for that, at most. Bytes a second.
+    "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -305,6 +309,8 @@ impl Config {
             ),
             ("drill.days", self.drill_days <= 365, "at most 365"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
+            ("scrub.days", self.scrub_days <= 3650, "from 0 to 3650"),
+            ("scrub.bytes_per_s", self.scrub_bytes_per_s >= 64 * 1024, "at least 65536"),
             ("name", self.name.len() <= 64, "at most 64 bytes long"),
             ("routes.measure_hours", self.routes_measure_hours <= 8760, "from 0 to 8760"),
             ("limit.up_bytes_per_s", is_limit(self.limit_up), LIMIT_WANTED),

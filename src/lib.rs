@@ -35,6 +35,8 @@ pub mod relay;
 pub mod routes;
 pub mod seal;
 pub mod sha256;
+#[doc(hidden)]
+pub mod simulation;
 pub mod state_files;
 pub mod store;
 pub mod sync;

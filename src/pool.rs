@@ -1,11 +1,13 @@
 //! Work that blocks, and turns. In a simulation the work is done where it is asked for, in its one thread.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use smol::Task;
-use smol::lock::{Semaphore, SemaphoreGuard};
+use smol::channel::{self, Receiver, Sender};
 
 use crate::world;
 
@@ -59,25 +61,64 @@ impl<T> Future for Job<T> {
     }
 }
 
-/// One at a time. `smol::lock::Mutex` looks at the machine's clock to decide who is next; this does not.
-#[derive(Debug)]
-pub struct Turns(Semaphore);
+/// One at a time, in the order of asking. `smol::lock::Mutex` looks at the machine's clock to decide who is next; this does
+/// not, and nobody who comes later is served before one who waits.
+#[derive(Debug, Default)]
+pub struct Turns {
+    is_taken: Cell<bool>,
+    waiting: RefCell<VecDeque<Sender<()>>>,
+}
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self(Semaphore::new(1))
+/// A turn, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    turns: &'a Turns,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.turns.waiting.borrow_mut();
+        // Whoever has given up waiting is passed over.
+        while let Some(next) = waiting.pop_front() {
+            if next.try_send(()).is_ok() {
+                return;
+            }
+        }
+        self.turns.is_taken.set(false);
+    }
+}
+
+/// A place in the queue. One that is dropped after its turn has come passes it on.
+struct Place<'a> {
+    turns: &'a Turns,
+    called: Receiver<()>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.called.try_recv().is_ok() {
+            drop(Turn { turns: self.turns });
+        }
     }
 }
 
 impl Turns {
     /// Waits for its turn, which ends when what this gives is dropped.
-    pub async fn lock(&self) -> SemaphoreGuard<'_> {
-        self.0.acquire().await
+    pub async fn lock(&self) -> Turn<'_> {
+        if let Some(turn) = self.try_lock() {
+            return turn;
+        }
+        let (call, called) = channel::bounded(1);
+        self.waiting.borrow_mut().push_back(call);
+        let place = Place { turns: self, called };
+        // The sender stays in the queue until it calls.
+        let _ = place.called.recv().await;
+        Turn { turns: self }
     }
 
     /// Its turn, if nobody else has it.
-    pub fn try_lock(&self) -> Option<SemaphoreGuard<'_>> {
-        self.0.try_acquire()
+    pub fn try_lock(&self) -> Option<Turn<'_>> {
+        (!self.is_taken.replace(true)).then_some(Turn { turns: self })
     }
 }
 
@@ -92,5 +133,31 @@ mod tests {
         assert_ne!(here, other);
         let _simulated = world::Guard::begin(1);
         assert_eq!(smol::block_on(unblock(|| std::thread::current().id())), here);
+    }
+
+    #[test]
+    fn turns_come_in_the_order_of_asking_and_those_who_give_up_are_passed_over() {
+        let turns = Turns::default();
+        let first = turns.try_lock().unwrap();
+        let poll = |work: &mut Pin<Box<dyn Future<Output = Turn<'_>> + '_>>| {
+            work.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready()
+        };
+        let mut waiting: Vec<Pin<Box<dyn Future<Output = Turn<'_>> + '_>>> =
+            (0..4).map(|_| Box::pin(turns.lock()) as Pin<Box<dyn Future<Output = Turn<'_>> + '_>>).collect();
+        assert!(waiting.iter_mut().all(|one| !poll(one)));
+        drop(waiting.remove(0));
+        drop(first);
+        assert!(turns.try_lock().is_none(), "it was handed on");
+        // The next one's turn has come, and it goes away without taking it.
+        drop(waiting.remove(0));
+        let Poll::Ready(turn) = waiting[0].as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()))
+        else {
+            panic!("it is the third one's turn")
+        };
+        assert!(!poll(&mut waiting[1]));
+        drop(turn);
+        assert!(poll(&mut waiting[1]));
+        drop(waiting);
+        assert!(turns.try_lock().is_some());
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -82,7 +82,10 @@ impl Dice {
 
 /// Ends a simulated process at the n-th operation on its disk, by unwinding with `Blown`.
 #[derive(Debug)]
-pub struct Fuse(AtomicU64);
+pub struct Fuse {
+    left: AtomicU64,
+    is_blown: AtomicBool,
+}
 
 /// What a fuse unwinds with.
 #[derive(Debug)]
@@ -90,25 +93,32 @@ pub struct Blown;
 
 impl Default for Fuse {
     fn default() -> Self {
-        Self(AtomicU64::new(u64::MAX))
+        Self { left: AtomicU64::new(u64::MAX), is_blown: AtomicBool::new(false) }
     }
 }
 
 impl Fuse {
     /// Blows at the operation after `operations` more; `None`: never.
     pub fn set(&self, operations: Option<u64>) {
-        self.0.store(operations.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.left.store(operations.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.is_blown.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has blown since it was set: an executor may keep what unwinds for whoever awaits the task.
+    pub fn is_blown(&self) -> bool {
+        self.is_blown.load(Ordering::Relaxed)
     }
 
     /// An operation happens.
     pub fn step(&self) {
-        match self.0.load(Ordering::Relaxed) {
+        match self.left.load(Ordering::Relaxed) {
             u64::MAX => {}
             0 => {
                 self.set(None);
+                self.is_blown.store(true, Ordering::Relaxed);
                 std::panic::resume_unwind(Box::new(Blown));
             }
-            left => self.0.store(left - 1, Ordering::Relaxed),
+            left => self.left.store(left - 1, Ordering::Relaxed),
         }
     }
 }

@@ -17,6 +17,7 @@ use grove::codec::Writer;
 use grove::id::{BodyHash, CellId, ChunkName, FileId, hex, unhex};
 use grove::keys::{Identity, MasterKey, Secret, random, sha256};
 use grove::manifest::{Check, Entry, Extension, FileTime, Kind, Manifest, OwnerPart, read_list, write_list};
+use grove::proof::{self, Parties};
 use grove::routes::beacon::{self, DATAGRAM_BYTES, Pair, Purpose, Said};
 use grove::seal::{ENCODING_RAW, Sealer, padded_len};
 use grove::store::{ChunkStore, DiskStore, PackId, Place, StoreError, StoreLimits};
@@ -1136,6 +1137,47 @@ fn cell() {
             ("chunks", array(cell.chunks.iter().map(bytes))),
             ("tree", array(tree)),
             ("records", array(cell.records.iter().map(record))),
+        ])
+    });
+}
+
+#[test]
+fn proofs() {
+    let parties =
+        Parties { verifier: identity().id(), prover: master().identity(1, 0).id(), owner: identity().id() };
+    let nonce = times(0x77);
+    let of = |len: usize| {
+        let sealed = pattern(len, 3);
+        let name = ChunkName(sha256(&sealed));
+        let root = proof::root(&sealed);
+        let whole = proof::whole(&nonce, &parties, &name, &sealed);
+        let leaves = (0..proof::leaf_count(len as u32)).map(|index| {
+            let proof = proof::leaf(&sealed, index).unwrap();
+            assert!(proof::is_leaf_proof(&root, len as u32, index, &proof));
+            let path = &proof[..1 + 32 * usize::from(proof[0])];
+            Object(vec![("index", Number(index.into())), ("path", bytes(path))])
+        });
+        Object(vec![
+            ("len", Number(len as i128)),
+            ("name", bytes(name.0)),
+            ("whole", bytes(whole)),
+            ("root", bytes(root)),
+            ("leaves", array(leaves)),
+        ])
+    };
+    check("proof.json", |_| {
+        Object(vec![
+            (
+                "about",
+                text(
+                    "the sealed bytes are byte i = (i * 31 + (i >> 8) + 3) mod 256; paths as in a proof, without the leaf",
+                ),
+            ),
+            ("nonce", bytes(nonce)),
+            ("verifier", bytes(parties.verifier.0)),
+            ("prover", bytes(parties.prover.0)),
+            ("owner", bytes(parties.owner.0)),
+            ("chunks", array([0, 1, 65_535, 65_536, 65_537, 196_608, 400_000].map(of))),
         ])
     });
 }

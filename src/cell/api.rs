@@ -157,6 +157,7 @@ impl Cell {
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
             (Method::Post, ["restore"]) => self.restore(&fields),
+            (Method::Post, ["verify"]) if fields.bool("peers") => self.verify_peers(),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
             (Method::Post, ["confirm"]) => json(self.confirm().await),
             (Method::Post, ["drill"]) => self.drill(),
@@ -473,9 +474,9 @@ impl Cell {
             wanted.sort();
             wanted.dedup();
             let count = wanted.len();
-            let missing = cell.fetch(wanted).await;
+            let missing = cell.mend_chunks(wanted).await?;
             if missing.is_empty() {
-                cell.vault.clear("damaged");
+                cell.vault.note_healed(&[], true);
             }
             let vault = Arc::clone(&cell.vault);
             let lost = missing.clone();

@@ -349,6 +349,7 @@ impl Pass<'_> {
             self.keeper.jobs,
         );
         let mut step = begin_step(walk);
+        let mut had_large = false;
         loop {
             let (back, found) = step.await;
             walk = back;
@@ -367,8 +368,13 @@ impl Pass<'_> {
             self.kept.unchanged +=
                 found.looked_at.saturating_sub(found.candidates.len() as u64 + found.folders);
             let (small, large): (Vec<_>, Vec<_>) = found.candidates.into_iter().partition(import::is_small);
-            if !small.is_empty() {
-                self.prepare(small).await?;
+            if had_large && !small.is_empty() {
+                // What large files needed does not lie beside what small ones do.
+                crate::buffers::clear();
+            }
+            had_large = !large.is_empty();
+            for job in import::into_jobs(small) {
+                self.prepare(job).await?;
             }
             for candidate in large {
                 let outcome = importer

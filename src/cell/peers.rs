@@ -61,12 +61,12 @@ fn peer_json(peer: &PeerView, fleet: &Fleet, proofs: &[ProofView]) -> String {
         None => head,
     };
     match proofs.iter().find(|proof| proof.id == peer.id) {
-        Some(proof) => to.raw("proofs", proofs_json(&proof.proved)).end(),
+        Some(proof) => to.raw("proofs", proof_counts(&proof.proved)).end(),
         None => to.end(),
     }
 }
 
-fn proofs_json(proved: &crate::sync::Proved) -> String {
+fn proof_counts(proved: &crate::sync::Proved) -> String {
     Obj::new()
         .num("proven", proved.proven)
         .num("missing", proved.missing)
@@ -128,11 +128,30 @@ fn report_json(report: &RoundReport) -> String {
     Obj::new().raw("peers", list(peers)).num("waiting_chunks", report.waiting_chunks).end()
 }
 
+fn proofs_json(view: &ProofView) -> String {
+    let proved = &view.proved;
+    Obj::new()
+        .str("name", &view.name)
+        .bool("reached", view.is_reached)
+        .num("proven", proved.proven)
+        .num("missing", proved.missing)
+        .num("damaged", proved.damaged)
+        .num("false", proved.wrong)
+        .num("given_up", proved.silent)
+        .num("unanswered", proved.unanswered)
+        .bool("suspended", view.is_suspended)
+        .end()
+}
+
 fn ok<E: std::fmt::Display>(outcome: Result<String, E>) -> ApiResponse {
     match outcome {
         Ok(json) => ApiResponse::json_text(200, json),
         Err(why) => ApiResponse::error(409, "refused", &why.to_string(), ""),
     }
+}
+
+fn not_running() -> ApiResponse {
+    ApiResponse::error(409, "not_running", "this needs the running cell", "start it with `grove run`")
 }
 
 fn needs(field: &str) -> ApiResponse {
@@ -145,6 +164,16 @@ fn needs(field: &str) -> ApiResponse {
 }
 
 impl Cell {
+    /// Asks every peer that is connected for proofs of everything.
+    pub(super) fn verify_peers(self: &Rc<Self>) -> ApiResponse {
+        let Some(sync) = self.synced() else { return not_running() };
+        self.jobs.start(&self.executor, "verify", |job| async move {
+            job.say("peers prove what they hold");
+            let views = sync.prove_all(&|done, total| job.progress(done, total, "chunks")).await?;
+            Ok(Obj::new().raw("peers", list(views.iter().map(proofs_json))).end())
+        })
+    }
+
     pub(super) fn synced(&self) -> Option<Rc<Sync>> {
         self.sync.borrow().clone()
     }
@@ -246,12 +275,7 @@ impl Cell {
         let is_known = matches!(rest, ["peers" | "invites" | "routes", ..] | ["join"] | ["sync"]);
         let Some(sync) = self.synced().filter(|_| is_known) else {
             return if is_known {
-                ApiResponse::error(
-                    409,
-                    "not_running",
-                    "this needs the running cell",
-                    "start it with `grove run`",
-                )
+                not_running()
             } else {
                 ApiResponse::error(404, "not_found", "there is nothing at this path", "")
             };
@@ -270,6 +294,13 @@ impl Cell {
                 };
                 self.publish_soon();
                 ok(done.map(|(name, id)| Obj::new().str("name", &name).str("id", &id.to_string()).end()))
+            }
+            (Method::Get, ["peers", "proofs"]) => {
+                let views = sync.proofs();
+                ApiResponse::json_text(
+                    200,
+                    Obj::new().raw("peers", list(views.iter().map(proofs_json))).end(),
+                )
             }
             (Method::Get, ["routes"]) => {
                 ApiResponse::json_text(200, routes_json(&sync, self.vault.clock.wall()))

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use argh::FromArgs;
 use miniserde::json::Value;
 
-use super::ask::{CliError, Method, number_or_null, object, text_or_null};
+use super::ask::{Cell, CliError, Fields, Method, number_or_null, object, text_or_null};
 use super::files::wire_name;
 use super::{Context, Word, job, show};
 use crate::files::unix::{from_wire, to_wire};
@@ -101,6 +101,9 @@ pub struct Verify {
     /// read every chunk and compare it with its name, instead of looking whether it is there
     #[argh(switch)]
     deep: bool,
+    /// ask every connected peer to prove now that it holds what it should, instead of looking here
+    #[argh(switch)]
+    peers: bool,
     /// print the JSON of the API
     #[argh(switch)]
     json: bool,
@@ -108,6 +111,10 @@ pub struct Verify {
 
 impl Verify {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        if self.peers {
+            let mut cell = context.running_cell()?;
+            return self.ask_peers(context, &mut *cell);
+        }
         let mut cell = context.cell()?;
         let outcome = job::run(context, &mut *cell, "/verify", object([("deep", Value::Bool(self.deep))]))?;
         let result = &outcome.result;
@@ -144,6 +151,59 @@ impl Verify {
         let hint = "start the cell and its peers, and run `grove sync --wait`: it fetches good copies from whoever has them";
         Err(CliError::new("not everything is sound", hint))
     }
+
+    fn ask_peers(&self, context: &mut Context<'_>, cell: &mut dyn Cell) -> Result<(), CliError> {
+        let mut outcome = job::run(context, cell, "/verify", object([("peers", Value::Bool(true))]))?;
+        let peers = outcome.result.list("peers");
+        let lost = |peer: &Fields| {
+            ["missing", "damaged", "false", "given_up"].map(|key| peer.number(key)).iter().sum::<u64>()
+        };
+        if self.json {
+            writeln!(context.out, "{}", outcome.text)?;
+        } else if peers.is_empty() {
+            writeln!(context.out, "No peers yet. `grove invite` brings one in.")?;
+        } else {
+            for peer in &peers {
+                write_proofs(context, peer)?;
+            }
+        }
+        context.out.flush()?;
+        if peers.iter().any(|peer| lost(peer) > 0) {
+            let hint = "they are copied again by themselves; `grove sync --wait` says when that is done";
+            return Err(CliError::new("not every copy is there", hint));
+        }
+        if !peers.is_empty() && !peers.iter().any(|peer| peer.is("reached")) {
+            return Err(CliError::new(
+                "no peer was reached",
+                "are they on, and can they be reached from here?",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What one peer has proven, on one line.
+fn write_proofs(context: &mut Context<'_>, peer: &Fields) -> Result<(), CliError> {
+    let name = show::text(peer.text("name")).replace('\n', " ");
+    if !peer.is("reached") {
+        writeln!(context.out, "{name}: not reached")?;
+        return Ok(());
+    }
+    write!(context.out, "{name}: has proven {}", show::of(peer.number("proven"), "copy", "copies"))?;
+    for (key, what) in [
+        ("missing", "missing"),
+        ("damaged", "damaged there"),
+        ("false", "falsely claimed"),
+        ("given_up", "given up"),
+        ("unanswered", "not answered for yet"),
+    ] {
+        let count = peer.number(key);
+        if count > 0 {
+            write!(context.out, ", {} {what}", show::count(count))?;
+        }
+    }
+    writeln!(context.out, "{}", if peer.is("suspended") { "; it gets nothing new for a day" } else { "" })?;
+    Ok(())
 }
 
 /// say that many deletions or changes at once were meant
@@ -220,6 +280,27 @@ mod tests {
         for line in ["restore", "restore a --id b", "restore --all --version 3", "restore a --all"] {
             assert_eq!(setup.grove(line, "").code, 2, "{line}");
         }
+    }
+
+    #[test]
+    fn verify_of_peers_says_what_each_has_proven_and_fails_while_copies_are_lost() {
+        let setup = Setup::new();
+        let verify = || super::Verify { deep: false, peers: true, json: false };
+        let peer = |rest: &str| {
+            format!(
+                r#"{{"peers":[{{"name":"attic","reached":true,"proven":53,{rest}"unanswered":0,"suspended":false}}]}}"#
+            )
+        };
+        done(&setup, "/verify", &peer(""));
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
+        assert_eq!((told.code, told.out.as_str()), (0, "attic: has proven 53 copies\n"), "{told:?}");
+        done(&setup, "/verify", &peer(r#""damaged":2,"#));
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
+        assert_eq!(told.code, 1, "{told:?}");
+        assert_eq!(told.out, "attic: has proven 53 copies, 2 damaged there\n");
+        done(&setup, "/verify", r#"{"peers":[{"name":"attic","reached":false}]}"#);
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
+        assert_eq!((told.code, told.out.as_str()), (1, "attic: not reached\n"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::version::{self, Content, Known, NewVersion};
 use super::walk::{Candidate, Problem};
 use crate::buffers;
 use crate::config::{
-    CLOCK_TICK_MS, COMMIT_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
+    CLOCK_TICK_MS, COMMIT_BYTES, JOB_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
 };
 use crate::id::ChunkName;
 use crate::keys::Secret;
@@ -111,6 +111,22 @@ pub fn prepare_small(
 ) -> Vec<Result<Outcome, VaultError>> {
     let mut buffer = Vec::new();
     candidates.into_iter().map(|candidate| prepare_one(vault, candidate, force, &mut buffer)).collect()
+}
+
+/// Candidates for `prepare_small`, in jobs of some 1 MiB (`JOB_BYTES`): what one job seals lies in memory until all of it
+/// is done.
+pub fn into_jobs(candidates: Vec<Candidate>) -> Vec<Vec<Candidate>> {
+    let mut jobs: Vec<Vec<Candidate>> = Vec::new();
+    let mut bytes = JOB_BYTES;
+    for candidate in candidates {
+        if bytes >= JOB_BYTES {
+            jobs.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += candidate.cost();
+        jobs.last_mut().expect("pushed above").push(candidate);
+    }
+    jobs
 }
 
 /// Whether a candidate can go into `prepare_small`.
@@ -336,6 +352,9 @@ pub struct LargeImporter {
 
 /// Chunks that one job seals: two are hashed in little more time than one.
 const JOB_CHUNKS: usize = 2;
+/// Chunks that are read and sealed at once, whatever the cores: 24 MiB of the 64 that a cell may use, while peers send it
+/// chunks and take others.
+const CHUNKS_AT_ONCE: usize = 6;
 
 /// Bytes of a file that make one chunk.
 struct Stretch {
@@ -352,9 +371,9 @@ struct SealedPart {
 }
 
 impl LargeImporter {
-    /// Jobs take a permit each; `jobs` of one file run at once.
+    /// Jobs take a permit each; `jobs` of one file run at once, up to 3.
     pub fn new(vault: Arc<Vault>, permits: Arc<Semaphore>, jobs: usize) -> Self {
-        Self { vault, permits, jobs }
+        Self { vault, permits, jobs: jobs.min(CHUNKS_AT_ONCE / JOB_CHUNKS) }
     }
 
     /// Reads and seals one large file. `progress` is told the bytes done.

@@ -109,7 +109,7 @@ pub struct Walk {
     devices: HashMap<u64, Device>,
     pending: Vec<(NodeId, bool)>,
     current: Option<(Arc<OpenFolder>, Names, Seen, bool)>,
-    /// Single names to look at, where a watch told which.
+    /// Single names to look at, where a watch told which; sorted, the next one last.
     names: Vec<(NodeId, Vec<u8>)>,
     suspects: Vec<NodeId>,
     watch: Option<Arc<WatchList>>,
@@ -140,10 +140,13 @@ impl Walk {
     pub fn some(
         vault: Arc<Vault>,
         watch: Option<Arc<WatchList>>,
-        names: Vec<(NodeId, Vec<u8>)>,
+        mut names: Vec<(NodeId, Vec<u8>)>,
         folders: Vec<(NodeId, bool)>,
     ) -> Result<Self, VaultError> {
         let mut walk = Self::new(vault, watch)?;
+        // Taken from the end: the first name comes first.
+        names.sort_by(|a, b| b.cmp(a));
+        names.dedup();
         walk.names = names;
         walk.pending = folders;
         Ok(walk)
@@ -246,13 +249,13 @@ impl Walk {
         Ok(device)
     }
 
-    /// Looks at names whose folder a watch knew.
+    /// Looks at some of the names whose folder a watch knew: of one folder, and no more than of a folder that is read.
     fn look_at_some(&mut self, found: &mut Found) -> Result<(), VaultError> {
-        self.names.sort();
-        self.names.dedup();
-        let Some((node, _)) = self.names.first().cloned() else { return Ok(()) };
-        let rest = self.names.iter().position(|(other, _)| *other != node).unwrap_or(self.names.len());
-        let names: Vec<_> = self.names.drain(..rest).map(|(_, name)| Ok(name)).collect();
+        let Some((node, _)) = self.names.last() else { return Ok(()) };
+        let node = *node;
+        let of_folder = self.names.iter().rev().take(NAMES_PER_LOOK).take_while(|(other, _)| *other == node);
+        let rest = self.names.len() - of_folder.count();
+        let names: Vec<_> = self.names.drain(rest..).map(|(_, name)| Ok(name)).collect();
         let Ok(at) = self.open(node)? else { return Ok(()) };
         let at = Arc::new(at);
         let mut seen = Seen::default();

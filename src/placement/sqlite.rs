@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::{DbError, Tables};
@@ -87,6 +88,8 @@ impl Db {
              PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 8388608;
              PRAGMA wal_autocheckpoint = 1000; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = OFF;"
         ))?;
+        // Or a statement is planned anew each time it is given other values that a partial index might depend on.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let is_new = version == 0;
         if is_new {

@@ -727,6 +727,11 @@ impl<'a> Tables<'a> {
         Ok(totals.unwrap_or_default())
     }
 
+    /// How many chunks of my files have fewer than `copies` copies on peers.
+    pub fn own_short(&self, copies: u64) -> Result<u64, DbError> {
+        self.number("SELECT count(*) FROM chunks WHERE own IN (1, 2) AND ncopies < ?1", [copies as i64])
+    }
+
     /// Records a new place, or absence.
     pub fn move_chunk(&self, id: ChunkId, place: Option<&Place>) -> Result<(), DbError> {
         self.moved.set(true);

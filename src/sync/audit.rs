@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smol::Timer;
+use crate::world::Timer;
 
 use super::driver::Sync;
 use super::link::{For, Link};
@@ -170,10 +170,10 @@ impl Record {
             self.answered_at = now;
         }
         if found.lost() > 0 {
-            self.last_lost_at = now;
+            self.last_lost_at = now.max(1);
         }
         if found.wrong > 0 {
-            self.last_wrong_at = now;
+            self.last_wrong_at = now.max(1);
         }
         let is_much = self.day_lost >= MANY_LOSSES && self.day_lost * 4 > self.day_proven;
         if found.wrong > 0 || (is_much && found.lost() > 0) {
@@ -937,5 +937,252 @@ async fn fetch(
             GetStatus::Damaged => Outcome::Damaged,
             GetStatus::Other(_) => Outcome::Nothing,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::{Db, Own};
+    use crate::store::Place;
+
+    const NOW: u64 = 1_000_000;
+    const PEER: CellId = CellId([7; 32]);
+
+    fn ask(n: i64, len: u32, how: How) -> Ask {
+        Ask { chunk: ChunkId(n), name: ChunkName([n as u8; 32]), len, how }
+    }
+
+    /// A database with so many chunks here, each of `len` bytes and with a copy on the peer.
+    fn with_copies(count: usize, len: u32) -> (Db, CellNumber, Vec<ChunkId>) {
+        let db = Db::in_memory().unwrap();
+        let (cell, ids) = db
+            .change(|t| -> Result<_, DbError> {
+                let cell = t.cell(&PEER)?;
+                let mut ids = Vec::new();
+                for n in 0..count {
+                    let mut name = ChunkName([1; 32]);
+                    name.0[..8].copy_from_slice(&(n as u64).to_le_bytes());
+                    let id = t.put_chunk(&name, len, &Place::Loose, Own::Data)?;
+                    t.put_copy(id, cell)?;
+                    ids.push(id);
+                }
+                Ok((cell, ids))
+            })
+            .unwrap();
+        (db, cell, ids)
+    }
+
+    fn planned(db: &Db, cell: CellNumber, record: &Record, now: u64) -> Plan {
+        db.read(|t| plan(t, cell, record, now)).unwrap()
+    }
+
+    fn recorded(
+        db: &Db,
+        cell: CellNumber,
+        asks: &[Ask],
+        outcomes: &[Outcome],
+        now: u64,
+        answered: u64,
+    ) -> Proved {
+        db.change(|t| super::record(t, cell, asks, outcomes, answered, now)).unwrap()
+    }
+
+    fn state(db: &Db, cell: CellNumber, chunk: ChunkId) -> Option<CopyState> {
+        db.read(|t| t.copy(chunk, cell)).unwrap().map(|copy| copy.state)
+    }
+
+    #[test]
+    fn copies_that_were_never_proven_are_due_at_once_and_then_a_round_is_quiet_for_an_hour() {
+        let (db, cell, ids) = with_copies(300, 5000);
+        let first = planned(&db, cell, &Record::default(), NOW);
+        assert_eq!((first.due.len(), first.again.len()), (300, 0));
+        let then = first.then.unwrap();
+        assert_eq!(then.next_at, NOW + EVERY_S);
+        recorded(&db, cell, &first.due, &vec![Outcome::Proven; 300], NOW, 0);
+        assert!(
+            db.read(|t| t.copy(ids[0], cell)).unwrap().is_some_and(|copy| copy.proven == NOW / DAY_S + 1)
+        );
+        let quiet = planned(&db, cell, &then, NOW + EVERY_S - 1);
+        assert!(quiet.due.is_empty() && quiet.then.is_none());
+        let later = planned(&db, cell, &then, NOW + EVERY_S);
+        assert!(later.due.is_empty() && later.then.is_some());
+    }
+
+    #[test]
+    fn each_copy_is_asked_for_within_20_days_of_its_last_time_and_evenly() {
+        let (db, cell, _) = with_copies(2000, 100_000);
+        let mut record = Record::default();
+        let mut last: BTreeMap<ChunkId, u64> = BTreeMap::new();
+        let (mut gap, mut most) = (0, 0);
+        for round in 0..12 * 24 * 70 {
+            let now = NOW + round * 300;
+            let plan = planned(&db, cell, &record, now);
+            for request in requests(plan.due.clone()) {
+                let cost: u64 = request.iter().map(Ask::cost).sum();
+                assert!(request.len() <= AUDIT_NAMES_MAX && cost <= PROVED_BYTES_MAX);
+                recorded(&db, cell, &request, &vec![Outcome::Proven; request.len()], now, 0);
+            }
+            for ask in &plan.due {
+                if let Some(before) = last.insert(ask.chunk, now) {
+                    gap = gap.max(now - before);
+                }
+            }
+            if round > 12 * 24 {
+                most = most.max(plan.due.len());
+            }
+            record = plan.then.unwrap_or(record);
+        }
+        assert_eq!(last.len(), 2000);
+        assert!(last.values().all(|at| *at + 27 * DAY_S > NOW + 70 * DAY_S), "none is left out");
+        assert!(gap <= (20 + FRESH_DAYS) * DAY_S + EVERY_S, "{gap}");
+        assert!(most <= 2000 / (20 * 24) * 3 + 3, "{most} in one round");
+    }
+
+    #[test]
+    fn one_round_asks_for_no_more_than_its_bounds_and_the_next_goes_on() {
+        let (db, cell, _) = with_copies(600, 4 << 20);
+        let first = planned(&db, cell, &Record::default(), NOW);
+        let cost: u64 = first.due.iter().map(Ask::cost).sum();
+        assert!((BYTES_MAX..=BYTES_MAX + (4 << 20)).contains(&cost), "{cost}");
+        assert_eq!(first.then.unwrap().next_at, NOW + HURRIED_S);
+        assert!(first.then.unwrap().allowance(NOW + 1) == BYTES_MIN);
+    }
+
+    #[test]
+    fn after_a_long_stop_all_is_caught_up_in_bounded_steps() {
+        let (db, cell, ids) = with_copies(3000, 1 << 20);
+        db.change(|t| ids.iter().try_for_each(|id| t.prove_copy(*id, cell, NOW / DAY_S + 1))).unwrap();
+        let mut record =
+            Record { cycle: Cycle { cursor: 10, began_at: NOW }, ran_at: NOW, ..Record::default() };
+        let mut now = NOW + 100 * DAY_S;
+        let mut asked = 0;
+        for _ in 0..20 {
+            let plan = planned(&db, cell, &record, now);
+            assert!(plan.due.iter().map(Ask::cost).sum::<u64>() <= BYTES_MAX + (1 << 20));
+            recorded(&db, cell, &plan.due, &vec![Outcome::Proven; plan.due.len()], now, 0);
+            asked += plan.due.len();
+            record = plan.then.unwrap_or(record);
+            now += HURRIED_S;
+        }
+        assert_eq!(asked, 3000 - 10);
+    }
+
+    #[test]
+    fn vain_tries_make_a_copy_suspect_and_only_a_day_of_them_beside_other_proofs_makes_it_lost() {
+        let (db, cell, ids) = with_copies(2, 1000);
+        let asks = [ask(ids[0].0, 1000, How::Whole)];
+        let (mut now, mut tries, mut lost_at) = (NOW, 0, None);
+        while lost_at.is_none() && tries < 100 {
+            // Nothing was proven meanwhile: this peer is just silent.
+            let found = recorded(&db, cell, &asks, &[Outcome::Nothing], now, NOW - 1);
+            tries += 1;
+            if found.silent > 0 {
+                lost_at = Some(now);
+            } else {
+                let wanted = if tries >= SUSPECT_TRIES { CopyState::Suspect } else { CopyState::Stored };
+                assert_eq!(state(&db, cell, ids[0]), Some(wanted));
+                assert_eq!(db.read(|t| t.copies_of(ids[0])).unwrap(), [cell], "it still counts");
+                now = db.read(|t| t.unanswered(ids[0], cell)).unwrap().unwrap().next;
+            }
+        }
+        let silent_for = lost_at.unwrap() - NOW;
+        assert!((SILENT_S..SILENT_S + DAY_S).contains(&silent_for), "{silent_for}");
+
+        let asks = [ask(ids[1].0, 1000, How::Whole)];
+        let (mut now, mut tries) = (NOW, 0);
+        loop {
+            tries += 1;
+            if recorded(&db, cell, &asks, &[Outcome::Nothing], now, now).silent > 0 {
+                break;
+            }
+            now = db.read(|t| t.unanswered(ids[1], cell)).unwrap().unwrap().next;
+        }
+        assert!(tries >= LOST_TRIES && (LOST_S..2 * LOST_S).contains(&(now - NOW)), "{tries} {}", now - NOW);
+        assert_eq!(state(&db, cell, ids[1]), None);
+        // The peer states it again, and a proof makes it as good as any.
+        db.change(|t| t.put_copy(ids[1], cell)).unwrap();
+        assert_eq!(planned(&db, cell, &Record::default(), now).due.len(), 1);
+        recorded(&db, cell, &asks, &[Outcome::Proven], now, now);
+        assert_eq!(state(&db, cell, ids[1]), Some(CopyState::Stored));
+        assert_eq!(db.read(|t| t.unanswered(ids[1], cell)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_proof_ends_suspicion_and_impatience_is_no_vain_try() {
+        let (db, cell, ids) = with_copies(1, 1000);
+        let asks = [ask(ids[0].0, 1000, How::Whole)];
+        for _ in 0..50 {
+            recorded(&db, cell, &asks, &[Outcome::Nothing], NOW, NOW);
+        }
+        assert_eq!(db.read(|t| t.unanswered(ids[0], cell)).unwrap().unwrap().tries, 1);
+        for try_at in 1..20 {
+            recorded(&db, cell, &asks, &[Outcome::Nothing], NOW + try_at * TRY_S_MAX, NOW);
+        }
+        assert_eq!(state(&db, cell, ids[0]), Some(CopyState::Suspect));
+        let again = planned(&db, cell, &Record::default(), NOW + 30 * TRY_S_MAX);
+        assert_eq!((again.again.len(), again.due.len()), (1, 0));
+        recorded(&db, cell, &asks, &[Outcome::Proven], NOW + 30 * TRY_S_MAX, NOW);
+        assert_eq!(state(&db, cell, ids[0]), Some(CopyState::Stored));
+    }
+
+    #[test]
+    fn of_a_request_cut_short_only_the_first_silent_name_was_asked_in_vain() {
+        use Outcome::{Missing, Nothing, Proven, Untold};
+        assert_eq!(vain(&[Proven, Proven, Nothing, Nothing]), [false, false, true, false]);
+        assert_eq!(vain(&[Nothing, Nothing]), [true, false]);
+        assert_eq!(vain(&[Proven, Nothing, Missing, Nothing, Nothing]), [false, true, false, true, false]);
+        assert_eq!(vain(&[Untold, Nothing, Nothing]), [false, true, false]);
+        assert!(vain(&[Proven, Untold]).iter().all(|vain| !vain) && vain(&[]).is_empty());
+    }
+
+    #[test]
+    fn peers_that_lie_or_lose_much_get_nothing_new_for_a_day() {
+        let mut record = Record::default();
+        record.take(&Proved { proven: 100, missing: 63, ..Proved::default() }, NOW);
+        assert!(!record.is_suspended(NOW));
+        record.take(&Proved { missing: 1, ..Proved::default() }, NOW);
+        assert!(record.is_suspended(NOW) && !record.is_suspended(NOW + SUSPENDED_S));
+        let mut record = Record::default();
+        record.take(&Proved { proven: 100_000, missing: 900, damaged: 100, ..Proved::default() }, NOW);
+        assert!(!record.is_suspended(NOW), "a part of them is healed without a word");
+        record.take(&Proved { wrong: 1, ..Proved::default() }, NOW);
+        assert!(record.is_suspended(NOW + SUSPENDED_S - 1) && !record.is_suspended(NOW + SUSPENDED_S));
+        let again = Record::from_bytes(&record.to_bytes()).unwrap();
+        assert_eq!(again, record);
+        assert!(Record::from_bytes(b"odd").is_err());
+    }
+
+    #[test]
+    fn a_liar_is_asked_for_everything_at_once() {
+        let (db, cell, ids) = with_copies(500, 1000);
+        db.change(|t| ids.iter().try_for_each(|id| t.prove_copy(*id, cell, 1))).unwrap();
+        let record = Record { cycle: Cycle { cursor: 0, began_at: NOW }, ..Record::default() };
+        assert!(planned(&db, cell, &record, NOW + 10).due.is_empty());
+        let liar = Record { suspended_until: NOW + 1000, ..record };
+        assert_eq!(planned(&db, cell, &liar, NOW + 10).due.len(), 500);
+    }
+
+    #[test]
+    fn chunks_here_are_proven_whole_freed_ones_by_a_leaf_and_unknown_ones_are_fetched() {
+        let (db, cell, ids) = with_copies(3, 200_000);
+        db.change(|t| -> Result<(), DbError> {
+            t.move_chunk(ids[1], None)?;
+            t.set_root(ids[1], &[5; 32])?;
+            t.move_chunk(ids[2], None)
+        })
+        .unwrap();
+        let due = planned(&db, cell, &Record::default(), NOW).due;
+        assert_eq!((due[0].how, due[2].how), (How::Whole, How::Fetch));
+        assert!(matches!(due[1].how, How::Leaf(0..=3, root) if root == [5; 32]));
+        let split = requests(due);
+        assert_eq!(split.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        // The number of a chunk that is gone may be given to another.
+        db.change(|t| -> Result<(), DbError> {
+            t.drop_copy(ids[1], cell)?;
+            t.delete_chunk(ids[1])
+        })
+        .unwrap();
+        assert_eq!(db.read(|t| t.root(ids[1])).unwrap(), None);
     }
 }

@@ -104,9 +104,8 @@ pub(super) enum Compared {
 async fn ask_sums(link: &Link, first: Option<u8>) -> Result<Option<(u64, u64, Vec<u64>)>, AskError> {
     match link.ask(&Request::Digest { first }).await {
         Ok(Reply::Digest { epoch, seq, sums }) => Ok(Some((epoch, seq, sums))),
-        Ok(_) => Err(AskError::OutOfTurn),
-        // A peer of an earlier version.
-        Err(AskError::Refused(_)) => Ok(None),
+        // A peer of an earlier version, or one that does as it likes: its inventory is taken as before.
+        Ok(_) | Err(AskError::Refused(_) | AskError::OutOfTurn) => Ok(None),
         Err(why) => Err(why),
     }
 }

@@ -58,6 +58,9 @@ const LEVELS_MAX: usize = 3;
 const ROUNDS_MAX: usize = 16;
 /// Who is here is noted this often.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
+/// Rounds make way for a fetch in so many steps between two batches, each so long.
+const MAKE_WAY_STEPS: usize = 40;
+const MAKE_WAY_STEP: Duration = Duration::from_millis(50);
 /// How long an invite may last. s.
 const INVITE_S_MAX: u64 = 366 * 86_400;
 
@@ -122,21 +125,6 @@ pub struct RoundReport {
     pub waiting_chunks: u64,
 }
 
-impl RoundReport {
-    /// Takes in what more rounds with the same peers did.
-    fn absorb(&mut self, more: Vec<PeerRound>) {
-        let before = std::mem::replace(&mut self.peers, more);
-        for (round, known) in self.peers.iter_mut().zip(before) {
-            if round.name == known.name {
-                round.pushed_chunks += known.pushed_chunks;
-                round.pushed_bytes += known.pushed_bytes;
-                round.pulled_chunks += known.pulled_chunks;
-                round.pulled_bytes += known.pulled_bytes;
-            }
-        }
-    }
-}
-
 /// What a fetch brought.
 #[derive(Debug, Clone, Default)]
 pub struct Fetched {
@@ -187,6 +175,15 @@ impl fmt::Display for JoinError {
 
 impl std::error::Error for JoinError {}
 
+/// See `Sync::waited_for`.
+struct Waited<'a>(&'a Cell<usize>);
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Peers, invites and rounds of one cell.
 pub struct Sync {
     /// Weak: it owns its tasks, and they own this.
@@ -230,6 +227,8 @@ pub struct Sync {
     pub(super) marking: Turns,
     /// What rounds have moved since the start.
     moved: Cell<Moved>,
+    /// Fetches under way that somebody waits for.
+    waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -308,6 +307,7 @@ impl Sync {
             away: RefCell::default(),
             marking: Turns::default(),
             moved: Cell::default(),
+            waiting: Cell::new(0),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -471,7 +471,7 @@ impl Sync {
     async fn round_with(self: &Rc<Self>, link: &Rc<Link>) -> Result<Moved, String> {
         let mut moved = Moved::default();
         let outcome = self.try_round_with(link, &mut moved).await;
-        self.moved.set(self.moved.get() + moved);
+        self.moved.set(self.moved.get().and(moved));
         outcome.map(|()| moved)
     }
 
@@ -479,7 +479,9 @@ impl Sync {
         let mut tries = 0;
         loop {
             let losses = link.losses();
+            let before = *moved;
             let outcome = round::run(self, link, moved).await;
+            link.moved.set(link.moved.get().and(moved.since(before)));
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
                 return Ok(());
@@ -512,7 +514,11 @@ impl Sync {
     async fn keep_health(self: Rc<Self>) {
         loop {
             self.watch_peers().await;
-            Timer::after(HEALTH_EVERY).await;
+            // Where the settings name a grace, it is kept to a quarter.
+            let quarter = Duration::from_secs(self.vault.config.heal_grace_s.div_ceil(4).max(1));
+            let every =
+                if self.vault.config.heal_grace_s == 0 { HEALTH_EVERY } else { quarter.min(HEALTH_EVERY) };
+            Timer::after(every).await;
         }
     }
 
@@ -564,22 +570,34 @@ impl Sync {
     /// Rounds with every peer until each that can be reached has all it should.
     pub async fn round(self: &Rc<Self>) -> RoundReport {
         let mut report = RoundReport::default();
+        // What rounds did that ran beside counts too: whoever waits wants to know what was done, not by which of them.
+        let peers = self.gate.peers();
+        let moved_by =
+            |id: &CellId| self.links.borrow().get(id).map(|link| link.moved.get()).unwrap_or_default();
+        let before: Vec<Moved> = peers.iter().map(|peer| moved_by(&peer.id)).collect();
         for _ in 0..LEVELS_MAX {
-            let rounds = self.gate.peers().into_iter().map(|peer| self.level(peer));
-            report.absorb(join_all(rounds).await);
+            let rounds = peers.iter().map(|peer| self.level(peer));
+            report.peers = join_all(rounds).await;
             let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
-            let totals = unblock(move || vault.db.read(|t| t.own_totals(copies))).await;
-            report.waiting_chunks = totals.map_or(0, |(_, _, short)| short);
+            let short = unblock(move || vault.db.read(|t| t.own_short(copies))).await;
+            report.waiting_chunks = short.unwrap_or(0);
             // A chunk that one round left to another peer may have come after that one's last.
             let reached = report.peers.iter().filter(|peer| peer.reached).count();
             if report.waiting_chunks == 0 || reached < 2 {
                 break;
             }
         }
+        for ((round, peer), before) in report.peers.iter_mut().zip(&peers).zip(before) {
+            let now = moved_by(&peer.id);
+            round.pushed_chunks = now.pushed_chunks.saturating_sub(before.pushed_chunks);
+            round.pushed_bytes = now.pushed_bytes.saturating_sub(before.pushed_bytes);
+            round.pulled_chunks = now.pulled_chunks.saturating_sub(before.pulled_chunks);
+            round.pulled_bytes = now.pulled_bytes.saturating_sub(before.pulled_bytes);
+        }
         report
     }
 
-    async fn level(self: &Rc<Self>, peer: PeerRow) -> PeerRound {
+    async fn level(self: &Rc<Self>, peer: &PeerRow) -> PeerRound {
         let mut report = PeerRound { name: peer.name.clone(), ..PeerRound::default() };
         for _ in 0..ROUNDS_MAX {
             if self.link(&peer.id).is_none() {
@@ -596,10 +614,6 @@ impl Sync {
             match self.round_with(&link).await {
                 Ok(moved) => {
                     report.why.clear();
-                    report.pushed_chunks += moved.pushed_chunks;
-                    report.pushed_bytes += moved.pushed_bytes;
-                    report.pulled_chunks += moved.pulled_chunks;
-                    report.pulled_bytes += moved.pulled_bytes;
                     if link.has_no_room() {
                         report.why = NO_ROOM.into();
                     }
@@ -630,8 +644,25 @@ impl Sync {
         self.live_links().len()
     }
 
+    /// Somebody waits for chunks: rounds make way as long as this lives.
+    fn waited_for(&self) -> Waited<'_> {
+        self.waiting.set(self.waiting.get() + 1);
+        Waited(&self.waiting)
+    }
+
+    /// Lets those go first who wait for chunks, for a while.
+    pub(super) async fn make_way(&self) {
+        for _ in 0..MAKE_WAY_STEPS {
+            if self.waiting.get() == 0 {
+                return;
+            }
+            Timer::after(MAKE_WAY_STEP).await;
+        }
+    }
+
     /// Brings chunks of ours into the local store from whoever is connected and has them.
     pub async fn fetch(&self, names: Vec<ChunkName>) -> Fetched {
+        let _waited = self.waited_for();
         let mut fetched = Fetched::default();
         let mut tried: HashSet<CellId> = HashSet::new();
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use smol::channel::{self, Sender};
 use smol::net::TcpStream;
 
+use super::round::Moved;
 use crate::id::{CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
@@ -158,6 +159,8 @@ pub(super) struct Link {
     summed: Cell<(Duration, u32)>,
     /// How it sees our address.
     pub(super) observed: RefCell<String>,
+    /// What rounds with it have moved since the start.
+    pub(super) moved: Cell<Moved>,
     pace: Cell<Option<Pace>>,
     /// For which state of things it was found that nothing is to be pushed.
     pub(super) planned_for: Cell<Option<u64>>,
@@ -184,6 +187,7 @@ impl Link {
             measured: Cell::new((instant(), 0)),
             summed: Cell::new((Duration::ZERO, 0)),
             observed: RefCell::default(),
+            moved: Cell::default(),
             pace: Cell::new(None),
             planned_for: Cell::new(None),
         }

@@ -7,6 +7,8 @@
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
 mod audit;
+#[cfg(test)]
+mod audit_tests;
 mod books;
 mod connect;
 mod digest;
@@ -38,6 +40,7 @@ pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use outlook::fleet_at_rest;
+pub(crate) use recover::bring_back;
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use round::Moved;

@@ -182,7 +182,7 @@ pub async fn fetch_catalog(
     outcome
 }
 
-async fn bring_back(
+pub(crate) async fn bring_back(
     vault: &Arc<Vault>,
     books: &Arc<Books>,
     session: &Session,

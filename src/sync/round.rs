@@ -63,15 +63,24 @@ pub struct Moved {
     pub pulled_bytes: u64,
 }
 
-impl std::ops::Add for Moved {
-    type Output = Self;
-
-    fn add(self, more: Self) -> Self {
+impl Moved {
+    /// This and `more`.
+    pub(super) fn and(self, more: Self) -> Self {
         Self {
             pushed_chunks: self.pushed_chunks + more.pushed_chunks,
             pushed_bytes: self.pushed_bytes + more.pushed_bytes,
             pulled_chunks: self.pulled_chunks + more.pulled_chunks,
             pulled_bytes: self.pulled_bytes + more.pulled_bytes,
+        }
+    }
+
+    /// What of this came after `before`.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            pushed_chunks: self.pushed_chunks - before.pushed_chunks,
+            pushed_bytes: self.pushed_bytes - before.pushed_bytes,
+            pulled_chunks: self.pulled_chunks - before.pulled_chunks,
+            pulled_bytes: self.pulled_bytes - before.pulled_bytes,
         }
     }
 }
@@ -138,6 +147,15 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     if sync.vault.is_retired() {
         return Err(RoundError::Why("this cell has stopped: a newer life of it runs elsewhere".into()));
     }
+    let outcome = bring_level(sync, link, moved).await;
+    // Whatever went wrong before: a peer must not be able to keep out of proofs by answering other things wrongly.
+    let audited = if link.is_alive() { audit::run(sync, link).await } else { Ok(()) };
+    outcome?;
+    audited?;
+    release(sync, link).await
+}
+
+async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), RoundError> {
     introduce(sync, link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
     let hello = unblock(move || keeper.hello(&owner, quota)).await?;
@@ -152,9 +170,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     sync.welcome_back(link).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     push_chunks(sync, link, moved, &mut head, was_full).await?;
-    push_head(sync, link, moved, &mut head).await?;
-    audit::run(sync, link).await?;
-    release(sync, link).await
+    push_head(sync, link, moved, &mut head).await
 }
 
 // ---- Heads of ours that somebody else wrote ----
@@ -413,6 +429,8 @@ async fn push_chunks(
     // First those that have the fewest copies, and at the end what is freed here and wants a copy more than the factor.
     let (mut have, mut after) = (0, ChunkId(0));
     let mut is_for_others = false;
+    // What is on its way to somebody may not arrive, and then is to be planned again.
+    let mut is_final = true;
     let mut lacks_room = false;
     let state = state_of_things(sync);
     if link.planned_for.get() == Some(state) {
@@ -442,9 +460,10 @@ async fn push_chunks(
         after = last.id;
         let deficits: Vec<Deficit> = page
             .iter()
-            .map(|(holders, row)| {
-                let mut holders = holders.clone();
+            .map(|(known, row)| {
+                let mut holders = known.clone();
                 holders.extend(sync.in_flight.borrow().get(&row.id).into_iter().flatten());
+                is_final &= holders.len() == known.len();
                 Deficit { chunk: row.id, len: row.len, holders }
             })
             .collect();
@@ -475,7 +494,7 @@ async fn push_chunks(
         pushed?;
         push_head(sync, link, moved, head).await?;
     }
-    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others {
+    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others && is_final {
         link.planned_for.set(Some(state));
     }
     // The others are told once that this one is full: two full ones would wake each other for ever.
@@ -574,12 +593,37 @@ fn read_group(vault: &Arc<Vault>, rows: &Arc<Vec<ChunkRow>>, from: usize) -> Job
     })
 }
 
+/// What the peer still has, in its trash or because a reply was lost, need not be sent: gives the others.
+async fn take_back(sync: &Sync, link: &Link, rows: Vec<ChunkRow>) -> Result<Vec<ChunkRow>, RoundError> {
+    let request = Request::Restore { names: rows.iter().map(|row| row.name).collect() };
+    let held = match link.ask(&request).await {
+        Ok(Reply::Restore { held }) => held,
+        Err(AskError::Refused(_)) => return Ok(rows),
+        Ok(_) => return Err(AskError::OutOfTurn.into()),
+        Err(why) => return Err(why.into()),
+    };
+    let (had, rest): (Vec<_>, Vec<_>) = rows.into_iter().zip(held).partition(|(_, is_held)| *is_held);
+    let cell = link.cell;
+    if !had.is_empty() {
+        with_vault(&sync.vault, move |vault| {
+            vault.db.change(|t| had.iter().try_for_each(|(row, _)| t.put_copy(row.id, cell)))
+        })
+        .await?;
+    }
+    Ok(rest.into_iter().map(|(row, _)| row).collect())
+}
+
 async fn push_batch(
     sync: &Rc<Sync>,
     link: &Rc<Link>,
     rows: Vec<ChunkRow>,
     class: Class,
 ) -> Result<(u64, u64), RoundError> {
+    sync.make_way().await;
+    let rows = if class == Class::Chunk { take_back(sync, link, rows).await? } else { rows };
+    if rows.is_empty() {
+        return Ok((0, 0));
+    }
     let _permit = sync.permits.pushing.acquire().await;
     let vault = &sync.vault;
     let entries = rows.iter().map(|row| (row.name, row.len)).collect();

@@ -465,6 +465,18 @@ impl Keeper {
 
     fn restore(&self, owner: &CellId, names: &[ChunkName]) -> Result<Vec<bool>, VaultError> {
         let _placing = self.vault.placing();
+        // Mostly nothing of it is in the trash, and then nothing is to be written.
+        let states = self.vault.db.change(|t| -> Result<Vec<_>, DbError> {
+            let cell = t.cell(owner)?;
+            let state = |name: &ChunkName| match t.chunk(name)?.filter(|row| row.place.is_some()) {
+                Some(row) => Ok(t.hold(row.id, cell)?.map(|(_, state)| state)),
+                None => Ok(None),
+            };
+            names.iter().map(state).collect()
+        })?;
+        if !states.contains(&Some(HoldState::Trash)) {
+            return Ok(states.into_iter().map(|state| state == Some(HoldState::Held)).collect());
+        }
         let now = self.vault.now();
         let (flags, restored) = self.vault.db.change_durably(|t| -> Result<_, DbError> {
             let cell = t.cell(owner)?;

@@ -24,13 +24,13 @@ use crate::wire::handshake::{Approach, initiate};
 use crate::wire::message::{self, Class, HeadOutcome, PutStatus, Reply, Request};
 use crate::wire::session::{self, Limits, Session};
 
-type Executor = Rc<LocalExecutor<'static>>;
+pub(super) type Executor = Rc<LocalExecutor<'static>>;
 
 fn listen() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Self {
@@ -59,20 +59,20 @@ impl Drop for Folder {
     }
 }
 
-struct Cell {
-    vault: Arc<Vault>,
-    books: Arc<Books>,
-    store: Arc<MemoryStore>,
-    clock: Arc<ManualClock>,
-    dir: Folder,
+pub(super) struct Cell {
+    pub(super) vault: Arc<Vault>,
+    pub(super) books: Arc<Books>,
+    pub(super) store: Arc<MemoryStore>,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) dir: Folder,
 }
 
 impl Cell {
-    fn new(seed: u8) -> Self {
+    pub(super) fn new(seed: u8) -> Self {
         Self::with(seed, |_| {})
     }
 
-    fn with(seed: u8, settings: impl FnOnce(&mut Config)) -> Self {
+    pub(super) fn with(seed: u8, settings: impl FnOnce(&mut Config)) -> Self {
         let dir = Folder::new();
         let (db, _) = Db::open(&dir.0.join("placement.db")).unwrap();
         let books = Arc::new(Books::open(&dir.0.join("books.db")).unwrap());
@@ -104,7 +104,7 @@ impl Cell {
     }
 
     /// The whole state folder on a second machine.
-    fn copied(&self, seed: u8) -> Self {
+    pub(super) fn copied(&self, seed: u8) -> Self {
         let dir = Folder::new();
         self.vault.db.checkpoint().unwrap();
         copy_files(&self.dir.0, &dir.0);
@@ -114,12 +114,12 @@ impl Cell {
         Self::assemble(dir, seed, db, books, Arc::clone(&self.store), |_| {})
     }
 
-    async fn start(&self, executor: &Executor) -> Rc<Sync> {
+    pub(super) async fn start(&self, executor: &Executor) -> Rc<Sync> {
         let (vault, books) = (Arc::clone(&self.vault), Arc::clone(&self.books));
         Sync::start(Rc::clone(executor), vault, books, listen()).await.unwrap()
     }
 
-    fn add_chunks(&self, count: usize, len: usize) -> Vec<ChunkName> {
+    pub(super) fn add_chunks(&self, count: usize, len: usize) -> Vec<ChunkName> {
         let _placing = self.vault.placing();
         let mut staged = Vec::new();
         for _ in 0..count {
@@ -142,7 +142,7 @@ impl Cell {
         names.into_iter().map(|(name, _)| name).collect()
     }
 
-    fn publish(&self, text: &str) {
+    pub(super) fn publish(&self, text: &str) {
         let key = record_key(RecordKind::Setting, text.as_bytes());
         self.vault.db.change(|t| t.put_record(&key, b"\"value\"")).unwrap();
         assert!(publish::publish(&self.vault).unwrap());
@@ -176,7 +176,7 @@ impl Cell {
             .unwrap();
     }
 
-    fn copies_with(&self, other: &Cell) -> u64 {
+    pub(super) fn copies_with(&self, other: &Cell) -> u64 {
         self.vault
             .db
             .change(|t| {
@@ -187,7 +187,7 @@ impl Cell {
             .0
     }
 
-    fn held_for(&self, other: &Cell) -> crate::placement::HeldTotals {
+    pub(super) fn held_for(&self, other: &Cell) -> crate::placement::HeldTotals {
         self.vault
             .db
             .change(|t| {
@@ -202,7 +202,7 @@ impl Cell {
     }
 }
 
-fn run<F: Future>(test: impl FnOnce(Executor) -> F) -> F::Output {
+pub(super) fn run<F: Future>(test: impl FnOnce(Executor) -> F) -> F::Output {
     let executor: Executor = Rc::new(LocalExecutor::new());
     let inner = Rc::clone(&executor);
     let test = async {
@@ -216,7 +216,7 @@ fn run<F: Future>(test: impl FnOnce(Executor) -> F) -> F::Output {
     smol::block_on(executor.run(test))
 }
 
-async fn pair(a: &Rc<Sync>, b: &Rc<Sync>, role: Role) {
+pub(super) async fn pair(a: &Rc<Sync>, b: &Rc<Sync>, role: Role) {
     let (_, invite) = a.invite(role, 3600).await.unwrap();
     b.join(&invite.to_string()).await.unwrap();
     a.wait_connected(Duration::from_secs(5)).await;
@@ -225,7 +225,12 @@ async fn pair(a: &Rc<Sync>, b: &Rc<Sync>, role: Role) {
 }
 
 /// A session of a peer that does as it likes.
-async fn rogue(executor: &Executor, from: &Cell, to: &Sync, approach: Approach) -> Option<Session> {
+pub(super) async fn rogue(
+    executor: &Executor,
+    from: &Cell,
+    to: &Sync,
+    approach: Approach,
+) -> Option<Session> {
     let stream = TcpStream::connect(("127.0.0.1", to.port())).await.unwrap();
     let body = crate::card::CardBody {
         id: from.vault.id(),
@@ -244,12 +249,12 @@ async fn rogue(executor: &Executor, from: &Cell, to: &Sync, approach: Approach) 
     Some(session)
 }
 
-fn chunk(seed: u8, len: usize) -> (ChunkName, Vec<u8>) {
+pub(super) fn chunk(seed: u8, len: usize) -> (ChunkName, Vec<u8>) {
     let bytes = vec![seed; len];
     (ChunkName(sha256(&bytes)), bytes)
 }
 
-async fn put(session: &Session, class: Class, chunks: &[(ChunkName, Vec<u8>)]) -> Vec<PutStatus> {
+pub(super) async fn put(session: &Session, class: Class, chunks: &[(ChunkName, Vec<u8>)]) -> Vec<PutStatus> {
     let entries = chunks.iter().map(|(name, bytes)| (*name, bytes.len() as u32)).collect();
     let mut putting = message::put(session, class, entries).await.unwrap();
     for (_, bytes) in chunks {

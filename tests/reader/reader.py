@@ -267,6 +267,51 @@ def beacon_read(key, datagram, source):
     return None
 
 
+LEAF_BYTES = 65536
+
+
+def prove_whole(nonce, verifier, prover, owner, name, sealed):
+    return hmac.new(nonce, label("grove audit v1") + verifier + prover + owner + name + sealed, hashlib.sha256).digest()
+
+
+def leaf_hash(index, data):
+    return sha256(label("grove leaf v1") + struct.pack("<I", index) + data)
+
+
+def node_hash(left, right):
+    return sha256(label("grove node v1") + left + right)
+
+
+def root_hash(length, top):
+    return sha256(label("grove root v1") + struct.pack("<I", length) + top)
+
+
+def chunk_root(sealed):
+    """Root of a chunk's leaves: what a leaf's proof leads to."""
+    count = max(1, -(-len(sealed) // LEAF_BYTES))
+    level = [leaf_hash(i, sealed[i * LEAF_BYTES : (i + 1) * LEAF_BYTES]) for i in range(count)]
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [node_hash(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return root_hash(len(sealed), level[0])
+
+
+def root_by_leaf(length, index, path, data):
+    """Where a leaf and the hashes beside its way lead."""
+    width, here = max(1, -(-length // LEAF_BYTES)), leaf_hash(index, data)
+    at, path = index, list(path)
+    while width > 1:
+        if at ^ 1 < width:
+            if not path:
+                raise Bad("the path is too short")
+            other = path.pop(0)
+            here = node_hash(other, here) if at & 1 else node_hash(here, other)
+        at, width = at >> 1, (width + 1) // 2
+    if path:
+        raise Bad("the path is too long")
+    return root_hash(length, here)
+
+
 def commitment(file_key):
     return hkdf(file_key, "grove/v1/commit")
 

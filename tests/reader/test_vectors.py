@@ -149,6 +149,28 @@ class Vectors(unittest.TestCase):
             with self.assertRaises(Bad):
                 reader.read_list(unhex(plain))
 
+    def test_proofs(self):
+        v = load("proof.json")
+        parties = [unhex(v[who]) for who in ("verifier", "prover", "owner")]
+        for one in v["chunks"]:
+            with self.subTest(one["len"]):
+                sealed, root = pattern(one["len"], 3), unhex(one["root"])
+                name = hashlib.sha256(sealed).digest()
+                self.assertEqual(name.hex(), one["name"])
+                self.assertEqual(reader.prove_whole(unhex(v["nonce"]), *parties, name, sealed).hex(), one["whole"])
+                self.assertEqual(reader.chunk_root(sealed), root)
+                for leaf in one["leaves"]:
+                    at, path = leaf["index"], unhex(leaf["path"])
+                    self.assertEqual(len(path), 1 + 32 * path[0])
+                    hashes = [path[i : i + 32] for i in range(1, len(path), 32)]
+                    data = sealed[at * 65536 : (at + 1) * 65536]
+                    self.assertEqual(reader.root_by_leaf(len(sealed), at, hashes, data), root)
+                    self.assertNotEqual(reader.root_by_leaf(len(sealed), at, hashes, data + b"x"), root)
+                    try:
+                        self.assertNotEqual(reader.root_by_leaf(len(sealed) + 1, at, hashes, data), root)
+                    except Bad:
+                        pass  # one more byte is one more leaf, and the path too short
+
     def test_manifests(self):
         v = load("manifests.json")
         for one in v["manifests"]:

@@ -1,0 +1,174 @@
+//! Files of simulated cells: versions made of a few small chunks, with no file behind them.
+
+use crate::catalog::version_key;
+use crate::files::import::claim_row;
+use crate::files::unix::Stat;
+use crate::files::version::{self, Content, Known, NewVersion, Seen};
+use crate::id::{BodyHash, ChunkName, FileId};
+use crate::keys::sha256;
+use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
+use crate::placement::{Device, NodeId, NodeState, Own};
+use crate::seal::{ENCODING_RAW, padded_len};
+use crate::vault::{Vault, VaultError};
+
+/// A version that a cell has kept.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) file: FileId,
+    pub(super) version: u64,
+    pub(super) hash: BodyHash,
+    pub(super) chunks: Vec<ChunkName>,
+    /// Of the bytes of all chunks.
+    pub(super) content: [u8; 32],
+}
+
+impl Kept {
+    pub(super) fn key(&self) -> Vec<u8> {
+        version_key(self.file, self.version, self.hash)
+    }
+}
+
+fn stat(size: u64) -> Stat {
+    Stat {
+        kind: Some(Kind::File),
+        size,
+        mtime: FileTime::default(),
+        ctime: 1,
+        ino: 1,
+        btime: 0,
+        mode: 0o600,
+        links: 1,
+        dev: 1,
+        stored: size,
+    }
+}
+
+/// Keeps a new version of the file `name` with these contents, as an import does: chunks first, then record and node.
+pub(super) fn keep(vault: &Vault, name: &[u8], plains: &[Vec<u8>]) -> Result<Kept, VaultError> {
+    let mut entries = Vec::new();
+    let mut sealed = Vec::new();
+    for plain in plains {
+        let mut padded = plain.clone();
+        padded.resize(padded_len(plain.len()), 0);
+        let chunk = vault.sealer.seal(padded);
+        let len = plain.len() as u32;
+        entries.push(Entry::Chunk { name: chunk.name, key: chunk.key, encoding: ENCODING_RAW, len });
+        sealed.push((chunk.name, chunk.bytes));
+    }
+    let size = plains.iter().map(|plain| plain.len() as u64).sum();
+    let chunks: Vec<ChunkName> = sealed.iter().map(|(name, _)| *name).collect();
+    let _placing = vault.placing();
+    let mut staged = Vec::new();
+    for (name, bytes) in &sealed {
+        let is_here = vault.db.read(|t| t.chunk(name))?.is_some_and(|row| row.place.is_some());
+        if !is_here {
+            staged.push(vault.store.stage(*name, bytes)?);
+        }
+    }
+    let fresh: Vec<(ChunkName, u32)> = staged.iter().map(|s| (s.name(), s.sealed_len())).collect();
+    let places = vault.store.commit(staged)?;
+    vault.db.change(|t| -> Result<Kept, VaultError> {
+        for ((name, len), place) in fresh.iter().zip(&places) {
+            t.put_chunk(name, *len, place, Own::No)?;
+        }
+        for name in &chunks {
+            let row = t.chunk(name)?.ok_or_else(|| VaultError::Record("a chunk without a row".into()))?;
+            claim_row(vault, t, row.id, Own::Data)?;
+        }
+        let known = Known::load(vault, t, t.child(NodeId::ROOT, name)?)?;
+        let content = Content { entries, size, ..Content::default() };
+        let stat = stat(size);
+        let new = NewVersion::sign(vault, &known, FileId::ROOT, name, Kind::File, &stat, content);
+        let (file, version, hash) = (new.file, new.version, new.signed.hash);
+        let seen = Seen {
+            parent: NodeId::ROOT,
+            name,
+            stat: Some(&stat),
+            device: Device(0),
+            state: NodeState::Present,
+        };
+        version::record(vault, t, known, new, seen)?;
+        Ok(Kept { file, version, hash, chunks: chunks.clone(), content: sha256(&plains.concat()) })
+    })
+}
+
+/// Makes an old version the newest again; `None` where there is no such file or version any more.
+pub(super) fn restore(vault: &Vault, name: &[u8], old: &Kept) -> Result<Option<Kept>, VaultError> {
+    let _placing = vault.placing();
+    vault.db.change(|t| {
+        let Some(node) = t.child(NodeId::ROOT, name)?.filter(|node| node.file == old.file) else {
+            return Ok(None);
+        };
+        let body = t.record(&old.key())?.filter(|body| !body.is_empty());
+        let Some(body) = body.filter(|_| node.version != old.version) else { return Ok(None) };
+        let manifest = Manifest::open(&body, &vault.master, Check::Trusted)?;
+        for name in &old.chunks {
+            match t.chunk(name)? {
+                Some(row) if row.place.is_some() || !t.copies_of(row.id)?.is_empty() => {
+                    claim_row(vault, t, row.id, Own::Data)?;
+                }
+                _ => return Ok(None),
+            }
+        }
+        let known = Known::load(vault, t, Some(node))?;
+        let new = NewVersion::again(vault, &known, &manifest, FileId::ROOT, name);
+        let kept = Kept { version: new.version, hash: new.signed.hash, ..old.clone() };
+        let seen =
+            Seen { parent: NodeId::ROOT, name, stat: None, device: Device(0), state: NodeState::Awaiting };
+        version::record(vault, t, known, new, seen)?;
+        Ok(Some(kept))
+    })
+}
+
+/// Deletes a file; whether there was one.
+pub(super) fn delete(vault: &Vault, name: &[u8]) -> Result<bool, VaultError> {
+    vault.db.change(|t| {
+        let Some(node) = t.child(NodeId::ROOT, name)? else { return Ok(false) };
+        version::delete(vault, t, node)?;
+        Ok(true)
+    })
+}
+
+/// Reads a version back from the local store by its record, as a restore does, and compares. The error says what is wrong.
+pub(super) fn check(vault: &Vault, kept: &Kept) -> Result<(), String> {
+    let body = vault.db.read(|t| t.record(&kept.key())).map_err(|why| why.to_string())?;
+    let Some(body) = body.filter(|body| !body.is_empty()) else {
+        return Err(format!("version {} of file {} is not in the catalog", kept.version, kept.file.short()));
+    };
+    let manifest = Manifest::open(&body, &vault.master, Check::Signature).map_err(|why| why.to_string())?;
+    let mut bytes = Vec::new();
+    for entry in &manifest.entries {
+        let Entry::Chunk { name, key, encoding, len } = entry else { return Err("a strange entry".into()) };
+        let sealed = vault.local_chunk(name).map_err(|why| why.to_string())?;
+        let Some(sealed) = sealed else { return Err(format!("chunk {} is not here", name.short())) };
+        let opened = vault.sealer_of(manifest.epoch).open(key, *encoding, sealed);
+        let opened = opened.map_err(|why| format!("chunk {}: {why}", name.short()))?;
+        bytes.extend_from_slice(&opened[..*len as usize]);
+    }
+    if sha256(&bytes) == kept.content {
+        Ok(())
+    } else {
+        Err(format!("version {} of file {} has other bytes", kept.version, kept.file.short()))
+    }
+}
+
+/// Chunks of versions that should be here or be fetched, and are not here.
+pub(super) fn absent(vault: &Vault) -> Result<Vec<ChunkName>, VaultError> {
+    use crate::placement::{ChunkId, DbError};
+    vault
+        .db
+        .read(|t| -> Result<Vec<ChunkName>, DbError> {
+            let (mut names, mut after) = (Vec::new(), ChunkId(0));
+            loop {
+                let page = t.chunks_after(after, 1000)?;
+                let Some(last) = page.last() else { return Ok(names) };
+                after = last.id;
+                for row in page {
+                    if row.place.is_none() && matches!(t.own(row.id)?, Own::Data | Own::List) {
+                        names.push(row.name);
+                    }
+                }
+            }
+        })
+        .map_err(VaultError::from)
+}

@@ -1,0 +1,395 @@
+//! A year in the life of a fleet, from a seed: people write and delete, machines sleep, crash, lose power, fill up and rot,
+//! links break, clocks are wrong, and now and then a disk is gone for ever.
+
+use std::time::Duration;
+
+use super::{Broken, Checked, DAY, HOUR, Sim, pair};
+use crate::world::Sabotage;
+
+/// How much of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale {
+    /// Virtual days.
+    pub days: u64,
+    /// Cells at most; most fleets have few.
+    pub cells_max: u64,
+    /// A rule that is broken on purpose.
+    pub sabotage: Option<Sabotage>,
+}
+
+/// How a year went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Hash over all that has happened.
+    pub fingerprint: [u8; 32],
+    /// The rule that did not hold.
+    pub broken: Option<Broken>,
+    /// The last lines of the log.
+    pub log: String,
+    /// Cells in the fleet.
+    pub cells: usize,
+    /// Versions written.
+    pub versions: u64,
+}
+
+/// Lives through one year. The same seed and scale give the same outcome.
+pub fn year(seed: u64, scale: Scale) -> Outcome {
+    let mut dice = crate::world::Dice::new(seed, "fleet");
+    let most = scale.cells_max.max(2);
+    let cells = match dice.below(100) {
+        0..70 => 2 + dice.below(3),
+        70..95 => 4 + dice.below(4),
+        _ => 6 + dice.below(most),
+    };
+    let cells = cells.min(most) as usize;
+    let mut sim = Sim::with(seed, cells, |_, config| {
+        if cells > 3 && dice.percent(25) {
+            config.copies = 3;
+        }
+    });
+    if let Some(what) = scale.sabotage {
+        sim.sabotage(what);
+    }
+    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days: scale.days };
+    let broken = story.live().err();
+    let mut sim = story.sim;
+    sim.note_states();
+    Outcome {
+        fingerprint: sim.fingerprint(),
+        broken,
+        log: sim.log(),
+        cells: sim.len(),
+        versions: sim.files_made,
+    }
+}
+
+struct Story {
+    sim: Sim,
+    files: u64,
+    /// When something was last destroyed: what was lost then must heal before the next.
+    hurt_at: Duration,
+    days: u64,
+}
+
+impl Story {
+    fn live(&mut self) -> Checked {
+        self.meet()?;
+        for _ in 0..3 {
+            self.write_some()?;
+        }
+        self.sim.turns(2)?;
+        while self.sim.now() < DAY * self.days as u32 {
+            self.day()?;
+        }
+        self.calm()?;
+        self.lose_each()
+    }
+
+    /// Everybody gets some peers: a ring, and a few more.
+    fn meet(&mut self) -> Checked {
+        let cells = self.sim.len();
+        for at in 0..cells {
+            self.sim.befriend(at, (at + 1) % cells)?;
+            if cells > 3 && self.sim.dice.percent(70) {
+                let other = self.sim.dice.below(cells as u64) as usize;
+                if other != at {
+                    self.sim.befriend(at, other)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn someone(&mut self) -> usize {
+        self.sim.dice.below(self.sim.len() as u64) as usize
+    }
+
+    fn write_some(&mut self) -> Checked {
+        for _ in 0..1 + self.sim.dice.below(3) {
+            let at = self.someone();
+            let number = if self.files > 0 && self.sim.dice.percent(50) {
+                self.sim.dice.below(self.files)
+            } else {
+                self.files += 1;
+                self.files - 1
+            };
+            self.sim.write(at, format!("file {number}").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn day(&mut self) -> Checked {
+        let begun = self.sim.now();
+        self.sim.look_around()?;
+        if self.sim.dice.percent(40) {
+            self.people()?;
+        }
+        if self.sim.dice.percent(35) {
+            self.fault()?;
+        }
+        let turns = if self.sim.dice.percent(30) { 3 } else { 1 };
+        self.sim.turns(turns)?;
+        for at in 0..self.sim.len() {
+            if self.sim.dice.percent(30) {
+                self.sim.tidy(at)?;
+            }
+        }
+        if self.sim.dice.percent(20) {
+            self.sim.check_nothing_is_lost()?;
+        }
+        // The rest of the day, or of some more.
+        let days = if self.sim.dice.percent(60) { 1 } else { 1 + self.sim.dice.below(3) as u32 };
+        let until = begun + DAY * days;
+        while self.sim.now() + HOUR < until {
+            self.sim.look_around()?;
+            let left = until - self.sim.now();
+            self.sim.pass(left.min(HOUR * 12))?;
+            self.sim.turn()?;
+        }
+        Ok(())
+    }
+
+    fn people(&mut self) -> Checked {
+        match self.sim.dice.below(10) {
+            0..7 => self.write_some(),
+            7 if self.files > 0 => {
+                let (at, number) = (self.someone(), self.sim.dice.below(self.files));
+                self.sim.delete(at, format!("file {number}").as_bytes())
+            }
+            8 => {
+                let at = self.someone();
+                self.sim.restore(at)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn fault(&mut self) -> Checked {
+        let at = self.someone();
+        let now = self.sim.now();
+        match self.sim.dice.below(20) {
+            0..4 => {
+                let ticks = self.sim.dice.below(400);
+                self.sim.machines[at].ticks_left = Some(ticks);
+                self.sim.note(format_args!("{at} will crash after {ticks} ticks"));
+                self.write_some()?;
+            }
+            4..8 => {
+                let operations = self.sim.dice.below(60);
+                if self.sim.is_on(at) {
+                    self.sim.machines[at].blow_after(Some(operations));
+                    self.sim.note(format_args!("{at} will crash after {operations} operations"));
+                }
+                self.write_some()?;
+            }
+            8..10 => {
+                // Off for hours, or for weeks.
+                let hours = if self.sim.dice.percent(70) {
+                    1 + self.sim.dice.below(20)
+                } else {
+                    self.sim.dice.below(24 * 25)
+                };
+                self.sim.switch_off(at)?;
+                if !self.sim.machines[at].is_gone {
+                    self.sim.machines[at].back_at = Some(now + HOUR * hours as u32);
+                }
+            }
+            10..12 => {
+                let other = self.someone();
+                if other != at {
+                    let is_apart = !self.sim.apart.contains(&pair(at, other));
+                    self.sim.part(at, other, is_apart);
+                    self.sim.note(format_args!("{at} and {other} apart: {is_apart}"));
+                }
+            }
+            12 => {
+                // A connection breaks in the middle of something.
+                self.sim.connect_all();
+                let keys: Vec<_> = self.sim.wires.keys().copied().collect();
+                if !keys.is_empty() {
+                    let key = keys[self.sim.dice.below(keys.len() as u64) as usize];
+                    let bytes = self.sim.dice.below(20_000);
+                    self.sim.wires[&key].cut_after(bytes);
+                    self.sim.note(format_args!("the wire {key:?} breaks after {bytes} bytes"));
+                }
+                self.write_some()?;
+            }
+            13 => {
+                self.sim.loss = if self.sim.loss == 0 { 1 + self.sim.dice.below(20) } else { 0 };
+                let loss = self.sim.loss;
+                self.sim.note(format_args!("{loss} % of requests fail"));
+                for wire in std::mem::take(&mut self.sim.wires).into_values() {
+                    wire.cut();
+                }
+            }
+            14 => {
+                self.sim.connect_all();
+                let keys: Vec<_> = self.sim.wires.keys().copied().collect();
+                if !keys.is_empty() {
+                    let key = keys[self.sim.dice.below(keys.len() as u64) as usize];
+                    self.sim.wires[&key].stall(true);
+                    self.sim.note(format_args!("the wire {key:?} stalls"));
+                    self.write_some()?;
+                    self.sim.turn()?;
+                    if let Some(wire) = self.sim.wires.remove(&key) {
+                        wire.cut();
+                    }
+                }
+            }
+            15 => self.rot(at)?,
+            16 => {
+                let skew_s = match self.sim.dice.below(3) {
+                    0 => 0,
+                    1 => self.sim.dice.below(400 * 86_400) as i64 - 200 * 86_400,
+                    _ => self.sim.dice.below(7200) as i64 - 3600,
+                };
+                let has_ntp = skew_s.abs() < 3600 && self.sim.dice.percent(70);
+                self.sim.machines[at].turn_clock(now, skew_s, has_ntp);
+                self.sim.note(format_args!("the clock of {at} is off by {skew_s} s, NTP: {has_ntp}"));
+            }
+            17 => self.back_up_or_restore(at)?,
+            _ => self.disaster(at)?,
+        }
+        Ok(())
+    }
+
+    /// A chunk rots on a disk, if it is not the last sound one.
+    fn rot(&mut self, at: usize) -> Checked {
+        let names = self.sim.machines[at].disk.store.names();
+        if names.is_empty() || self.sim.machines[at].is_gone {
+            return Ok(());
+        }
+        let name = names[self.sim.dice.below(names.len() as u64) as usize];
+        if self.sim.sound_at(name).iter().any(|holder| *holder != at) {
+            let store = &self.sim.machines[at].disk.store;
+            let now = self.sim.now();
+            let how = match self.sim.dice.below(3) {
+                0 => store.truncate(name),
+                _ => store.flip_byte(name),
+            };
+            self.sim.rotten.insert((at, name), now);
+            self.sim.note(format_args!("chunk {} rots at {at}: {how}", name.short()));
+        }
+        Ok(())
+    }
+
+    /// The whole disk goes back to an old copy; or one is made.
+    fn back_up_or_restore(&mut self, at: usize) -> Checked {
+        let now = self.sim.now();
+        if self.sim.machines[at].is_gone || !self.has_healed() {
+            return Ok(());
+        }
+        self.sim.switch_off(at)?;
+        match self.sim.machines[at].backup.take() {
+            Some((made, disk)) => {
+                let has_room_to_lose = self.sim.can_spare(at) && self.all_on_but(at);
+                if has_room_to_lose {
+                    let safe = self.sim.safe_without(at);
+                    self.sim.expected[at].retain(|one| {
+                        let is_old = one.kept.chunks.iter().all(|name| disk.store.has_sound(*name));
+                        (is_old
+                            && one.over_at.is_none_or(|over| over > made)
+                            && safe.iter().any(|other| other.kept.hash == one.kept.hash))
+                            || safe.iter().any(|other| other.kept.hash == one.kept.hash)
+                    });
+                    self.sim.machines[at].disk = disk;
+                    self.hurt_at = now;
+                    self.sim.note(format_args!(
+                        "{at} goes back to its backup of day {}",
+                        made.as_secs() / 86_400
+                    ));
+                }
+            }
+            None => self.sim.machines[at].back_up(now),
+        }
+        self.sim.switch_on(at)
+    }
+
+    fn all_on_but(&self, at: usize) -> bool {
+        (0..self.sim.len())
+            .all(|other| other == at || self.sim.machines[other].is_gone || self.sim.is_on(other))
+    }
+
+    fn has_healed(&self) -> bool {
+        self.sim.now() > self.hurt_at + DAY * 8
+    }
+
+    /// A disk is gone; its owner recovers from the phrase.
+    fn disaster(&mut self, at: usize) -> Checked {
+        let can = self.has_healed() && self.all_on_but(at) && !self.sim.machines[at].is_gone;
+        if !can || !self.sim.can_spare(at) {
+            return Ok(());
+        }
+        let helper = (0..self.sim.len()).find(|other| self.sim.can_help(*other, at));
+        let Some(helper) = helper else { return Ok(()) };
+        if self.sim.safe_without(at).is_empty() {
+            return Ok(());
+        }
+        self.hurt_at = self.sim.now();
+        self.sim.lose_and_recover(at, helper)?;
+        self.sim.turns(2)?;
+        self.sim.refill(at)
+    }
+
+    /// All faults end, and everything has time to come to rest.
+    fn calm(&mut self) -> Checked {
+        self.sim.note(format_args!("all is calm"));
+        self.sim.loss = 0;
+        self.sim.apart.clear();
+        for wire in std::mem::take(&mut self.sim.wires).into_values() {
+            wire.cut();
+        }
+        let now = self.sim.now();
+        for at in 0..self.sim.len() {
+            self.sim.machines[at].ticks_left = None;
+            self.sim.machines[at].blow_after(None);
+            self.sim.machines[at].turn_clock(now, 0, true);
+            self.sim.switch_on(at)?;
+        }
+        for day in 0..6 {
+            self.sim.turns(2)?;
+            for at in 0..self.sim.len() {
+                self.sim.refill(at)?;
+                if day == 3 {
+                    self.sim.tidy(at)?;
+                }
+            }
+            self.sim.pass(DAY / 2)?;
+            self.sim.turn()?;
+            self.sim.pass(DAY / 2)?;
+        }
+        self.sim.check_nothing_is_lost()?;
+        for at in 0..self.sim.len() {
+            self.sim.check_readable(at)?;
+        }
+        self.sim.check_copies()
+    }
+
+    /// Each cell loses its disk in turn, and everything comes back from the phrase and the peers.
+    fn lose_each(&mut self) -> Checked {
+        for at in 0..self.sim.len() {
+            let before = self.sim.needed(at).len();
+            let friends: Vec<usize> = (0..self.sim.len())
+                .filter(|other| *other != at && self.sim.friends.contains(&pair(at, *other)))
+                .collect();
+            let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];
+            let is_full = self.sim.machines.len() as u64 >= self.sim.machines[at].config.copies;
+            let safe = self.sim.safe_without(at).len();
+            let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name));
+            if is_full && safe < before && !may_lack {
+                return self.sim.broken(format_args!(
+                    "only {safe} of {before} versions of {at} are safe with peers after a calm week"
+                ));
+            }
+            self.sim.lose_and_recover(at, helper)?;
+            self.sim.turns(3)?;
+            self.sim.refill(at)?;
+            self.sim.check_readable(at)?;
+            for _ in 0..3 {
+                self.sim.pass(DAY)?;
+                self.sim.turns(2)?;
+            }
+        }
+        self.sim.check_nothing_is_lost()
+    }
+}
