@@ -306,6 +306,7 @@ impl Vault {
             t.set_meta_u64("observed", observed)?;
             t.set_meta_u64("wall", wall as u64)
         })
+        .inspect_err(|_| lock(&self.alerts).note_unsaved())
     }
 
     /// A person says that the clock is right.
