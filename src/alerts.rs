@@ -175,6 +175,11 @@ impl AlertBook {
         Some(json::to_string(&raised.chain(&self.remembered).map(line).collect::<Vec<Line>>()))
     }
 
+    /// What `take_changed` gave was not saved.
+    pub fn note_unsaved(&mut self) {
+        self.is_changed = true;
+    }
+
     /// Goes on at `now` with what `take_changed` gave before a restart; what cannot be read is forgotten.
     pub fn load(text: &str, now: u64) -> Self {
         let lines: Vec<Line> = json::from_str(text).unwrap_or_default();

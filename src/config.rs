@@ -172,15 +172,15 @@ settings! {
     "relay.bytes_per_s" relay_bytes_per_s: u64 = 0;
     /// Connects to this relay from one address in a minute.
     "relay.connects_per_minute" relay_connects_per_minute: u64 = 60;
-    /// Every chunk that lies here is read and compared with its name once in this time. Days; 0: never by itself.
-    "scrub.days" scrub_days: u64 = 30;
-    /// How fast it is read for that, at most. Bytes a second.
-    "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
     /// A program and its words that is run when an alert begins and when it is over: the alert is on its input as JSON, and in
     /// `GROVE_ALERT_…`. Without a shell, for 30 s at most. Only config.json can name it.
     "alerts.command" alerts_command: Vec<String> = Vec::new();
     /// A sample of files is restored from peers alone, and compared, this often. Days; 0: only by `grove drill`.
     "drill.days" drill_days: u64 = 7;
+    /// Every chunk that lies here is read and compared with its name once in this time. Days; 0: never by itself.
+    "scrub.days" scrub_days: u64 = 30;
+    /// How fast it is read for that, at most. Bytes a second.
+    "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.

@@ -151,24 +151,24 @@ fn watch(
     }
 }
 
-/// Runs a program in a thread of its own: the pool's few have better to do than to wait.
-async fn run(call: Call) {
+/// Runs a program in a thread of its own: the pool's few have better to do than to wait. Gives what `Call::run` gives.
+async fn run(call: Call) -> (String, Result<(), String>) {
     let (sender, receiver) = smol::channel::bounded(1);
-    let name = call.words.first().cloned().unwrap_or_default();
     let spawned = thread::Builder::new().name("alert".into()).spawn(move || {
         let _ = sender.try_send(call.run(TIME_MAX));
     });
-    if let Err(why) = spawned {
-        log::warn!("alerts.command {name}: {why}");
-        return;
+    match spawned {
+        Ok(_) => receiver.recv().await.unwrap_or_else(|_| (String::new(), Err("its thread ended".into()))),
+        Err(why) => (String::new(), Err(why.to_string())),
     }
-    if let Ok((output, outcome)) = receiver.recv().await {
-        for line in output.lines() {
-            log::info!("alerts.command: {}", line.replace(crate::logger::is_odd, " "));
-        }
-        if let Err(why) = outcome {
-            log::warn!("alerts.command {name}: {why}");
-        }
+}
+
+fn log(program: &str, output: &str, outcome: Result<(), String>) {
+    for line in output.lines() {
+        log::info!("alerts.command: {}", line.replace(crate::logger::is_odd, " "));
+    }
+    if let Err(why) = outcome {
+        log::warn!("alerts.command {program}: {why}");
     }
 }
 
@@ -205,13 +205,15 @@ pub(super) async fn tell_alerts(cell: Rc<Cell>) {
             }
             continue;
         };
-        run(Call::new(&command, &cell.name, &event)).await;
+        // A stop in between tells it once more after the start: better twice than never.
+        let (output, outcome) = run(Call::new(&command, &cell.name, &event)).await;
         let told = telling.to_text();
         let saved =
             on_pool(vault, move |vault| Ok(vault.db.change(|t| t.set_meta(TOLD_KEY, told.as_bytes()))?));
         if let Err(why) = saved.await {
             log::warn!("{why}");
         }
+        log(&command[0], &output, outcome);
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Cell, VERSION};
+use crate::cycle::Cycle;
 use crate::dashboard::api::{ApiResponse, Body};
 use crate::placement::DbError;
 use crate::placement::explain::Standing;
@@ -177,10 +178,15 @@ impl Cell {
         }
         let wanted = self.vault.config.copies;
         let vault = Arc::clone(&self.vault);
-        let (nodes, chunks, own, bin) = smol::unblock(move || {
+        let (nodes, chunks, own, bin, scrubbed) = smol::unblock(move || {
             vault.db.read(|t| -> Result<_, DbError> {
                 let own = t.own_totals(wanted.saturating_sub(1))?;
-                Ok((t.node_totals()?, t.chunk_totals()?, own, t.bin_count()?))
+                let walk = t.meta(super::scrub::CYCLE_KEY)?.map(|bytes| Cycle::from_bytes(&bytes));
+                let scrubbed = match walk {
+                    Some(walk) => Some(walk.cursor as f64 / t.chunk_id_max()?.0.max(1) as f64),
+                    None => None,
+                };
+                Ok((t.node_totals()?, t.chunk_totals()?, own, t.bin_count()?, scrubbed))
             })
         })
         .await?;
@@ -211,6 +217,10 @@ impl Cell {
             wanted,
         );
         text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.2);
+        if let Some(part) = scrubbed {
+            let help = "Part of the chunks that the present walk over the store has read.";
+            text.gauge("grove_scrub_progress_ratio", help, &[], part.min(1.0));
+        }
         for peer in &peers {
             let id = peer.id.short();
             let labels = [("peer", peer.name.as_str()), ("id", id.as_str())];

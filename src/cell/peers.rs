@@ -61,12 +61,12 @@ fn peer_json(peer: &PeerView, fleet: &Fleet, proofs: &[ProofView]) -> String {
         None => head,
     };
     match proofs.iter().find(|proof| proof.id == peer.id) {
-        Some(proof) => to.raw("proofs", totals_json(&proof.proved)).end(),
+        Some(proof) => to.raw("proofs", proof_counts(&proof.proved)).end(),
         None => to.end(),
     }
 }
 
-fn totals_json(proved: &crate::sync::Proved) -> String {
+fn proof_counts(proved: &crate::sync::Proved) -> String {
     Obj::new()
         .num("proven", proved.proven)
         .num("missing", proved.missing)

@@ -81,6 +81,9 @@ impl Sums {
     }
 }
 
+/// A file, and its names from GroveHome down.
+type Found = (Vec<Vec<u8>>, Node);
+
 /// One level of a walk: a folder and the names in it that are still to come.
 struct Level {
     folder: NodeId,
@@ -130,7 +133,7 @@ impl Walk {
         Ok(walk)
     }
 
-    fn next(&mut self, t: &Tables<'_>) -> Result<Option<(Vec<Vec<u8>>, Node)>, DbError> {
+    fn next(&mut self, t: &Tables<'_>) -> Result<Option<Found>, DbError> {
         if let Some(node) = self.single.take() {
             return Ok(Some((self.names.clone(), node)));
         }

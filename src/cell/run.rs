@@ -190,11 +190,11 @@ async fn serve(
         executor.spawn(save_time(Rc::clone(&cell))),
         executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
-        executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
-        executor.spawn(super::scrub::mend(Rc::clone(&cell))),
         executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
+        executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
+        executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
     match work {
         Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,

@@ -469,3 +469,106 @@ fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::testing::Setup;
+
+    const PEERS: &str = r#"[
+        {"name":"attic-pi","favorite":true,"place":"elsewhere","state":"here","uptime_per_mille":995,"last_seen_s":0,"silent_s":0,"grace_s":3600},
+        {"name":"bob","favorite":false,"place":"here","state":"silent","uptime_per_mille":null,"last_seen_s":7500,"silent_s":7200,"grace_s":86400}]"#;
+
+    fn file(path: &str, risk: &str, rest: &str) -> String {
+        format!(
+            r#"{{"path":"{path}","kind":"file","size":2048,"version":3,"risk":"{risk}","wanted":2,"chunks":1,{rest}}}"#
+        )
+    }
+
+    fn page(files: &[String], sums: &str) -> String {
+        format!(
+            r#"{{"copies_wanted":2,"running":true,"may_release":true,"peers":{PEERS},"sums":{sums},"files":[{}],"next":null}}"#,
+            files.join(",")
+        )
+    }
+
+    fn fine() -> String {
+        file(
+            "a.txt",
+            "fine",
+            r#""copies":2,"here":1,"short":0,"holders":[{"peer":"attic-pi","chunks":1,"unproven":0,"away":0,"proven_days_ago":1}]"#,
+        )
+    }
+
+    fn alone() -> String {
+        file(
+            "b.txt",
+            "alone",
+            r#""copies":1,"here":1,"short":1,"holders":[],"planned":[{"peer":"attic-pi","chunks":1,"bytes":9,"sending":false,"why":"favorite"}]"#,
+        )
+    }
+
+    #[test]
+    fn the_worst_comes_first_in_plain_words() {
+        let setup = Setup::new();
+        let sums = r#"{"files":2,"bytes":4096,"by_risk":{"alone":{"files":1,"bytes":2048},"fine":{"files":1,"bytes":2048}}}"#;
+        setup.fake.answer("GET /placement", &page(&[alone()], sums));
+        setup.fake.answer("GET /placement", &page(&[fine(), alone()], sums));
+        let told = setup.grove("placement", "");
+        assert_eq!(
+            told.out,
+            "1 of 2 files (4.0 KiB) have their 2 copies.\n\
+             ! 1 file has only the copy here: b.txt\n\
+             \n\
+             attic-pi, favorite, at another place, here 99.5 % of the last 30 days: connected\n\
+             bob, in this network: not connected, last heard 2 h 5 min ago; silent for 2 h, and if it stays so for 22 h more, \
+             what it holds is copied elsewhere\n\
+             \n\
+             b.txt (2.0 KiB): 1 copy, only here\n    \
+             planned: attic-pi gets a copy next, for it is a favorite\n\
+             a.txt (2.0 KiB): 2 copies, last proven yesterday by attic-pi\n"
+        );
+    }
+
+    #[test]
+    fn one_file_is_told_in_full() {
+        let setup = Setup::new();
+        let sums = r#"{"files":1,"bytes":2048,"by_risk":{"doubt":{"files":1,"bytes":2048}}}"#;
+        let file = file(
+            "c.txt",
+            "doubt",
+            r#""copies":2,"here":1,"short":0,"holders":[{"peer":"bob","chunks":1,"unproven":1,"away":0,"suspect":1,"proven_days_ago":null}],"if_silent":[{"peer":"attic-pi","chunks":1}]"#,
+        );
+        setup.fake.answer("GET /placement", &page(&[file.clone()], sums));
+        setup.fake.answer("GET /placement", &page(&[file], sums));
+        let told = setup.grove("placement c.txt", "");
+        let expected = [
+            "c.txt (2.0 KiB), version 3, 1 chunk",
+            "2 copies, not all proven yet; 2 are wanted.",
+            "  here: a copy",
+            "  bob (in this network): a copy, not proven yet",
+            "  bob has a copy and is not connected, last heard 2 h 5 min ago; silent for 2 h, and if it stays so for 22 h more, what \
+             it holds is copied elsewhere",
+            "  bob has been asked for a proof of its copy in vain; it is asked again",
+            "  if that lasts too long, attic-pi gets a copy instead",
+        ];
+        assert_eq!(told.out.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn pages_are_asked_for_to_the_end_and_long_lists_are_cut() {
+        let setup = Setup::new();
+        let sums = r#"{"files":30,"bytes":0,"by_risk":{"fine":{"files":30,"bytes":0}}}"#;
+        let files: Vec<String> = (0..30).map(|_| fine()).collect();
+        let first = page(&[], sums).replace(r#""next":null"#, r#""next":"a/z""#);
+        setup.fake.answer("GET /placement", &first);
+        setup.fake.answer("GET /placement", &page(&[], sums));
+        setup.fake.answer("GET /placement", &page(&files, sums));
+        let told = setup.grove("placement", "");
+        assert!(told.out.starts_with("All 60 files (0 B) have their 2 copies.\n"), "{told:?}");
+        assert!(told.out.contains("\nand 40 files more; "), "{told:?}");
+        assert!(setup.fake.told.borrow()[1].contains(" after=a/z "), "{:?}", setup.fake.told);
+        setup.fake.answer("GET /placement", &first);
+        setup.fake.answer("GET /placement", &page(&[], sums));
+        assert_eq!(setup.grove("placement --json", "").out.lines().count(), 2);
+    }
+}

@@ -404,6 +404,38 @@ mod tests {
     }
 
     #[test]
+    fn alerts_show_how_grave_they_are_and_since_when_and_drills_what_came_back() {
+        let setup = Setup::new();
+        let alert =
+            r#"{"code":"disk-full","level":"urgent","text":"It is full.","remedy":"","since_s":7200}"#;
+        let drill =
+            r#""drill":{"ok":true,"age_s":60,"chunks":3,"bytes":2048,"files":2,"peers":["bob"]},"job":null"#;
+        let text = status("", 0, 0, alert).replace(r#""job":null"#, drill);
+        setup.fake.answer("GET /status", &text);
+        let told = setup.grove("status", "");
+        assert!(told.out.contains("\n!! It is full. (for 2 h)\n"), "{told:?}");
+        let line = "Restore drill 1 min ago: 3 chunks (2.0 KiB) of 2 files came back from bob, all as they were kept.\n";
+        assert!(told.out.contains(line), "{told:?}");
+    }
+
+    #[test]
+    fn a_drill_fails_where_something_did_not_come_back() {
+        let setup = Setup::new();
+        setup.fake.answer("POST /drill", r#"{"job":9}"#);
+        let failure = r#"{"path":"a.txt","peer":"bob","why":"it is damaged there"}"#;
+        for (failures, code) in [("", 0), (failure, 1)] {
+            let result = format!(
+                r#"{{"state":"done","result":{{"chunks":1,"bytes":1,"files":1,"compared":1,"peers":["bob"],"unreached":["cy"],"failures":[{failures}]}}}}"#
+            );
+            setup.fake.answer("GET /jobs/9", &result);
+            let told = setup.with(|context, cell| Drill { json: false }.with(context, cell));
+            assert_eq!(told.code, code, "{told:?}");
+            assert!(told.out.contains("not reached now, so not tried: cy\n"), "{told:?}");
+            assert_eq!(told.out.contains("a.txt from bob: it is damaged there\n"), code == 1, "{told:?}");
+        }
+    }
+
+    #[test]
     fn doctor_works_without_a_cell_that_opens() {
         let told = grove(&Fake::default(), "doctor", "");
         assert!(told.code == 1 && told.out.starts_with("fail  cell"), "{told:?}");

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::audit;
 use super::driver::Sync;
 use super::link::{For, Link};
-use super::round::RoundError;
+use super::round::{RoundError, with_vault};
 use crate::id::ChunkName;
 use crate::keys::sha256;
 use crate::placement::{CellNumber, ChunkId};
@@ -64,6 +64,11 @@ impl Sync {
             Got::Bytes(_) | Got::Nothing => None,
         };
         if let Some(loss) = lost {
+            // It may have been let go meanwhile, as too many.
+            let counts = with_vault(&self.vault, move |vault| vault.db.read(|t| t.copies_of(chunk))).await;
+            if !counts.is_ok_and(|cells| cells.contains(&cell)) {
+                return Got::Nothing;
+            }
             if let Err(why) = audit::note_loss(self, &link, (chunk, name, len), loss).await {
                 log::warn!("{why}");
             }

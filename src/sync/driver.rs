@@ -225,10 +225,10 @@ pub struct Sync {
     pub(super) away: RefCell<BTreeSet<CellId>>,
     /// One marks a peer's copies as away or back at a time.
     pub(super) marking: Turns,
-    /// Fetches under way that somebody waits for.
-    waiting: Cell<usize>,
     /// What rounds have moved since the start.
     moved: Cell<Moved>,
+    /// Fetches under way that somebody waits for.
+    waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -306,8 +306,8 @@ impl Sync {
             health_saved_at: Cell::new(0),
             away: RefCell::default(),
             marking: Turns::default(),
-            waiting: Cell::new(0),
             moved: Cell::default(),
+            waiting: Cell::new(0),
             errors: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -471,8 +471,7 @@ impl Sync {
     async fn round_with(self: &Rc<Self>, link: &Rc<Link>) -> Result<Moved, String> {
         let mut moved = Moved::default();
         let outcome = self.try_round_with(link, &mut moved).await;
-        self.moved.set(self.moved.get() + moved);
-        link.moved.set(link.moved.get() + moved);
+        self.moved.set(self.moved.get().and(moved));
         outcome.map(|()| moved)
     }
 
@@ -480,7 +479,9 @@ impl Sync {
         let mut tries = 0;
         loop {
             let losses = link.losses();
+            let before = *moved;
             let outcome = round::run(self, link, moved).await;
+            link.moved.set(link.moved.get().and(moved.since(before)));
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
                 return Ok(());

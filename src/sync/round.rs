@@ -63,15 +63,24 @@ pub struct Moved {
     pub pulled_bytes: u64,
 }
 
-impl std::ops::Add for Moved {
-    type Output = Self;
-
-    fn add(self, more: Self) -> Self {
+impl Moved {
+    /// This and `more`.
+    pub(super) fn and(self, more: Self) -> Self {
         Self {
             pushed_chunks: self.pushed_chunks + more.pushed_chunks,
             pushed_bytes: self.pushed_bytes + more.pushed_bytes,
             pulled_chunks: self.pulled_chunks + more.pulled_chunks,
             pulled_bytes: self.pulled_bytes + more.pulled_bytes,
+        }
+    }
+
+    /// What of this came after `before`.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            pushed_chunks: self.pushed_chunks - before.pushed_chunks,
+            pushed_bytes: self.pushed_bytes - before.pushed_bytes,
+            pulled_chunks: self.pulled_chunks - before.pulled_chunks,
+            pulled_bytes: self.pulled_bytes - before.pulled_bytes,
         }
     }
 }
