@@ -9,7 +9,7 @@ pub mod keeper;
 pub mod open;
 mod peers;
 mod run;
-mod scrub;
+pub(crate) mod scrub;
 
 use std::cell::RefCell;
 use std::rc::Rc;
