@@ -1,7 +1,6 @@
 //! Two cells as processes: what one holds for the other is damaged on its disk, found by proofs, and mended; and the same
 //! on the owner's own disk.
 
-#[allow(dead_code, reason = "shared with the other tests")]
 mod common;
 
 use std::fs;

@@ -285,20 +285,22 @@ mod tests {
     #[test]
     fn verify_of_peers_says_what_each_has_proven_and_fails_while_copies_are_lost() {
         let setup = Setup::new();
+        let verify = || super::Verify { deep: false, peers: true, json: false };
         let peer = |rest: &str| {
             format!(
                 r#"{{"peers":[{{"name":"attic","reached":true,"proven":53,{rest}"unanswered":0,"suspended":false}}]}}"#
             )
         };
         done(&setup, "/verify", &peer(""));
-        let told = setup.grove("verify --peers", "");
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
         assert_eq!((told.code, told.out.as_str()), (0, "attic: has proven 53 copies\n"), "{told:?}");
         done(&setup, "/verify", &peer(r#""damaged":2,"#));
-        let told = setup.grove("verify --peers", "");
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
         assert_eq!(told.code, 1, "{told:?}");
         assert_eq!(told.out, "attic: has proven 53 copies, 2 damaged there\n");
         done(&setup, "/verify", r#"{"peers":[{"name":"attic","reached":false}]}"#);
-        assert_eq!(setup.grove("verify --peers", "").code, 1);
+        let told = setup.with(|context, cell| verify().ask_peers(context, cell));
+        assert_eq!((told.code, told.out.as_str()), (1, "attic: not reached\n"));
     }
 
     #[test]

@@ -218,6 +218,7 @@ mod tests {
         assert_eq!(allowance.left(s(1_000_000)), ALLOWED_BYTES);
         assert_eq!(allowance.left(Duration::MAX), ALLOWED_BYTES);
         // An audit of every chunk in 20 days goes far below it, for 5 TiB with one peer.
-        assert!(20 * 86_400 * ALLOWED_BYTES_PER_S > 5 << 40);
+        let bytes_in_20_days = 20 * 86_400 * ALLOWED_BYTES_PER_S;
+        assert!(bytes_in_20_days > 5 << 40, "{bytes_in_20_days}");
     }
 }
