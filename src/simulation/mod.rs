@@ -583,33 +583,37 @@ impl Sim {
             })
             .collect();
         self.files_made += 1;
-        let asked = name.to_vec();
+        let (asked, was_on) = (name.to_vec(), self.is_on(at));
         let kept = self.ask(at, move |vault| files::keep(vault, &asked, &plains))?;
         if let Some(kept) = kept {
             self.note(format_args!("{at} keeps {} version {}", String::from_utf8_lossy(name), kept.version));
             self.expect(at, name, kept);
+        } else if was_on {
+            self.end_of(at, name);
         }
         Ok(())
     }
 
-    fn expect(&mut self, at: usize, name: &[u8], kept: Kept) {
+    /// What is the newest version of this file is so no longer; perhaps: whoever was not told that a change was made cannot
+    /// tell that it was not.
+    fn end_of(&mut self, at: usize, name: &[u8]) {
         let now = self.now();
-        for older in
-            self.expected[at].iter_mut().filter(|older| older.name == name && older.over_at.is_none())
-        {
-            older.over_at = Some(now);
+        for one in self.expected[at].iter_mut().filter(|one| one.name == name && one.over_at.is_none()) {
+            one.over_at = Some(now);
         }
+    }
+
+    fn expect(&mut self, at: usize, name: &[u8], kept: Kept) {
+        self.end_of(at, name);
         self.expected[at].push(Expected { kept, name: name.to_vec(), over_at: None });
     }
 
     /// A person deletes a file.
     fn delete(&mut self, at: usize, name: &[u8]) -> Checked {
-        let asked = name.to_vec();
-        if self.ask(at, move |vault| files::delete(vault, &asked))? == Some(true) {
-            let now = self.now();
-            for one in self.expected[at].iter_mut().filter(|one| one.name == name && one.over_at.is_none()) {
-                one.over_at = Some(now);
-            }
+        let (asked, was_on) = (name.to_vec(), self.is_on(at));
+        let is_deleted = self.ask(at, move |vault| files::delete(vault, &asked))?;
+        if was_on && is_deleted != Some(false) {
+            self.end_of(at, name);
             self.note(format_args!("{at} deletes {}", String::from_utf8_lossy(name)));
         }
         Ok(())
@@ -623,7 +627,11 @@ impl Sim {
         }
         let old = old[self.dice.below(old.len() as u64) as usize].clone();
         let (asked, name) = (old.kept.clone(), old.name.clone());
-        if let Some(Some(kept)) = self.ask(at, move |vault| files::restore(vault, &name, &asked))? {
+        let was_on = self.is_on(at);
+        let restored = self.ask(at, move |vault| files::restore(vault, &name, &asked))?;
+        if was_on && restored.is_none() {
+            self.end_of(at, &old.name);
+        } else if let Some(Some(kept)) = restored {
             self.note(format_args!("{at} restores version {} as {}", old.kept.version, kept.version));
             self.expect(at, &old.name, kept);
         }

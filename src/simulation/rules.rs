@@ -136,7 +136,9 @@ pub fn settling(seed: u64) -> Outcome {
             let mut over: BTreeMap<ChunkName, Duration> = BTreeMap::new();
             let mut was_over = false;
             for turn in 0..3 {
-                let at = 1 + (turn + dice.below(cells as u64 - 1) as usize) % (cells - 1);
+                let held: Vec<usize> = (0..cells).map(|at| held_by(sim, 0, at).len()).collect();
+                let at = (1..cells).max_by_key(|at| held[*at]).expect("there are peers");
+                sim.note(format_args!("absence {turn}: {at} with {} chunks", held[at]));
                 sim.look_around()?;
                 sim.switch_off(at)?;
                 sim.pass(HOUR / 2)?;
