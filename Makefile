@@ -14,9 +14,13 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 GROVE      := $(abspath $(TARGET_DIR))/release/grove
 CELL       := "$(GROVE)" --dir "$(DIR)" --home "$(HOME_TREE)" --port $(PORT) --peer-port $(PEER_PORT)
 
+# Seeds of whole years in `make sim`, and days of a year.
+SIM_SEEDS ?= 2000
+SIM_DAYS  ?= 365
+
 export CARGO PYTHON
 
-.PHONY: help run test check fmt lint msrv bench demo release clean
+.PHONY: help run test sim check fmt lint msrv bench demo release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +31,10 @@ run: release ## build, make a cell if there is none, serve its dashboard
 	@test -e "$(DIR)/.key" || $(CELL) init
 	@echo "dashboard: http://localhost:$(PORT)/   files: $(HOME_TREE)   stop: Ctrl-C"
 	@exec $(CELL) run
+
+sim: ## thousands of virtual years of whole fleets, with every fault (SIM_SEEDS=2000 SIM_DAYS=365)
+	GROVE_SIM_SEEDS=$(SIM_SEEDS) GROVE_SIM_DAYS=$(SIM_DAYS) GROVE_SIM_CELLS=50 \
+	  $(CARGO) test --locked --profile quick --test simulation -- --nocapture --test-threads 1
 
 test: ## every test; the last line counts them
 	@scripts/test

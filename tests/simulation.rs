@@ -6,7 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use grove::simulation::{Outcome, Scale, year};
+use grove::simulation::{Outcome, Scale, rules, year};
+use grove::world::Sabotage;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -77,9 +78,14 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
     }
 }
 
+fn seeds(usual: u64) -> u64 {
+    // Rules that are tried one by one need fewer seeds than whole years.
+    (number("GROVE_SIM_SEEDS").unwrap_or(100) * usual / 100).max(1)
+}
+
 #[test]
 fn nothing_acknowledged_is_ever_lost() {
-    run_seeds("nothing_acknowledged_is_ever_lost", number("GROVE_SIM_SEEDS").unwrap_or(100), scale(), year);
+    run_seeds("nothing_acknowledged_is_ever_lost", seeds(100), scale(), year);
 }
 
 #[test]
@@ -90,4 +96,84 @@ fn same_seed_gives_the_same_run() {
         assert_eq!(one, other);
         assert_ne!(one.fingerprint, year(seed + 100, scale).fingerprint);
     }
+}
+
+#[test]
+fn healing_begins_within_two_rounds_after_the_grace_and_completes() {
+    run_seeds(
+        "healing_begins_within_two_rounds_after_the_grace_and_completes",
+        seeds(20),
+        scale(),
+        |seed, _| rules::healing(seed, None),
+    );
+}
+
+#[test]
+fn copies_too_many_go_within_the_settling_time() {
+    run_seeds("copies_too_many_go_within_the_settling_time", seeds(10), scale(), |seed, _| {
+        rules::settling(seed)
+    });
+}
+
+#[test]
+fn damage_is_found_within_30_days() {
+    run_seeds("damage_is_found_within_30_days", seeds(10), scale(), |seed, _| rules::damage(seed));
+}
+
+/// In 99 of 100 seeds at least.
+#[test]
+fn peer_that_dropped_one_chunk_in_a_hundred_is_found_out_within_30_days() {
+    let test = "peer_that_dropped_one_chunk_in_a_hundred_is_found_out_within_30_days";
+    let missed: AtomicU64 = AtomicU64::new(0);
+    let count = seeds(20);
+    run_seeds(test, count, scale(), |seed, _| {
+        let mut outcome = rules::dropping(seed);
+        if outcome.broken.as_ref().is_some_and(|broken| broken.0 == rules::NOT_NOTICED) {
+            outcome.broken = None;
+            println!("seed {seed}: not noticed");
+            missed.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    });
+    assert!(missed.load(Ordering::Relaxed) * 100 <= count, "{missed:?} of {count}");
+}
+
+#[test]
+fn correct_peer_is_never_called_lost_for_good() {
+    run_seeds("correct_peer_is_never_called_lost_for_good", seeds(15), scale(), |seed, _| {
+        rules::correct_peer(seed)
+    });
+}
+
+#[test]
+fn peer_that_passes_audits_on_does_not_pass() {
+    run_seeds("peer_that_passes_audits_on_does_not_pass", seeds(5), scale(), |seed, _| {
+        rules::passing_on(seed)
+    });
+}
+
+#[test]
+fn stranger_learns_from_no_request_which_chunks_are_here() {
+    run_seeds("stranger_learns_from_no_request_which_chunks_are_here", seeds(5), scale(), |seed, _| {
+        rules::strangers(seed)
+    });
+}
+
+/// The first of 200 years in which a broken rule is caught.
+fn caught(what: Sabotage) -> Option<(u64, String)> {
+    let scale = Scale { sabotage: Some(what), ..scale() };
+    (0..200).find_map(|seed| Some((seed, year(seed, scale).broken?.to_string())))
+}
+
+#[test]
+fn broken_healing_is_caught() {
+    let (seed, why) = caught(Sabotage::HealsNothing).expect("200 seeds are enough to see that nothing heals");
+    println!("healing that does not heal is caught by seed {seed}: {why}");
+}
+
+#[test]
+fn broken_garbage_collection_is_caught() {
+    let (seed, why) =
+        caught(Sabotage::CollectsClaims).expect("200 seeds are enough to see that claims are collected");
+    println!("a collection that takes what peers keep is caught by seed {seed}: {why}");
 }

@@ -13,7 +13,7 @@ pub mod open;
 mod peers;
 pub mod placement;
 mod run;
-mod scrub;
+pub(crate) mod scrub;
 mod watching;
 
 use std::cell::RefCell;

@@ -12,6 +12,7 @@
 
 mod files;
 mod machine;
+pub mod rules;
 mod story;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,6 +40,25 @@ pub use story::{Outcome, Scale, year};
 
 /// Turns of tasks after which a world that does not come to rest is taken for one that never will.
 const TICKS_MAX: u64 = 400_000;
+thread_local! {
+    /// What a task of a cell panicked with: an executor keeps it for whoever awaits the task.
+    static PANIC: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Sees to it that a panic in a task is heard of.
+fn hear_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if crate::world::is_simulated() {
+                PANIC.with(|panic| *panic.borrow_mut() = Some(info.to_string()));
+            }
+            before(info);
+        }));
+    });
+}
+
 /// Lines of the log that a failure shows.
 const LINES_SHOWN: usize = 60;
 /// An hour.
@@ -71,6 +91,14 @@ struct Expected {
     over_at: Option<Duration>,
 }
 
+/// A chunk that has rotted.
+#[derive(Debug, Clone, Copy)]
+struct Rotten {
+    at: Duration,
+    /// The cell's own observed seconds, once it was on.
+    observed: Option<u64>,
+}
+
 /// The world.
 pub struct Sim {
     guard: Guard,
@@ -83,7 +111,9 @@ pub struct Sim {
     apart: BTreeSet<(usize, usize)>,
     expected: Vec<Vec<Expected>>,
     /// When chunks rotted, and on whose disk.
-    rotten: BTreeMap<(usize, ChunkName), Duration>,
+    rotten: BTreeMap<(usize, ChunkName), Rotten>,
+    /// The disk was so full that old versions had to go.
+    was_full: Vec<bool>,
     /// Percent of requests that fail on new wires.
     loss: u64,
     hash: Sha256,
@@ -125,6 +155,7 @@ impl Sim {
 
     /// A world of machines with these settings.
     pub fn with(seed: u64, cells: usize, mut settings: impl FnMut(usize, &mut Config)) -> Self {
+        hear_panics();
         let guard = Guard::begin(seed);
         if std::env::var("GROVE_SIM_LOG").is_ok_and(|value| value == "2") && log::set_logger(&Loud).is_ok() {
             log::set_max_level(log::LevelFilter::Debug);
@@ -138,6 +169,7 @@ impl Sim {
             apart: BTreeSet::new(),
             expected: vec![Vec::new(); cells],
             rotten: BTreeMap::new(),
+            was_full: vec![false; cells],
             loss: 0,
             hash: Sha256::new(),
             lines: VecDeque::new(),
@@ -249,6 +281,9 @@ impl Sim {
                     }
                     ticks += 1;
                 }
+            }
+            if let Some(panic) = PANIC.with(|panic| panic.borrow_mut().take()) {
+                return self.broken(format_args!("a task panicked: {panic}"));
             }
             if !is_any {
                 return Ok(());
@@ -465,6 +500,36 @@ impl Sim {
         });
     }
 
+    /// A cell reads what is due to be read, and mends what it has found damaged.
+    fn scrub(&mut self, at: usize) -> Checked {
+        self.job(at, crate::cell::scrub::scrub_now);
+        self.settle()?;
+        self.mend(at)
+    }
+
+    fn mend(&mut self, at: usize) -> Checked {
+        let Some(running) = &self.machines[at].running else { return Ok(()) };
+        let (sync, vault) = (Rc::clone(&running.sync), Arc::clone(&running.vault));
+        if vault.damaged().is_empty() {
+            return Ok(());
+        }
+        self.spawn(at, async move {
+            let wanted = vault.damaged();
+            drop(sync.fetch(wanted.clone()).await);
+            let noted = unblock(move || -> Result<(), VaultError> {
+                let absent: BTreeSet<ChunkName> = vault.absent(wanted.clone())?.into_iter().collect();
+                let healed: Vec<ChunkName> =
+                    wanted.into_iter().filter(|name| !absent.contains(name)).collect();
+                vault.note_healed(&healed, false);
+                Ok(())
+            });
+            if let Err(why) = noted.await {
+                log::info!("{why}");
+            }
+        });
+        self.settle()
+    }
+
     /// A cell tidies up, as it does every few hours.
     fn tidy(&mut self, at: usize) -> Checked {
         self.job(at, |vault| {
@@ -518,33 +583,37 @@ impl Sim {
             })
             .collect();
         self.files_made += 1;
-        let asked = name.to_vec();
+        let (asked, was_on) = (name.to_vec(), self.is_on(at));
         let kept = self.ask(at, move |vault| files::keep(vault, &asked, &plains))?;
         if let Some(kept) = kept {
             self.note(format_args!("{at} keeps {} version {}", String::from_utf8_lossy(name), kept.version));
             self.expect(at, name, kept);
+        } else if was_on {
+            self.end_of(at, name);
         }
         Ok(())
     }
 
-    fn expect(&mut self, at: usize, name: &[u8], kept: Kept) {
+    /// What is the newest version of this file is so no longer; perhaps: whoever was not told that a change was made cannot
+    /// tell that it was not.
+    fn end_of(&mut self, at: usize, name: &[u8]) {
         let now = self.now();
-        for older in
-            self.expected[at].iter_mut().filter(|older| older.name == name && older.over_at.is_none())
-        {
-            older.over_at = Some(now);
+        for one in self.expected[at].iter_mut().filter(|one| one.name == name && one.over_at.is_none()) {
+            one.over_at = Some(now);
         }
+    }
+
+    fn expect(&mut self, at: usize, name: &[u8], kept: Kept) {
+        self.end_of(at, name);
         self.expected[at].push(Expected { kept, name: name.to_vec(), over_at: None });
     }
 
     /// A person deletes a file.
     fn delete(&mut self, at: usize, name: &[u8]) -> Checked {
-        let asked = name.to_vec();
-        if self.ask(at, move |vault| files::delete(vault, &asked))? == Some(true) {
-            let now = self.now();
-            for one in self.expected[at].iter_mut().filter(|one| one.name == name && one.over_at.is_none()) {
-                one.over_at = Some(now);
-            }
+        let (asked, was_on) = (name.to_vec(), self.is_on(at));
+        let is_deleted = self.ask(at, move |vault| files::delete(vault, &asked))?;
+        if was_on && is_deleted != Some(false) {
+            self.end_of(at, name);
             self.note(format_args!("{at} deletes {}", String::from_utf8_lossy(name)));
         }
         Ok(())
@@ -558,7 +627,11 @@ impl Sim {
         }
         let old = old[self.dice.below(old.len() as u64) as usize].clone();
         let (asked, name) = (old.kept.clone(), old.name.clone());
-        if let Some(Some(kept)) = self.ask(at, move |vault| files::restore(vault, &name, &asked))? {
+        let was_on = self.is_on(at);
+        let restored = self.ask(at, move |vault| files::restore(vault, &name, &asked))?;
+        if was_on && restored.is_none() {
+            self.end_of(at, &old.name);
+        } else if let Some(Some(kept)) = restored {
             self.note(format_args!("{at} restores version {} as {}", old.kept.version, kept.version));
             self.expect(at, &old.name, kept);
         }
@@ -570,7 +643,8 @@ impl Sim {
     /// Versions that must be there now.
     fn needed(&mut self, at: usize) -> Vec<Expected> {
         let now = self.now();
-        self.expected[at].retain(|one| one.over_at.is_none_or(|over| over + KEPT > now));
+        let was_full = self.was_full[at];
+        self.expected[at].retain(|one| one.over_at.is_none_or(|over| over + KEPT > now && !was_full));
         self.expected[at].clone()
     }
 
@@ -589,7 +663,7 @@ impl Sim {
     fn describe(&self, owner: usize, name: ChunkName) -> String {
         let mut text = format!("sound at {:?}, rotten {:?};", self.sound_at(name), {
             let rotten = self.rotten.iter().filter(|((_, other), _)| *other == name);
-            rotten.map(|((at, _), when)| (*at, when.as_secs() / 86_400)).collect::<Vec<_>>()
+            rotten.map(|((at, _), rotten)| (*at, rotten.at.as_secs() / 86_400)).collect::<Vec<_>>()
         });
         let id = self.machines[owner].master.identity(0, 0).id();
         for at in 0..self.machines.len() {
@@ -619,7 +693,7 @@ impl Sim {
     fn may_be_rotten(&self, name: ChunkName) -> bool {
         let now = self.now();
         self.rotten.iter().any(|((at, other), rotted)| {
-            *other == name && *rotted + FOUND > now && !self.machines[*at].disk.store.has_sound(name)
+            *other == name && rotted.at + FOUND > now && !self.machines[*at].disk.store.has_sound(name)
         })
     }
 
@@ -627,6 +701,47 @@ impl Sim {
     fn can_help(&self, helper: usize, at: usize) -> bool {
         let Some(running) = &self.machines[helper].running else { return false };
         helper != at && running.sync.knows_phrase(&self.machines[at].master.recovery_secret())
+    }
+
+    /// Damages a chunk on a disk.
+    fn rot(&mut self, at: usize, name: ChunkName) {
+        let now = self.now();
+        let is_cut = self.dice.percent(30);
+        let store = &self.machines[at].disk.store;
+        if if is_cut { store.truncate(name) } else { store.flip_byte(name) } {
+            let observed = self.vault(at).map(|vault| vault.now());
+            self.rotten.insert((at, name), Rotten { at: now, observed });
+            self.note(format_args!("chunk {} rots at {at}", name.short()));
+        }
+    }
+
+    /// Damage on the disk of an honest cell was found when the cell has run for 30 days since (and one step of a story more).
+    pub fn check_damage_is_found(&mut self) -> Checked {
+        const RUN_S: u64 = 33 * 86_400;
+        let mut rotten = std::mem::take(&mut self.rotten);
+        let mut missed = None;
+        rotten.retain(|(at, name), rotten| {
+            let Some(vault) = self.vault(*at) else { return true };
+            let row = vault.db.read(|t| t.chunk(name)).ok().flatten();
+            let is_said_here = row.is_some_and(|row| row.place.is_some());
+            if !is_said_here || self.machines[*at].disk.store.has_sound(*name) {
+                return false;
+            }
+            let since = *rotten.observed.get_or_insert_with(|| vault.now());
+            if vault.now() > since + RUN_S {
+                missed = Some(format!(
+                    "chunk {} has been rotten at {at} since day {} and was not found",
+                    name.short(),
+                    rotten.at.as_secs() / 86_400
+                ));
+            }
+            true
+        });
+        self.rotten = rotten;
+        match missed {
+            Some(text) => self.broken(format_args!("{text}")),
+            None => Ok(()),
+        }
     }
 
     /// No needed chunk is nowhere.
@@ -735,6 +850,7 @@ impl Sim {
         self.note(format_args!("{at} loses its disk; {} versions are safe with peers", safe.len()));
         self.expected[at] = safe;
         self.stop(at, true);
+        self.rotten.retain(|(other, _), _| *other != at);
         self.machines[at].replace_disk();
         self.recover(at, helper)
     }

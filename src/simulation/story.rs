@@ -50,7 +50,7 @@ pub fn year(seed: u64, scale: Scale) -> Outcome {
     if let Some(what) = scale.sabotage {
         sim.sabotage(what);
     }
-    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days: scale.days };
+    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days: scale.days, tight: Vec::new() };
     let broken = story.live().err();
     let mut sim = story.sim;
     sim.note_states();
@@ -69,6 +69,8 @@ struct Story {
     /// When something was last destroyed: what was lost then must heal before the next.
     hurt_at: Duration,
     days: u64,
+    /// Whose disks are full.
+    tight: Vec<usize>,
 }
 
 impl Story {
@@ -134,8 +136,12 @@ impl Story {
                 self.sim.tidy(at)?;
             }
         }
+        for at in 0..self.sim.len() {
+            self.sim.scrub(at)?;
+        }
         if self.sim.dice.percent(20) {
             self.sim.check_nothing_is_lost()?;
+            self.sim.check_damage_is_found()?;
         }
         // The rest of the day, or of some more.
         let days = if self.sim.dice.percent(60) { 1 } else { 1 + self.sim.dice.below(3) as u32 };
@@ -248,6 +254,8 @@ impl Story {
                 self.sim.note(format_args!("the clock of {at} is off by {skew_s} s, NTP: {has_ntp}"));
             }
             17 => self.back_up_or_restore(at)?,
+            18 => self.fill(at),
+            _ if self.sim.dice.percent(40) => self.leave(at)?,
             _ => self.disaster(at)?,
         }
         Ok(())
@@ -261,14 +269,7 @@ impl Story {
         }
         let name = names[self.sim.dice.below(names.len() as u64) as usize];
         if self.sim.sound_at(name).iter().any(|holder| *holder != at) {
-            let store = &self.sim.machines[at].disk.store;
-            let now = self.sim.now();
-            let how = match self.sim.dice.below(3) {
-                0 => store.truncate(name),
-                _ => store.flip_byte(name),
-            };
-            self.sim.rotten.insert((at, name), now);
-            self.sim.note(format_args!("chunk {} rots at {at}: {how}", name.short()));
+            self.sim.rot(at, name);
         }
         Ok(())
     }
@@ -293,6 +294,7 @@ impl Story {
                             || safe.iter().any(|other| other.kept.hash == one.kept.hash)
                     });
                     self.sim.machines[at].disk = disk;
+                    self.sim.rotten.retain(|(other, _), _| *other != at);
                     self.hurt_at = now;
                     self.sim.note(format_args!(
                         "{at} goes back to its backup of day {}",
@@ -331,6 +333,55 @@ impl Story {
         self.sim.refill(at)
     }
 
+    /// A disk is full, or has room again.
+    fn fill(&mut self, at: usize) {
+        let store = &self.sim.machines[at].disk.store;
+        let is_tight = self.tight.contains(&at);
+        if is_tight {
+            store.set_capacity(u64::MAX);
+            self.tight.retain(|other| *other != at);
+        } else {
+            let room = self.sim.dice.below(4000);
+            store.set_capacity(store.used() + room);
+            self.tight.push(at);
+            self.sim.was_full[at] = true;
+        }
+        self.sim.note(format_args!("the disk of {at} is full: {}", !is_tight));
+    }
+
+    /// A machine goes for ever, and nobody is told.
+    fn leave(&mut self, at: usize) -> Checked {
+        let living = (0..self.sim.len()).filter(|other| !self.sim.machines[*other].is_gone).count();
+        let has_others = |friend: usize| {
+            let others = (0..self.sim.len()).filter(|other| {
+                *other != at
+                    && *other != friend
+                    && !self.sim.machines[*other].is_gone
+                    && self.sim.friends.contains(&pair(friend, *other))
+            });
+            others.count() as u64 + 1 >= self.sim.machines[friend].config.copies
+        };
+        let friends_may_spare = (0..self.sim.len())
+            .filter(|friend| self.sim.friends.contains(&pair(at, *friend)))
+            .all(has_others);
+        let can = living > 2
+            && self.has_healed()
+            && self.all_on_but(at)
+            && friends_may_spare
+            && self.tight.is_empty();
+        if !can || self.sim.machines[at].is_gone || !self.sim.can_spare(at) {
+            return Ok(());
+        }
+        self.hurt_at = self.sim.now();
+        self.sim.stop(at, true);
+        self.sim.machines[at].is_gone = true;
+        self.sim.machines[at].back_at = None;
+        self.sim.expected[at].clear();
+        self.sim.rotten.retain(|(other, _), _| *other != at);
+        self.sim.note(format_args!("{at} is gone for ever"));
+        Ok(())
+    }
+
     /// All faults end, and everything has time to come to rest.
     fn calm(&mut self) -> Checked {
         self.sim.note(format_args!("all is calm"));
@@ -344,12 +395,14 @@ impl Story {
             self.sim.machines[at].ticks_left = None;
             self.sim.machines[at].blow_after(None);
             self.sim.machines[at].turn_clock(now, 0, true);
+            self.sim.machines[at].disk.store.set_capacity(u64::MAX);
             self.sim.switch_on(at)?;
         }
         for day in 0..6 {
             self.sim.turns(2)?;
             for at in 0..self.sim.len() {
                 self.sim.refill(at)?;
+                self.sim.mend(at)?;
                 if day == 3 {
                     self.sim.tidy(at)?;
                 }
@@ -368,15 +421,18 @@ impl Story {
     /// Each cell loses its disk in turn, and everything comes back from the phrase and the peers.
     fn lose_each(&mut self) -> Checked {
         for at in 0..self.sim.len() {
-            let before = self.sim.needed(at).len();
-            let friends: Vec<usize> = (0..self.sim.len())
-                .filter(|other| *other != at && self.sim.friends.contains(&pair(at, *other)))
-                .collect();
+            if self.sim.machines[at].is_gone {
+                continue;
+            }
+            let friends: Vec<usize> =
+                (0..self.sim.len()).filter(|other| self.sim.can_help(*other, at)).collect();
+            if friends.is_empty() {
+                return self.sim.broken(format_args!("no peer of {at} could help it after a calm week"));
+            }
             let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];
-            let is_full = self.sim.machines.len() as u64 >= self.sim.machines[at].config.copies;
-            let safe = self.sim.safe_without(at).len();
+            let (before, safe) = (self.sim.needed(at).len(), self.sim.safe_without(at).len());
             let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name));
-            if is_full && safe < before && !may_lack {
+            if safe < before && !may_lack {
                 return self.sim.broken(format_args!(
                     "only {safe} of {before} versions of {at} are safe with peers after a calm week"
                 ));

@@ -73,6 +73,19 @@ impl MemoryStore {
         Self { state: Mutex::new(self.state().clone()), fuse }
     }
 
+    /// The bytes of a chunk, sound or not.
+    pub fn bytes_of(&self, name: ChunkName) -> Option<Vec<u8>> {
+        let state = self.state();
+        let packed = state.packs.values().flat_map(|pack| pack.chunks.values());
+        let packed = packed.filter(|(found, _)| *found == name).map(|(_, bytes)| bytes).next();
+        state.loose.get(&name).or(packed).cloned()
+    }
+
+    /// Bytes that are taken.
+    pub fn used(&self) -> u64 {
+        self.state().used()
+    }
+
     /// Names of all that is there, sound or not, sorted.
     pub fn names(&self) -> Vec<ChunkName> {
         let state = self.state();
