@@ -299,14 +299,15 @@ impl Vault {
             alerts.settle(observed);
             alerts.take_changed()
         };
-        self.db.change(|t| {
-            if let Some(text) = &alerts {
-                t.set_meta("alerts", text.as_bytes())?;
-            }
-            t.set_meta_u64("observed", observed)?;
-            t.set_meta_u64("wall", wall as u64)
-        })
-        .inspect_err(|_| lock(&self.alerts).note_unsaved())
+        self.db
+            .change(|t| {
+                if let Some(text) = &alerts {
+                    t.set_meta("alerts", text.as_bytes())?;
+                }
+                t.set_meta_u64("observed", observed)?;
+                t.set_meta_u64("wall", wall as u64)
+            })
+            .inspect_err(|_| lock(&self.alerts).note_unsaved())
     }
 
     /// A person says that the clock is right.

@@ -291,6 +291,7 @@ pub fn standing_fields(peer: &Peer, to: Obj) -> Obj {
     to.str("place", peer.place())
         .str("state", peer.standing.as_str())
         .raw("uptime_per_mille", or_null(peer.uptime))
+        .num("watched_s", peer.watched_s)
         .num("silent_s", peer.silent_s)
         .num("grace_s", peer.grace_s)
         .num("settle_left_s", peer.settle_left_s)
