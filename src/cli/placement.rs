@@ -542,7 +542,7 @@ mod tests {
             "doubt",
             r#""copies":2,"here":1,"short":0,"holders":[{"peer":"bob","chunks":1,"unproven":1,"away":0,"suspect":1,"proven_days_ago":null}],"if_silent":[{"peer":"attic-pi","chunks":1}]"#,
         );
-        setup.fake.answer("GET /placement", &page(&[file.clone()], sums));
+        setup.fake.answer("GET /placement", &page(std::slice::from_ref(&file), sums));
         setup.fake.answer("GET /placement", &page(&[file], sums));
         let told = setup.grove("placement c.txt", "");
         let expected = [
