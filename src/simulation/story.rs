@@ -330,6 +330,8 @@ impl Story {
             return Ok(());
         }
         self.hurt_at = self.sim.now();
+        self.sim.machines[helper].ticks_left = None;
+        self.sim.machines[helper].blow_after(None);
         self.sim.lose_and_recover(at, helper)?;
         self.sim.turns(2)?;
         self.sim.refill(at)
