@@ -51,7 +51,7 @@ msrv: ## does it compile with the oldest Rust we promise
 	@cross/msrv
 
 bench: release ## Grove beside restic, rclone and Syncthing, as ratios (ARGS=--quick: a small run)
-	$(CARGO) build --locked --release --example primitives
+	$(CARGO) build --locked --release --example primitives --example scale
 	@GROVE="$(GROVE)" scripts/bench $(ARGS)
 
 demo: release ## lose a cell and get everything back, on real files (ARGS=--small: a short one)

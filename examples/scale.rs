@@ -254,6 +254,7 @@ fn own(dir: &Path, chunks: u64, changes: u64) {
         }
         let (bytes, cpu) = (traffic(&sync), cpu_ms());
         for _ in 0..ROUNDS {
+
             sync.round().await;
         }
         let quiet = f64::from(ROUNDS) * f64::from(PEERS);

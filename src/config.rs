@@ -172,6 +172,11 @@ settings! {
     "relay.bytes_per_s" relay_bytes_per_s: u64 = 0;
     /// Connects to this relay from one address in a minute.
     "relay.connects_per_minute" relay_connects_per_minute: u64 = 60;
+    /// A program and its words that is run when an alert begins and when it is over: the alert is on its input as JSON, and in
+    /// `GROVE_ALERT_…`. Without a shell, for 30 s at most. Only config.json can name it.
+    "alerts.command" alerts_command: Vec<String> = Vec::new();
+    /// A sample of files is restored from peers alone, and compared, this often. Days; 0: only by `grove drill`.
+    "drill.days" drill_days: u64 = 7;
     /// Every chunk that lies here is read and compared with its name once in this time. Days; 0: never by itself.
     "scrub.days" scrub_days: u64 = 30;
     /// How fast it is read for that, at most. Bytes a second.
@@ -266,6 +271,12 @@ fn is_limit(bytes_per_s: u64) -> bool {
     bytes_per_s == 0 || bytes_per_s >= LIMIT_BYTES_PER_S_MIN
 }
 
+/// Empty, or a program with its words.
+fn is_command(words: &[String]) -> bool {
+    let is_named = words.first().is_none_or(|program| !program.is_empty());
+    is_named && words.len() <= 64 && words.iter().all(|word| !word.contains('\0'))
+}
+
 impl Config {
     /// Reads the text of config.json.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -291,6 +302,12 @@ impl Config {
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
             ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),
+            (
+                "alerts.command",
+                is_command(&self.alerts_command),
+                "a list of a program and its words, at most 64",
+            ),
+            ("drill.days", self.drill_days <= 365, "at most 365"),
             ("scan.hours", (1..=720).contains(&self.scan_hours), "from 1 to 720"),
             ("scrub.days", self.scrub_days <= 3650, "from 0 to 3650"),
             ("scrub.bytes_per_s", self.scrub_bytes_per_s >= 64 * 1024, "at least 65536"),
@@ -354,8 +371,16 @@ impl Config {
 
     /// Takes a setting from the catalog; keys of this machine alone and keys not known are left.
     pub fn adopt(&mut self, key: &str, text: &str) {
-        const THIS_MACHINE: &[&str] =
-            &["http.listen", "http.port", "peer.listen", "peer.port", "peer.addresses", "jobs", "log.level"];
+        const THIS_MACHINE: &[&str] = &[
+            "http.listen",
+            "http.port",
+            "peer.listen",
+            "peer.port",
+            "peer.addresses",
+            "alerts.command",
+            "jobs",
+            "log.level",
+        ];
         // Whether and how this machine is a relay is its own affair; at which relays the cell waits is the cell's.
         let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
         if THIS_MACHINE.contains(&key) || is_relay_of_its_own {
@@ -418,6 +443,8 @@ mod tests {
         let mut config = Config::default();
         config.adopt("copies", "4");
         config.adopt("http.port", "80");
+        config.adopt("alerts.command", "[\"rm\"]");
+        assert!(config.alerts_command.is_empty());
         config.adopt("copies", "\"x\"");
         config.adopt("scan.hours", "0");
         assert_eq!((config.copies, config.http_port, config.scan_hours), (4, 5678, 6));

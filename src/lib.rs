@@ -8,6 +8,7 @@
 //!                   > catalog manifest seal keys id config       nouns
 //! ```
 
+pub mod alerts;
 pub mod buffers;
 pub mod card;
 pub mod catalog;

@@ -6,7 +6,6 @@
 //! lock keeps it: see `gc`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use crate::alerts::Alert;
+use crate::alerts::{AlertBook, News, Raised};
 use crate::clock::{Clock, Doubt, Evidence, ObservedTime, PeerTimes};
 use crate::config::Config;
 use crate::damage::Damage;
@@ -31,7 +32,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Chunks by row, one bit each: what garbage collection has found in use, or what was read lately.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Marks {
     bits: Vec<u64>,
 }
@@ -46,6 +47,23 @@ impl Marks {
         self.bits[at] |= 1 << (chunk.0 % 64);
     }
 
+    /// Keeps only what is marked in `others`, too.
+    pub fn keep_common(&mut self, others: &Self) {
+        let other = |at: usize| others.bits.get(at).copied().unwrap_or(0);
+        self.bits.iter_mut().enumerate().for_each(|(at, word)| *word &= other(at));
+    }
+
+    /// Takes in what is marked in `others`.
+    pub fn add(&mut self, others: &Self) {
+        self.bits.resize(self.bits.len().max(others.bits.len()), 0);
+        self.bits.iter_mut().zip(&others.bits).for_each(|(word, other)| *word |= other);
+    }
+
+    /// How many are marked.
+    pub fn count(&self) -> u64 {
+        self.bits.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Whether a row is marked.
     pub fn has(&self, chunk: ChunkId) -> bool {
         self.bits.get(chunk.0 as usize / 64).is_some_and(|word| word >> (chunk.0 % 64) & 1 == 1)
@@ -58,15 +76,6 @@ struct ReadLately {
     marks: [Marks; 2],
     /// Observed second at which the span began.
     since: u64,
-}
-
-/// A condition that a person should know of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Alert {
-    /// What happened, in plain words.
-    pub text: String,
-    /// What to do about it.
-    pub remedy: String,
 }
 
 /// An open cell, as its pool jobs see it.
@@ -102,7 +111,9 @@ pub struct Vault {
     marks: Mutex<Option<Marks>>,
     large_imports: Arc<AtomicUsize>,
     tree_size: Mutex<TreeSize>,
-    alerts: Mutex<BTreeMap<&'static str, Alert>>,
+    alerts: Mutex<AlertBook>,
+    /// Wakes whoever tells of alerts.
+    alert_news: (smol::channel::Sender<()>, smol::channel::Receiver<()>),
     read_lately: Mutex<ReadLately>,
     damage: Mutex<Damage>,
     /// Claims of peers that ended because their bytes were found damaged, since the start.
@@ -161,14 +172,16 @@ impl Vault {
     /// Like `new`, with small files that need not lie in the folder.
     pub fn with_files(parts: VaultParts, files: Arc<dyn StateFiles>) -> Result<Self, DbError> {
         let VaultParts { dir, home, db, store, master, clock, config } = parts;
-        let (life, retired, saved) = db.read(|t| -> Result<_, DbError> {
+        let (life, retired, saved, known_alerts) = db.read(|t| -> Result<_, DbError> {
             let saved = match (t.meta_u64("observed")?, t.meta_u64("wall")?) {
                 (Some(observed), Some(wall)) => Some((observed, wall as i64)),
                 _ => None,
             };
-            Ok((t.meta_u64("life")?.unwrap_or(1) as u32, t.meta_u64("retired")?.is_some(), saved))
+            let alerts = t.meta("alerts")?.and_then(|text| String::from_utf8(text).ok()).unwrap_or_default();
+            Ok((t.meta_u64("life")?.unwrap_or(1) as u32, t.meta_u64("retired")?.is_some(), saved, alerts))
         })?;
         let time = ObservedTime::resume(saved, &*clock);
+        let now = time.now(&*clock);
         let vault = Self {
             identity: master.identity(0, 0),
             sealer: Sealer::new(&master, 0),
@@ -190,7 +203,8 @@ impl Vault {
             marks: Mutex::new(None),
             large_imports: Arc::default(),
             tree_size: Mutex::default(),
-            alerts: Mutex::new(BTreeMap::new()),
+            alerts: Mutex::new(AlertBook::load(&known_alerts, now)),
+            alert_news: smol::channel::bounded(1),
             read_lately: Mutex::default(),
             damage: Mutex::default(),
             losses: AtomicU64::new(0),
@@ -280,10 +294,20 @@ impl Vault {
     pub fn save_time(&self) -> Result<(), DbError> {
         self.look_at_clock();
         let (observed, wall) = lock(&self.time).save(&*self.clock);
-        self.db.change(|t| {
-            t.set_meta_u64("observed", observed)?;
-            t.set_meta_u64("wall", wall as u64)
-        })
+        let alerts = {
+            let mut alerts = lock(&self.alerts);
+            alerts.settle(observed);
+            alerts.take_changed()
+        };
+        self.db
+            .change(|t| {
+                if let Some(text) = &alerts {
+                    t.set_meta("alerts", text.as_bytes())?;
+                }
+                t.set_meta_u64("observed", observed)?;
+                t.set_meta_u64("wall", wall as u64)
+            })
+            .inspect_err(|_| lock(&self.alerts).note_unsaved())
     }
 
     /// A person says that the clock is right.
@@ -359,22 +383,50 @@ impl Vault {
 
     /// Raises or renews an alert; `code` names it for good.
     pub fn raise(&self, code: &'static str, alert: Alert) {
-        let before = lock(&self.alerts).insert(code, alert.clone());
-        if before.as_ref() != Some(&alert) {
-            log::warn!("{}; {}", alert.text, alert.remedy);
+        let (now, wall) = (self.now(), self.clock.wall());
+        let news = lock(&self.alerts).raise(code, alert.clone(), now, wall);
+        match news {
+            News::None => {}
+            News::New => {
+                log::warn!("{}; {}", alert.text, alert.remedy);
+                self.tell_alerts();
+            }
+            News::Changed => log::info!("{}; {}", alert.text, alert.remedy),
         }
     }
 
     /// The condition is over.
     pub fn clear(&self, code: &str) {
-        if lock(&self.alerts).remove(code).is_some() {
+        let (was_known, was_raised) = {
+            let mut alerts = lock(&self.alerts);
+            (alerts.is_remembered(code), alerts.clear(code))
+        };
+        if was_raised {
             log::info!("no longer: {code}");
+        }
+        if was_raised || was_known {
+            self.tell_alerts();
         }
     }
 
-    /// What a person should know of now.
-    pub fn alerts(&self) -> Vec<(&'static str, Alert)> {
-        lock(&self.alerts).iter().map(|(code, alert)| (*code, alert.clone())).collect()
+    /// What a person should know of now, the gravest first.
+    pub fn alerts(&self) -> Vec<Raised> {
+        lock(&self.alerts).list()
+    }
+
+    /// Whether an alert held before the restart, and it is not known yet whether it still does.
+    pub fn is_alert_remembered(&self, code: &str) -> bool {
+        lock(&self.alerts).is_remembered(code)
+    }
+
+    /// Hears when alerts may have changed.
+    pub fn alert_news(&self) -> smol::channel::Receiver<()> {
+        self.alert_news.1.clone()
+    }
+
+    fn tell_alerts(&self) {
+        // One that waits already is enough.
+        let _ = self.alert_news.0.try_send(());
     }
 
     /// A chunk of mine or of a peer from the local store, verified; `None` if it is not here. One that is damaged is put

@@ -43,7 +43,7 @@ fn proven(cell: &Cell) -> Option<Vec<(String, u64)>> {
     let mut all = Vec::new();
     for peer in items(&job, "result.peers") {
         let Value::Object(peer) = peer else { panic!("{job:?}") };
-        if ["missing", "damaged", "wrong", "silent"].iter().any(|key| number(peer, key) > 0) {
+        if ["missing", "damaged", "false", "given_up", "unanswered"].iter().any(|key| number(peer, key) > 0) {
             return None;
         }
         all.push((text(peer, "name"), number(peer, "proven")));

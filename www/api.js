@@ -2,7 +2,7 @@
 
 /**
  * @typedef {{name: string, set_up: boolean, signed_in: boolean}} Session
- * @typedef {{code: string, text: string, remedy: string}} Alert
+ * @typedef {{code: string, level: "urgent"|"warn"|"info", text: string, remedy: string, since_s: number, since_unix: number}} Alert
  * @typedef {{count: number, bytes: number}} Amount
  * @typedef {{kind: string, text: string, done: number, total: number, unit: string}} Job
  * @typedef {{

@@ -10,7 +10,9 @@ use super::files::{self as doing};
 use super::jobs::problems;
 use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
+use super::placement::{self, Wish};
 use super::{Cell, VERSION};
+use crate::alerts::Raised;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::brake;
 use crate::files::import::EntryCursor;
@@ -92,6 +94,9 @@ impl Cell {
         if path == ["healthz"] {
             return ApiResponse::ok();
         }
+        if path == ["metrics"] && request.authorized && request.method == Method::Get {
+            return self.metrics().await;
+        }
         let Some(["api", "v1", rest @ ..]) =
             path.get(..).filter(|_| request.authorized || path == ["healthz"])
         else {
@@ -104,6 +109,11 @@ impl Cell {
         let vault = &self.vault;
         match (request.method, rest) {
             (Method::Get, ["status"]) => json(self.status().await),
+            (Method::Get, ["alerts"]) => {
+                let now = vault.now();
+                let alerts = list(vault.alerts().iter().map(|raised| alert_json(raised, now)));
+                ApiResponse::json_text(200, Obj::new().raw("alerts", alerts).end())
+            }
             (Method::Get, ["jobs", id]) => {
                 let wait = number_param(&request, "wait_ms").unwrap_or(0).min(20_000);
                 let id = id.parse().unwrap_or(0);
@@ -135,12 +145,22 @@ impl Cell {
                 let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
                 json(pool(vault, move |v| doing::list_bin(v, after.unwrap_or(FileId::ROOT), limit)).await)
             }
+            (Method::Get, ["placement"]) => {
+                let wish = Wish {
+                    path: wire_param(&request, "path").unwrap_or_default(),
+                    after: wire_param(&request, "after").filter(|after| !after.is_empty()),
+                    limit: number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize,
+                    only_risky: number_param(&request, "risky") == Some(1),
+                };
+                json(self.placement(wish).await)
+            }
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
             (Method::Post, ["restore"]) => self.restore(&fields),
             (Method::Post, ["verify"]) if fields.bool("peers") => self.verify_peers(),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
             (Method::Post, ["confirm"]) => json(self.confirm().await),
+            (Method::Post, ["drill"]) => self.drill(),
             (Method::Post, ["collect"]) => self.collect(),
             (Method::Post, ["phrase"]) => json(self.phrase().await),
             (Method::Post, ["phrase", "kept"]) => {
@@ -155,6 +175,12 @@ impl Cell {
             }
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
+    }
+
+    async fn placement(&self, wish: Wish) -> Result<String, VaultError> {
+        let fleet = self.fleet().await?;
+        pool(&self.vault, move |v| Ok(placement::page_json(&placement::page(v, &fleet, &wish)?, &fleet)))
+            .await
     }
 
     fn add(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
@@ -534,12 +560,7 @@ impl Cell {
             .num("life", self.vault.life())
             .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))
             .str("state", if alerts.is_empty() { "ok" } else { "attention" })
-            .raw(
-                "alerts",
-                list(alerts.iter().map(|(code, alert)| {
-                    Obj::new().str("code", code).str("text", &alert.text).str("remedy", &alert.remedy).end()
-                })),
-            )
+            .raw("alerts", list(alerts.iter().map(|raised| alert_json(raised, self.vault.now()))))
             .raw(
                 "files",
                 Obj::new()
@@ -564,6 +585,7 @@ impl Cell {
                 Obj::new().num("wanted", wanted).num("full", own.0 - own.2).num("short", own.2).end(),
             )
             .num("bin", bin)
+            .raw("drill", self.drill_json())
             .raw("job", self.jobs.running())
             .raw(
                 "scan",
@@ -576,6 +598,18 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// An alert as JSON; `now` is the observed second.
+pub(super) fn alert_json(raised: &Raised, now: u64) -> String {
+    Obj::new()
+        .str("code", &raised.code)
+        .str("level", raised.level.as_str())
+        .str("text", &raised.alert.text)
+        .str("remedy", &raised.alert.remedy)
+        .num("since_s", now.saturating_sub(raised.since))
+        .num("since_unix", raised.since_wall)
+        .end()
 }
 
 /// What a restore did, as JSON.

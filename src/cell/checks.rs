@@ -10,7 +10,7 @@ use crate::recovery_card::RecoveryCard;
 use crate::vault::{Vault, VaultError};
 
 struct Check {
-    name: &'static str,
+    name: String,
     state: &'static str,
     text: String,
     remedy: String,
@@ -24,7 +24,12 @@ fn check(
     remedy: &str,
 ) -> Check {
     let state = if fits { "ok" } else { worse };
-    Check { name, state, text: text.into(), remedy: if fits { String::new() } else { remedy.into() } }
+    Check {
+        name: name.into(),
+        state,
+        text: text.into(),
+        remedy: if fits { String::new() } else { remedy.into() },
+    }
 }
 
 fn read_number(path: &str) -> Option<u64> {
@@ -36,8 +41,9 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let (watched, watches_full) = self.keeper.watched();
         let mut checks = smol::unblock(move || machine_checks(&vault, watched, watches_full)).await?;
-        for (code, alert) in self.vault.alerts() {
-            checks.push(Check { name: code, state: "warn", text: alert.text, remedy: alert.remedy });
+        for raised in self.vault.alerts() {
+            let alert = raised.alert;
+            checks.push(Check { name: raised.code, state: "warn", text: alert.text, remedy: alert.remedy });
         }
         let any_fail = checks.iter().any(|check| check.state == "fail");
         Ok(Obj::new()
@@ -46,7 +52,7 @@ impl Cell {
                 "checks",
                 list(checks.iter().map(|c| {
                     Obj::new()
-                        .str("name", c.name)
+                        .str("name", &c.name)
                         .str("state", c.state)
                         .str("text", &c.text)
                         .str("remedy", &c.remedy)

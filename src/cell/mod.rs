@@ -2,14 +2,19 @@
 
 mod api;
 mod checks;
+mod drill;
 pub mod files;
+mod hook;
 pub mod jobs;
 pub mod json;
 pub mod keeper;
+mod metrics;
 pub mod open;
 mod peers;
+pub mod placement;
 mod run;
 pub(crate) mod scrub;
+mod watching;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -52,6 +57,12 @@ pub struct Cell {
     /// One restore into GroveHome at a time: two would put the same file side by side.
     restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
+    /// The relay that it is for others, if it is one.
+    hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
+    metric_sums: metrics::Sums,
+    /// One restore drill at a time, and what the last came to.
+    drilling: smol::lock::Mutex<()>,
+    drilled: RefCell<Option<drill::Report>>,
 }
 
 impl Cell {
@@ -74,6 +85,10 @@ impl Cell {
             jobs: Rc::new(Jobs::default()),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
+            hub: RefCell::default(),
+            metric_sums: metrics::Sums::default(),
+            drilling: smol::lock::Mutex::new(()),
+            drilled: RefCell::default(),
         })
     }
 

@@ -16,8 +16,9 @@ use crate::dashboard::api::{ApiResponse, Method};
 use crate::files::restore::Fetch;
 use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
+use crate::placement::explain::{Fleet, Peer};
 use crate::routes::Speed;
-use crate::sync::{Books, PeerView, ProofView, RoundReport, RouteView, Sync, fetch_catalog};
+use crate::sync::{Books, PeerView, ProofView, RoundReport, RouteView, Sync, fetch_catalog, fleet_at_rest};
 use crate::vault::{Vault, VaultError, write_whole};
 
 /// An invite lasts a week, where nothing else is said.
@@ -39,8 +40,8 @@ fn role_text(role: Role) -> &'static str {
     }
 }
 
-fn peer_json(peer: &PeerView) -> String {
-    Obj::new()
+fn peer_json(peer: &PeerView, fleet: &Fleet, proofs: &[ProofView]) -> String {
+    let head = Obj::new()
         .str("name", &peer.name)
         .str("id", &peer.id.to_string())
         .str("role", role_text(peer.role))
@@ -53,7 +54,25 @@ fn peer_json(peer: &PeerView) -> String {
         .num("quota_bytes", peer.quota_bytes)
         .bool("favorite", peer.favorite)
         .raw("addresses", list(peer.addresses.iter().map(|address| text(address))))
-        .str("error", &peer.error)
+        .str("error", &peer.error);
+    let stands: Option<&Peer> = fleet.peers.iter().find(|known| known.id == peer.id);
+    let to = match stands {
+        Some(stands) => super::placement::standing_fields(stands, head),
+        None => head,
+    };
+    match proofs.iter().find(|proof| proof.id == peer.id) {
+        Some(proof) => to.raw("proofs", proof_counts(&proof.proved)).end(),
+        None => to.end(),
+    }
+}
+
+fn proof_counts(proved: &crate::sync::Proved) -> String {
+    Obj::new()
+        .num("proven", proved.proven)
+        .num("missing", proved.missing)
+        .num("damaged", proved.damaged)
+        .num("false", proved.wrong)
+        .num("silent", proved.silent)
         .end()
 }
 
@@ -155,7 +174,7 @@ impl Cell {
         })
     }
 
-    fn synced(&self) -> Option<Rc<Sync>> {
+    pub(super) fn synced(&self) -> Option<Rc<Sync>> {
         self.sync.borrow().clone()
     }
 
@@ -199,7 +218,7 @@ impl Cell {
         }
     }
 
-    async fn peer_views(&self) -> Result<Vec<PeerView>, VaultError> {
+    pub(super) async fn peer_views(&self) -> Result<Vec<PeerView>, VaultError> {
         match self.synced() {
             Some(sync) => sync.peers().await,
             None => {
@@ -216,7 +235,20 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let chunks = smol::unblock(move || vault.db.read(|t| t.claim_count())).await?;
         let held = Obj::new().num("count", chunks).num("bytes", bytes).end();
-        Ok((list(peers.iter().map(peer_json)), held))
+        let fleet = self.fleet().await?;
+        let proofs = self.synced().map_or(Vec::new(), |sync| sync.proofs());
+        Ok((list(peers.iter().map(|peer| peer_json(peer, &fleet, &proofs))), held))
+    }
+
+    /// All that decides where copies go, at this moment.
+    pub(super) async fn fleet(&self) -> Result<Fleet, VaultError> {
+        match self.synced() {
+            Some(sync) => sync.fleet().await,
+            None => {
+                let vault = Arc::clone(&self.vault);
+                smol::unblock(move || fleet_at_rest(&vault)).await
+            }
+        }
     }
 
     /// Names of peers and where they may be reached, for a cell that has nothing but its phrase.

@@ -152,6 +152,7 @@ async fn serve(
     }
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
     on_pool(&vault, super::peers::record_settings).await?;
+    cell.load_drill().await?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -189,6 +190,9 @@ async fn serve(
         executor.spawn(save_time(Rc::clone(&cell))),
         executor.spawn(trim()),
         executor.spawn(tidy(Rc::clone(&cell))),
+        executor.spawn(super::drill::keep(Rc::clone(&cell))),
+        executor.spawn(super::watching::watch(Rc::clone(&cell))),
+        executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
@@ -237,6 +241,7 @@ fn serve_relay(cell: &Rc<Cell>, dashboard: &Dashboard) -> Result<Option<Rc<Hub>>
     let asked = Rc::downgrade(cell);
     let admits = move |id: &CellId| asked.upgrade().is_some_and(|cell| cell.serves_as_relay(id));
     let hub = Hub::new(Rc::clone(&cell.executor), identity, Rc::new(admits), limits);
+    *cell.hub.borrow_mut() = Rc::downgrade(&hub);
     let taking = Rc::clone(&hub);
     dashboard.serve_relay(move |asked| taking.take(asked.stream, &asked.key, asked.ahead, asked.from));
     log::info!("this cell is a relay: ws://HOST:{}/relay#{}", dashboard.port(), hub.id());

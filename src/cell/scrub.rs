@@ -16,7 +16,7 @@ use crate::placement::{ChunkId, ChunkRow, DbError};
 use crate::vault::{Vault, VaultError};
 
 /// The walk stands in placement.db under this name.
-const CYCLE_KEY: &str = "scrub";
+pub(super) const CYCLE_KEY: &str = "scrub";
 /// The first look, after the start.
 const FIRST: Duration = Duration::from_secs(60);
 /// Between two looks at what is due.

@@ -10,6 +10,7 @@ mod job;
 mod making;
 mod peers;
 mod phrase;
+mod placement;
 mod relay;
 mod restore;
 mod routes;
@@ -220,6 +221,7 @@ enum Command {
     Run(making::Run),
     Status(state::Status),
     Doctor(state::Doctor),
+    Drill(state::Drill),
     Phrase(phrase::Phrase),
     Password(phrase::Password),
     Add(files::Add),
@@ -236,6 +238,7 @@ enum Command {
     Join(peers::Join),
     Peer(peers::Peer),
     Sync(peers::Sync),
+    Placement(placement::Placement),
     Routes(routes::Routes),
     Recover(making::Recover),
     Relay(relay::Relay),
@@ -248,6 +251,7 @@ impl Command {
             Self::Run(command) => command.run(context),
             Self::Status(command) => command.run(context),
             Self::Doctor(command) => command.run(context),
+            Self::Drill(command) => command.run(context),
             Self::Phrase(command) => command.run(context),
             Self::Password(command) => command.run(context),
             Self::Add(command) => command.run(context),
@@ -260,6 +264,7 @@ impl Command {
             Self::Verify(command) => command.run(context),
             Self::Confirm(command) => command.run(context),
             Self::Peers(command) => command.run(context),
+            Self::Placement(command) => command.run(context),
             Self::Routes(command) => command.run(context),
             Self::Invite(command) => command.run(context),
             Self::Join(command) => command.run(context),

@@ -30,17 +30,48 @@ impl Peers {
             writeln!(context.out, "{}", answer.text)?;
             return Ok(());
         }
-        let peers = answer.fields.list("peers");
+        let mut peers = answer.fields.list("peers");
         if peers.is_empty() {
             writeln!(context.out, "No peers yet. `grove invite` brings one in.")?;
             return Ok(());
         }
         context.out.write_all(rows(&peers, cell.is_running()).as_bytes())?;
+        context.out.write_all(habits(peers.iter_mut()).as_bytes())?;
         for peer in peers.iter().filter(|peer| !peer.text("error").is_empty()) {
             writeln!(context.out, "{}: {}", show::text(peer.text("name")), show::text(peer.text("error")))?;
         }
         Ok(())
     }
+}
+
+/// How dependable peers are: a second table, empty where the cell does not tell.
+fn habits<'a>(peers: impl Iterator<Item = &'a mut Fields>) -> String {
+    let head = ["NAME", "PLACE", "HERE OF 30 D", "WAITED FOR", "PROVEN", "MISSING", "FALSE", "STATE"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for peer in peers.filter(|peer| !peer.text("state").is_empty()) {
+        let proofs = peer.part("proofs");
+        let proofs = |keys: &[&str]| {
+            let sum = |proofs: &Fields| keys.iter().map(|key| proofs.number(key)).sum();
+            proofs.as_ref().map_or("-".to_owned(), |proofs| show::count(sum(proofs)))
+        };
+        let uptime = peer.some("uptime_per_mille");
+        rows.push(vec![
+            show::text(peer.text("name")).replace('\n', " "),
+            match peer.text("place") {
+                "here" => "this network",
+                "elsewhere" => "elsewhere",
+                _ => "not known",
+            }
+            .to_owned(),
+            uptime.map_or("-".to_owned(), |part| format!("{}.{} %", part / 10, part % 10)),
+            show::duration(peer.number("grace_s")),
+            proofs(&["proven"]),
+            proofs(&["missing", "damaged", "silent"]),
+            proofs(&["false"]),
+            super::placement::standing(peer),
+        ]);
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}", show::table(&rows, &[2, 4, 5, 6])) }
 }
 
 /// Peers as a table with a head.

@@ -69,7 +69,16 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         () => format!("Everything is safe: {all} have their copies."),
     });
     for alert in &alerts {
-        lines.push(format!("! {}", show::text(alert.text("text"))));
+        let mark = match alert.text("level") {
+            "urgent" => "!!",
+            "info" => "-",
+            _ => "!",
+        };
+        let since = match alert.number("since_s") {
+            0..60 => String::new(),
+            seconds => format!(" (for {})", show::duration(seconds)),
+        };
+        lines.push(format!("{mark} {}{since}", show::text(alert.text("text"))));
         if !alert.text("remedy").is_empty() {
             lines.push(format!("  {}", show::text(alert.text("remedy"))));
         }
@@ -98,6 +107,9 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         let [free, total, reserve] = ["free", "total", "reserve"].map(|key| show::bytes(disk.number(key)));
         lines.push(format!("Disk: {free} of {total} free, {reserve} of them held back."));
     }
+    if let Some(drill) = status.part("drill") {
+        lines.push(drill_line(&drill));
+    }
     if let Some(job) = status.part("job") {
         lines.push(format!("At work: {}.", show::text(job.text("text"))));
     }
@@ -110,6 +122,85 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         text.push_str(&peers::rows(&peers, is_running));
     }
     text
+}
+
+fn drill_line(drill: &Fields) -> String {
+    let what = format!(
+        "Restore drill {} ago: {} ({}) of {} came back from {}",
+        show::duration(drill.number("age_s")),
+        show::of(drill.number("chunks"), "chunk", "chunks"),
+        show::bytes(drill.number("bytes")),
+        show::of(drill.number("files"), "file", "files"),
+        show::text(&drill.texts("peers").join(", ")).replace('\n', " "),
+    );
+    if drill.is("ok") {
+        format!("{what}, all as they were kept.")
+    } else {
+        format!("{what}; others did not.")
+    }
+}
+
+/// try now whether peers could give everything back: a random sample comes from them alone, into memory, and is compared
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "drill",
+    help_triggers("-h", "--help"),
+    note = "At most 32 chunks and 64 MiB of different files are asked for. Nothing is written to the disk. A cell does this by \
+            itself every week (drill.days)."
+)]
+pub struct Drill {
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Drill {
+    pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let mut cell = context.running_cell()?;
+        self.with(context, &mut *cell)
+    }
+
+    fn with(&self, context: &mut Context<'_>, cell: &mut dyn super::ask::Cell) -> Result<(), CliError> {
+        let mut outcome = super::job::run(context, cell, "/drill", "{}".to_owned())?;
+        let drill = &mut outcome.result;
+        let failures = drill.list("failures");
+        if self.json {
+            writeln!(context.out, "{}", outcome.text)?;
+            return if failures.is_empty() { Ok(()) } else { Err(CliError::Told) };
+        }
+        let tidy = |text: &str| show::text(text).replace('\n', " ");
+        writeln!(
+            context.out,
+            "{} ({}) of {} came back from {}; {} compared with what lies here",
+            show::of(drill.number("chunks"), "chunk", "chunks"),
+            show::bytes(drill.number("bytes")),
+            show::of(drill.number("files"), "file", "files"),
+            tidy(&drill.texts("peers").join(", ")),
+            show::of(drill.number("compared"), "was", "were"),
+        )?;
+        let unreached = drill.texts("unreached");
+        if !unreached.is_empty() {
+            writeln!(context.out, "not reached now, so not tried: {}", tidy(&unreached.join(", ")))?;
+        }
+        if failures.is_empty() {
+            writeln!(context.out, "all are as they were kept")?;
+            return Ok(());
+        }
+        for failure in &failures {
+            let path = show::name(&crate::files::unix::from_wire(failure.text("path")));
+            writeln!(
+                context.out,
+                "{path} from {}: {}",
+                tidy(failure.text("peer")),
+                tidy(failure.text("why"))
+            )?;
+        }
+        context.out.flush()?;
+        let hint = "bad copies were dropped and are made anew: run `grove sync --wait`, `grove verify --deep`, and `grove drill` again";
+        let count = failures.len() as u64;
+        Err(CliError::new(format!("{} did not come back", show::of(count, "chunk", "chunks")), hint))
+    }
 }
 
 /// check that everything a cell needs is in order
@@ -310,6 +401,38 @@ mod tests {
         let setup = Setup::new();
         setup.fake.answer("GET /status", "{}");
         assert_eq!(setup.grove("status", "").code, 0);
+    }
+
+    #[test]
+    fn alerts_show_how_grave_they_are_and_since_when_and_drills_what_came_back() {
+        let setup = Setup::new();
+        let alert =
+            r#"{"code":"disk-full","level":"urgent","text":"It is full.","remedy":"","since_s":7200}"#;
+        let drill =
+            r#""drill":{"ok":true,"age_s":60,"chunks":3,"bytes":2048,"files":2,"peers":["bob"]},"job":null"#;
+        let text = status("", 0, 0, alert).replace(r#""job":null"#, drill);
+        setup.fake.answer("GET /status", &text);
+        let told = setup.grove("status", "");
+        assert!(told.out.contains("\n!! It is full. (for 2 h)\n"), "{told:?}");
+        let line = "Restore drill 1 min ago: 3 chunks (2.0 KiB) of 2 files came back from bob, all as they were kept.\n";
+        assert!(told.out.contains(line), "{told:?}");
+    }
+
+    #[test]
+    fn a_drill_fails_where_something_did_not_come_back() {
+        let setup = Setup::new();
+        setup.fake.answer("POST /drill", r#"{"job":9}"#);
+        let failure = r#"{"path":"a.txt","peer":"bob","why":"it is damaged there"}"#;
+        for (failures, code) in [("", 0), (failure, 1)] {
+            let result = format!(
+                r#"{{"state":"done","result":{{"chunks":1,"bytes":1,"files":1,"compared":1,"peers":["bob"],"unreached":["cy"],"failures":[{failures}]}}}}"#
+            );
+            setup.fake.answer("GET /jobs/9", &result);
+            let told = setup.with(|context, cell| Drill { json: false }.with(context, cell));
+            assert_eq!(told.code, code, "{told:?}");
+            assert!(told.out.contains("not reached now, so not tried: cy\n"), "{told:?}");
+            assert_eq!(told.out.contains("a.txt from bob: it is damaged there\n"), code == 1, "{told:?}");
+        }
     }
 
     #[test]

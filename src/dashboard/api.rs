@@ -333,6 +333,12 @@ pub struct Alert {
     pub text: String,
     /// What to do about it; may be empty.
     pub remedy: String,
+    /// `urgent`, `warn` or `info`.
+    pub level: String,
+    /// For so long it has held.
+    pub since_s: u64,
+    /// Unix second at which it began, by the clock of then.
+    pub since_unix: i64,
 }
 
 /// Files in the folder.

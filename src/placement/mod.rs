@@ -2,6 +2,7 @@
 //!
 //! Promise: a change is one transaction, whole or absent; ids that one call gives another accepts.
 
+pub mod explain;
 pub mod planner;
 mod sqlite;
 mod tables;

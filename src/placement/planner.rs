@@ -86,6 +86,45 @@ pub fn coarse(free: u64) -> u64 {
     free >> lost << lost
 }
 
+/// Why a peer was chosen before the next best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// Nobody else can take it now.
+    Only,
+    /// It is a favorite.
+    Favorite,
+    /// No copy lies at its place yet.
+    Elsewhere,
+    /// It is the faster one.
+    Fast,
+    /// It has more room.
+    Room,
+    /// Nothing tells the two apart.
+    Equal,
+}
+
+/// Where among the candidates the one is that should be sent a chunk next, the one at `but` not counted.
+fn best(
+    deficit: &Deficit,
+    targets: &[CellNumber],
+    but: Option<usize>,
+    candidates: &[Candidate],
+    sites: &Sites,
+) -> Option<usize> {
+    let has = |cell: &CellNumber| deficit.holders.contains(cell) || targets.contains(cell);
+    let taken: Vec<Site> = deficit.holders.iter().chain(targets).map(|cell| sites.of(*cell)).collect();
+    let fits =
+        |(at, c): &(usize, &Candidate)| Some(*at) != but && c.free >= u64::from(deficit.len) && !has(&c.cell);
+    let fitting = candidates.iter().enumerate().filter(fits);
+    let best = fitting.max_by_key(|(_, c)| {
+        let site = sites.of(c.cell);
+        let is_elsewhere = site != Site::HERE && !taken.contains(&site);
+        let order = std::cmp::Reverse((c.pace, std::cmp::Reverse(coarse(c.free)), c.cell));
+        (c.is_favorite, is_elsewhere, order)
+    });
+    best.map(|(at, _)| at)
+}
+
 /// For each deficit the peers that should be sent it: favorites first; then those at a place where no copy is yet, this
 /// cell's own place among them; then the fast ones; then those with most free space. Never more than bring it to `copies`
 /// copies on peers. What is planned is taken from the candidates' free space.
@@ -95,30 +134,47 @@ pub fn plan(
     sites: &Sites,
     copies: u64,
 ) -> Vec<Vec<CellNumber>> {
-    deficits
-        .iter()
-        .map(|deficit| {
-            let mut targets: Vec<CellNumber> = Vec::new();
-            while ((deficit.holders.len() + targets.len()) as u64) < copies {
-                let has = |cell: &CellNumber| deficit.holders.contains(cell) || targets.contains(cell);
-                let taken: Vec<Site> =
-                    deficit.holders.iter().chain(&targets).map(|cell| sites.of(*cell)).collect();
-                let best = candidates
-                    .iter_mut()
-                    .filter(|c| c.free >= u64::from(deficit.len) && !has(&c.cell))
-                    .max_by_key(|c| {
-                        let site = sites.of(c.cell);
-                        let is_elsewhere = site != Site::HERE && !taken.contains(&site);
-                        let order = std::cmp::Reverse((c.pace, std::cmp::Reverse(coarse(c.free)), c.cell));
-                        (c.is_favorite, is_elsewhere, order)
-                    });
-                let Some(best) = best else { break };
-                best.free -= u64::from(deficit.len);
-                targets.push(best.cell);
-            }
-            targets
-        })
-        .collect()
+    let targets = |deficit: &Deficit| {
+        let mut targets: Vec<CellNumber> = Vec::new();
+        while ((deficit.holders.len() + targets.len()) as u64) < copies {
+            let Some(at) = best(deficit, &targets, None, candidates, sites) else { break };
+            candidates[at].free -= u64::from(deficit.len);
+            targets.push(candidates[at].cell);
+        }
+        targets
+    };
+    deficits.iter().map(targets).collect()
+}
+
+/// What `plan` gives for one deficit, and why it is those peers.
+pub fn plan_with_reasons(
+    deficit: &Deficit,
+    candidates: &mut [Candidate],
+    sites: &Sites,
+    copies: u64,
+) -> Vec<(CellNumber, Why)> {
+    let before = candidates.to_vec();
+    let targets = plan(std::slice::from_ref(deficit), candidates, sites, copies).remove(0);
+    let reason = |nth: usize, target: CellNumber| {
+        let chosen = before.iter().position(|c| c.cell == target);
+        let second = best(deficit, &targets[..nth], chosen, &before, sites);
+        let (Some(chosen), Some(second)) = (chosen, second) else { return Why::Only };
+        let (chosen, second) = (&before[chosen], &before[second]);
+        let taken: Vec<Site> =
+            deficit.holders.iter().chain(&targets[..nth]).map(|cell| sites.of(*cell)).collect();
+        let is_elsewhere = |c: &Candidate| {
+            let site = sites.of(c.cell);
+            site != Site::HERE && !taken.contains(&site)
+        };
+        match () {
+            () if chosen.is_favorite != second.is_favorite => Why::Favorite,
+            () if is_elsewhere(chosen) != is_elsewhere(second) => Why::Elsewhere,
+            () if chosen.pace != second.pace => Why::Fast,
+            () if coarse(chosen.free) != coarse(second.free) => Why::Room,
+            () => Why::Equal,
+        }
+    };
+    targets.iter().enumerate().map(|(nth, target)| (*target, reason(nth, *target))).collect()
 }
 
 /// A peer that holds a copy which counts.
@@ -210,6 +266,23 @@ mod tests {
         let deficits = [deficit(1, 100, &[]), deficit(2, 100, &[]), deficit(3, 100, &[])];
         assert_eq!(planned(&deficits, &cells, 1), [[2], [3], [3]]);
         assert_eq!(planned(&deficits[..1], &cells, 2), [[2, 3]]);
+    }
+
+    #[test]
+    fn a_plan_says_what_set_the_chosen_apart_from_the_next_best() {
+        let reasons = |cells: &[Candidate], at: &Sites, copies| -> Vec<(i64, Why)> {
+            let planned = plan_with_reasons(&deficit(1, 100, &[]), &mut cells.to_vec(), at, copies);
+            planned.into_iter().map(|(cell, why)| (cell.0, why)).collect()
+        };
+        let mut cells =
+            [candidate(1, true, 1 << 30), candidate(2, false, 1 << 30), candidate(3, false, 1 << 20)];
+        let none = Sites::default();
+        assert_eq!(reasons(&cells, &none, 3), [(1, Why::Favorite), (2, Why::Room), (3, Why::Only)]);
+        cells[2].pace = Pace(3);
+        assert_eq!(reasons(&cells, &none, 2), [(1, Why::Favorite), (3, Why::Fast)]);
+        // At the place of the favorite: the slow one elsewhere goes before.
+        assert_eq!(reasons(&cells, &sites(&[(1, 5), (3, 5)]), 2), [(1, Why::Favorite), (2, Why::Elsewhere)]);
+        assert_eq!(reasons(&cells[1..2], &none, 2), [(2, Why::Only)]);
     }
 
     #[test]

@@ -621,6 +621,27 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` rows over `after` of chunks of my files that have `have` copies on peers; only those that want one
+    /// more than others, if `only_extra`.
+    pub fn short_ids(
+        &self,
+        have: u64,
+        only_extra: bool,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkId>, DbError> {
+        let sql = match only_extra {
+            true => {
+                "SELECT id FROM chunks WHERE extra > 0 AND own IN (1, 2) AND ncopies = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+            }
+            false => {
+                "SELECT id FROM chunks INDEXED BY chunks_short WHERE own IN (1, 2) AND ncopies = ?1 AND id > ?2
+                 ORDER BY id LIMIT ?3"
+            }
+        };
+        self.list(sql, params![have as i64, after.0, limit as i64], |row| row.get(0).map(ChunkId))
+    }
+
     /// Up to `limit` chunks over row `after` whose files are freed here, or to be: they want a copy more than `copies` on
     /// peers, do not have it, are here, and are not yet with `cell`.
     pub fn extra_short(
@@ -1164,7 +1185,38 @@ impl<'a> Tables<'a> {
         )
     }
 
+    /// Up to `limit` chunks held for an owner over row `after`, by row: row and name. As `held_names`, of all names; faster where
+    /// all are wanted.
+    pub fn held_after(
+        &self,
+        owner: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
+        self.list(
+            "SELECT chunk, name FROM holds CROSS JOIN chunks ON chunks.id = holds.chunk
+             WHERE holds.chunk > ?2 AND owner = ?1 AND class = 0 AND state = 0 AND place > 0 ORDER BY holds.chunk LIMIT ?3",
+            params![owner.0, after.0, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), ChunkName(row.get(1)?))),
+        )
+    }
+
     /// The same of the copies that a peer should have, those to be released among them.
+    pub fn copied_after(
+        &self,
+        cell: CellNumber,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
+        self.list(
+            "SELECT chunk, name FROM copies CROSS JOIN chunks ON chunks.id = copies.chunk
+             WHERE copies.chunk > ?2 AND cell = ?1 ORDER BY copies.chunk LIMIT ?3",
+            params![cell.0, after.0, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), ChunkName(row.get(1)?))),
+        )
+    }
+
+    /// As `held_names`, of the copies that a peer should have, those to be released among them.
     pub fn copied_names(
         &self,
         cell: CellNumber,

@@ -220,6 +220,8 @@ impl Proved {
 pub struct ProofView {
     /// Its name.
     pub name: String,
+    /// Who it is.
+    pub id: CellId,
     /// Since the two know each other; or, of `prove_all`, now.
     pub proved: Proved,
     /// It gets no new chunks for now.
@@ -595,6 +597,7 @@ impl Sync {
                 },
                 is_suspended: record.is_suspended(now),
                 is_reached: self.link(&peer.id).is_some(),
+                id: peer.id,
                 name: peer.name,
             }
         };
@@ -614,6 +617,7 @@ impl Sync {
         for peer in peers {
             let mut view = ProofView {
                 name: peer.name.clone(),
+                id: peer.id,
                 proved: Proved::default(),
                 is_suspended: false,
                 is_reached: false,
@@ -731,8 +735,41 @@ async fn ask_and_record(
     link: &Rc<Link>,
     request: Vec<Ask>,
 ) -> Result<(Proved, Vec<Outcome>), RoundError> {
-    let (vault, cell, peer) = (&sync.vault, link.cell, link.peer);
     let outcomes = ask(sync, link, &request).await?;
+    note(sync, link, request, outcomes).await
+}
+
+/// How a copy was found to be lost by a restore drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    Missing,
+    Damaged,
+    Wrong,
+}
+
+/// A copy was found to be lost otherwise than by a proof: the same follows.
+pub(super) async fn note_loss(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    (chunk, name, len): (ChunkId, ChunkName, u32),
+    loss: Loss,
+) -> Result<(), RoundError> {
+    let outcome = match loss {
+        Loss::Missing => Outcome::Missing,
+        Loss::Damaged => Outcome::Damaged,
+        Loss::Wrong => Outcome::Wrong,
+    };
+    note(sync, link, vec![Ask { chunk, name, len, how: How::Fetch }], vec![outcome]).await.map(drop)
+}
+
+/// Takes in what came of a request.
+async fn note(
+    sync: &Rc<Sync>,
+    link: &Rc<Link>,
+    request: Vec<Ask>,
+    outcomes: Vec<Outcome>,
+) -> Result<(Proved, Vec<Outcome>), RoundError> {
+    let (vault, cell, peer) = (&sync.vault, link.cell, link.peer);
     let answered_at = sync.audits.of(&peer).answered_at;
     let (found, outcomes, now) = with_vault(vault, move |vault| {
         let now = vault.now();

@@ -34,7 +34,7 @@ fn copy(of: &Cell, with: &CellId, name: &ChunkName) -> Option<crate::placement::
 }
 
 fn alert(cell: &Cell, code: &str) -> Option<String> {
-    cell.vault.alerts().into_iter().find(|(found, _)| *found == code).map(|(_, alert)| alert.text)
+    cell.vault.alerts().into_iter().find(|raised| raised.code == code).map(|raised| raised.alert.text)
 }
 
 async fn audited(session: &Session, asks: &[(ChunkName, Challenge)]) -> Vec<(AuditStatus, Vec<u8>)> {

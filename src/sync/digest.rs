@@ -11,7 +11,7 @@ use super::driver::Sync;
 use super::link::Link;
 use super::round::{RoundError, may_release, with_vault};
 use crate::id::{CellId, ChunkName};
-use crate::placement::{CellNumber, DbError, Tables};
+use crate::placement::{CellNumber, ChunkId, DbError, Tables};
 use crate::vault::Vault;
 use crate::wire::message::{AskError, DIGEST_SUMS, NAMES_MAX, Reply, Request};
 
@@ -51,25 +51,45 @@ fn weight(name: &ChunkName) -> u64 {
     u64::from_le_bytes(name.0[8..16].try_into().expect("8 bytes"))
 }
 
-/// Sums over names with `prefix` (no byte or one), by the byte after it. The database is free in between.
-pub(super) fn sums(vault: &Vault, side: Side, first: Option<u8>) -> Result<Vec<u64>, DbError> {
-    let mut sums = vec![0u64; DIGEST_SUMS];
-    let firsts = first.map_or(0..=255, |first| first..=first);
-    for byte in firsts {
-        let mut after: Option<ChunkName> = None;
-        loop {
-            let names = vault.db.read(|t| page(t, side, &[byte], after.as_ref()))?;
-            for (name, _) in &names {
-                let at = usize::from(name.0[usize::from(first.is_some())]);
-                sums[at] = sums[at].wrapping_add(weight(name));
-            }
-            match names.last() {
-                Some((last, _)) if names.len() == PAGE => after = Some(*last),
-                _ => break,
-            }
+/// Sums over all names, by their first two bytes (big-endian). The database is free in between.
+fn all_sums(vault: &Vault, side: Side) -> Result<Vec<u64>, DbError> {
+    let mut sums = vec![0u64; DIGEST_SUMS * DIGEST_SUMS];
+    let mut after = ChunkId(0);
+    loop {
+        let names = vault.db.read(|t| match side {
+            Side::Held(owner) => t.held_after(owner, after, PAGE),
+            Side::Copied(cell) => t.copied_after(cell, after, PAGE),
+        })?;
+        let Some((last, _)) = names.last() else { return Ok(sums) };
+        after = *last;
+        for (_, name) in &names {
+            let at = usize::from(u16::from_be_bytes([name.0[0], name.0[1]]));
+            sums[at] = sums[at].wrapping_add(weight(name));
         }
     }
-    Ok(sums)
+}
+
+/// Those of `all` by the first byte alone.
+fn by_first(all: &[u64]) -> Vec<u64> {
+    all.chunks(DIGEST_SUMS).map(|some| some.iter().fold(0u64, |sum, next| sum.wrapping_add(*next))).collect()
+}
+
+/// Sums over all names by their first byte, or over those with a first byte by their second.
+pub(super) fn sums(vault: &Vault, side: Side, first: Option<u8>) -> Result<Vec<u64>, DbError> {
+    let Some(first) = first else { return Ok(by_first(&all_sums(vault, side)?)) };
+    let mut sums = vec![0u64; DIGEST_SUMS];
+    let mut after: Option<ChunkName> = None;
+    loop {
+        let names = vault.db.read(|t| page(t, side, &[first], after.as_ref()))?;
+        for (name, _) in &names {
+            let at = usize::from(name.0[1]);
+            sums[at] = sums[at].wrapping_add(weight(name));
+        }
+        match names.last() {
+            Some((last, _)) if names.len() == PAGE => after = Some(*last),
+            _ => return Ok(sums),
+        }
+    }
 }
 
 /// All names that begin with the two bytes of `bucket`, at most 4,096.
@@ -116,12 +136,12 @@ pub(super) async fn compare(sync: &Rc<Sync>, link: &Link) -> Result<Compared, Ro
     let (vault, cell, peer) = (&sync.vault, link.cell, link.peer);
     let side = Side::Copied(cell);
     let Some((epoch, seq, theirs)) = ask_sums(link, None).await? else { return Ok(Compared::Unsure) };
-    let ours = with_vault(vault, move |vault| sums(vault, side, None)).await?;
+    let all = with_vault(vault, move |vault| all_sums(vault, side)).await?;
     let differing = |ours: &[u64], theirs: &[u64]| -> Vec<u8> {
         (0..=255u8).filter(|at| ours[usize::from(*at)] != theirs[usize::from(*at)]).collect()
     };
     let mut buckets: Vec<u16> = Vec::new();
-    for first in differing(&ours, &theirs) {
+    for first in differing(&by_first(&all), &theirs) {
         let Some((now_epoch, now_seq, theirs)) = ask_sums(link, Some(first)).await? else {
             return Ok(Compared::Unsure);
         };

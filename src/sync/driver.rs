@@ -225,6 +225,8 @@ pub struct Sync {
     pub(super) away: RefCell<BTreeSet<CellId>>,
     /// One marks a peer's copies as away or back at a time.
     pub(super) marking: Turns,
+    /// What rounds have moved since the start.
+    moved: Cell<Moved>,
     /// Fetches under way that somebody waits for.
     waiting: Cell<usize>,
     /// The last problem with each peer.
@@ -304,6 +306,7 @@ impl Sync {
             health_saved_at: Cell::new(0),
             away: RefCell::default(),
             marking: Turns::default(),
+            moved: Cell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
             tasks: RefCell::default(),
@@ -459,18 +462,29 @@ impl Sync {
         }
     }
 
+    /// What rounds have moved since the start.
+    pub fn moved_totals(&self) -> Moved {
+        self.moved.get()
+    }
+
     /// One round, and again where a connection broke under it and another one is there.
     async fn round_with(self: &Rc<Self>, link: &Rc<Link>) -> Result<Moved, String> {
         let mut moved = Moved::default();
+        let outcome = self.try_round_with(link, &mut moved).await;
+        self.moved.set(self.moved.get().and(moved));
+        outcome.map(|()| moved)
+    }
+
+    async fn try_round_with(self: &Rc<Self>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), String> {
         let mut tries = 0;
         loop {
             let losses = link.losses();
-            let before = moved;
-            let outcome = round::run(self, link, &mut moved).await;
+            let before = *moved;
+            let outcome = round::run(self, link, moved).await;
             link.moved.set(link.moved.get().and(moved.since(before)));
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
-                return Ok(moved);
+                return Ok(());
             };
             // What was on its way is not any more.
             self.in_flight.borrow_mut().retain(|_, cells| {

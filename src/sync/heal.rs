@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::driver::Sync;
 use super::link::Link;
 use super::round::{self, with_vault};
+use crate::alerts::silence_words;
 use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{CellId, ChunkName};
 use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
@@ -24,14 +25,14 @@ const PAGE: usize = 500;
 const PASSED_ON_BYTES: u64 = 64 << 20;
 /// peer_health.json is written at most this often. s.
 const SAVE_EVERY_S: u64 = 600;
-const FILE: &str = "peer_health.json";
+pub(super) const FILE: &str = "peer_health.json";
 
 pub(super) fn away_key(id: &CellId) -> String {
     format!("away:{id}")
 }
 
 /// Whether the copies of a peer are marked as not to be counted on.
-fn is_marked_away(vault: &Vault, id: &CellId) -> Result<bool, DbError> {
+pub(super) fn is_marked_away(vault: &Vault, id: &CellId) -> Result<bool, DbError> {
     vault.db.read(|t| Ok(t.meta(&away_key(id))?.is_some_and(|value| !value.is_empty())))
 }
 
@@ -142,17 +143,17 @@ impl Sync {
             self.vault.clear("peer-silent");
             return;
         }
-        let told: Vec<String> = silent.iter().map(|(id, _)| self.name_of(id)).collect();
-        let is_away = silent.iter().any(|(id, _)| self.away.borrow().contains(id));
+        let now = self.vault.now();
+        let words = |(id, silence): &(CellId, u64)| {
+            let grace = self.health.borrow().of(id).map_or(0, |health| self.grace_s(health.grace(now)));
+            silence_words(&self.name_of(id), *silence, grace, self.away.borrow().contains(id))
+        };
+        let told: Vec<String> = silent.iter().map(words).collect();
         self.vault.raise("peer-silent", Alert {
-            text: format!("nothing was heard of {} for over an hour", told.join(", ")),
-            remedy: if is_away {
-                "what it held is being copied to other peers; when it comes back nothing is lost. If it is gone for good, run \
-                 `grove peer remove NAME`"
-                    .into()
-            } else {
-                "see whether it is switched on and on the network; if it stays away, what it holds is copied elsewhere".into()
-            },
+            text: told.join("; "),
+            remedy: "see whether it is switched on and on the network; when it comes back, nothing is lost. If it is gone for good, \
+                     run `grove peer remove NAME`"
+                .into(),
         });
     }
 

@@ -12,11 +12,13 @@ mod audit_tests;
 mod books;
 mod connect;
 mod digest;
+mod drill;
 mod driver;
 mod gate;
 mod heal;
 pub mod health;
 mod link;
+mod outlook;
 mod prove;
 mod recover;
 mod relays;
@@ -35,10 +37,13 @@ use crate::id::BodyHash;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use connect::{PeerRoutes, RouteView, Wired};
+pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
+pub use outlook::fleet_at_rest;
 pub(crate) use recover::bring_back;
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
+pub use round::Moved;
 pub use serve::{OWNERS_LOG, adopt_heads};
 
 /// The first wait after a failed dial.

@@ -56,11 +56,11 @@ const RELEASE_WAIT_S: u64 = 90 * 86_400;
 
 /// What a round moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub(super) pushed_chunks: u64,
-    pub(super) pushed_bytes: u64,
-    pub(super) pulled_chunks: u64,
-    pub(super) pulled_bytes: u64,
+pub struct Moved {
+    pub pushed_chunks: u64,
+    pub pushed_bytes: u64,
+    pub pulled_chunks: u64,
+    pub pulled_bytes: u64,
 }
 
 impl Moved {

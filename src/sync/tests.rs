@@ -669,7 +669,7 @@ fn what_a_silent_peer_holds_is_copied_elsewhere_after_the_grace_and_trimmed_afte
         a.watch_peers().await;
         level(&a).await;
         assert_eq!(eve.held_chunks(&ann), 0);
-        assert!(ann.vault.alerts().iter().any(|(code, _)| *code == "peer-silent"));
+        assert!(ann.vault.alerts().iter().any(|raised| raised.code == "peer-silent"));
         ann.pass(Duration::from_secs(60));
         a.watch_peers().await;
         level(&a).await;
@@ -680,7 +680,7 @@ fn what_a_silent_peer_holds_is_copied_elsewhere_after_the_grace_and_trimmed_afte
         a.watch_peers().await;
         level(&a).await;
         assert_eq!((bob.held_chunks(&ann), eve.held_chunks(&ann)), (50, 50));
-        assert!(ann.vault.alerts().iter().all(|(code, _)| *code != "peer-silent"));
+        assert!(ann.vault.alerts().iter().all(|raised| raised.code != "peer-silent"));
         ann.pass(DAY);
         level(&a).await;
         assert_eq!(bob.held_chunks(&ann) + eve.held_chunks(&ann), 50);
