@@ -48,7 +48,8 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
                         }
                         let outcome = run(seed, scale);
                         (cells, versions) = (cells + outcome.cells, versions + outcome.versions);
-                        if outcome.broken.is_some() {
+                        if let Some(broken) = &outcome.broken {
+                            println!("seed {seed}: {broken}");
                             failed.push((seed, outcome));
                         }
                     }
@@ -69,9 +70,6 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
         began.elapsed().as_secs_f64(),
         failed.len()
     );
-    for (seed, outcome) in failed.iter().take(20) {
-        println!("seed {seed}: {}", outcome.broken.as_ref().expect("it failed"));
-    }
     if let Some((seed, outcome)) = failed.first() {
         let broken = outcome.broken.as_ref().expect("it failed");
         panic!("seed {seed}: {broken}\n{}\nreplay it: {}", outcome.log, replay(*seed, scale, test));

@@ -916,7 +916,14 @@ impl Sim {
     /// Everything needed of a cell can be read there, to the byte.
     fn check_readable(&mut self, at: usize) -> Checked {
         let Some(vault) = self.vault(at) else { return Ok(()) };
-        for one in self.needed(at) {
+        let needed = self.needed(at);
+        // Reading finds what has rotted lately, and then it is mended.
+        if needed.iter().any(|one| files::check(&vault, &one.kept).is_err()) {
+            self.turns(2)?;
+            self.mend(at)?;
+            self.refill(at)?;
+        }
+        for one in needed {
             if let Err(why) = files::check(&vault, &one.kept) {
                 let name = String::from_utf8_lossy(&one.name).into_owned();
                 return self

@@ -50,7 +50,9 @@ pub fn year(seed: u64, scale: Scale) -> Outcome {
     if let Some(what) = scale.sabotage {
         sim.sabotage(what);
     }
-    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days: scale.days, tight: Vec::new() };
+    // A large fleet lives for a shorter time: its days cost more.
+    let days = (scale.days * 5 / (cells as u64).max(5)).max(20);
+    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days, tight: Vec::new() };
     let broken = story.live().err();
     let mut sim = story.sim;
     sim.note_states();
@@ -144,12 +146,12 @@ impl Story {
             self.sim.check_damage_is_found()?;
         }
         // The rest of the day, or of some more.
-        let days = if self.sim.dice.percent(60) { 1 } else { 1 + self.sim.dice.below(3) as u32 };
+        let days = if self.sim.dice.percent(40) { 1 } else { 1 + self.sim.dice.below(4) as u32 };
         let until = begun + DAY * days;
         while self.sim.now() + HOUR < until {
             self.sim.look_around()?;
             let left = until - self.sim.now();
-            self.sim.pass(left.min(HOUR * 12))?;
+            self.sim.pass(left.min(DAY))?;
             self.sim.turn()?;
         }
         Ok(())
@@ -328,6 +330,8 @@ impl Story {
             return Ok(());
         }
         self.hurt_at = self.sim.now();
+        self.sim.machines[helper].ticks_left = None;
+        self.sim.machines[helper].blow_after(None);
         self.sim.lose_and_recover(at, helper)?;
         self.sim.turns(2)?;
         self.sim.refill(at)

@@ -2,7 +2,7 @@
 //! catalog, and what it may let go.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -428,7 +428,7 @@ async fn push_chunks(
     let factor = vault.config.copies.saturating_sub(1);
     // First those that have the fewest copies, and at the end what is freed here and wants a copy more than the factor.
     let (mut have, mut after) = (0, ChunkId(0));
-    let mut is_for_others = false;
+    let mut for_others: BTreeSet<CellNumber> = BTreeSet::new();
     // What is on its way to somebody may not arrive, and then is to be planned again.
     let mut is_final = true;
     let mut lacks_room = false;
@@ -475,7 +475,7 @@ async fn push_chunks(
                 rows.push(row);
             }
             lacks_room |= targets.is_empty() && !is_extra && (deficit.holders.len() as u64) < copies;
-            is_for_others |= targets.iter().any(|target| *target != cell);
+            for_others.extend(targets.iter().filter(|target| **target != cell));
         }
         drop(planning);
         let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
@@ -494,12 +494,17 @@ async fn push_chunks(
         pushed?;
         push_head(sync, link, moved, head).await?;
     }
-    if moved.pushed_chunks == 0 && !link.is_full.get() && !is_for_others && is_final {
+    if moved.pushed_chunks == 0 && !link.is_full.get() && for_others.is_empty() && is_final {
         link.planned_for.set(Some(state));
     }
     // The others are told once that this one is full: two full ones would wake each other for ever.
-    if is_for_others || (link.is_full.get() && !was_full) {
+    if link.is_full.get() && !was_full {
         sync.poke_others(&link.peer);
+    }
+    // Those for whom something was left, and nobody else: while one of them does not answer, the others would wake each
+    // other for ever.
+    for other in sync.links().iter().filter(|other| for_others.contains(&other.cell)) {
+        other.nudge();
     }
     link.lacks_room.set(lacks_room);
     if link.has_no_room() {

@@ -795,7 +795,8 @@ pub struct Wire {
 }
 
 struct WireInside {
-    ends: RefCell<Vec<(Weak<Shared>, Option<Sender<()>>)>>,
+    /// Both sides, and what their ends are told by.
+    ends: RefCell<Vec<(Weak<Shared>, Sender<()>)>>,
     links: RefCell<Vec<memory::Link>>,
     is_over: Cell<bool>,
     is_stalled: Cell<bool>,
@@ -900,7 +901,7 @@ pub fn pair(limits: &Limits) -> (Driven, Driven, Wire) {
         let (ending, ended) = channel::bounded(1);
         let (accepting, accepted) = channel::bounded(limits.streams_in.max(1));
         let shared = Rc::new(Shared::new(Box::new(Ended), true, limits, ended));
-        wire.inside.ends.borrow_mut().push((Rc::downgrade(&shared), Some(ending)));
+        wire.inside.ends.borrow_mut().push((Rc::downgrade(&shared), ending));
         (Session { shared, accepted }, accepting)
     };
     let ((a, to_a), (b, to_b)) = (end(), end());
