@@ -118,7 +118,7 @@ impl Turns {
 
     /// Its turn, if nobody else has it.
     pub fn try_lock(&self) -> Option<Turn<'_>> {
-        (!self.is_taken.replace(true)).then_some(Turn { turns: self })
+        (!self.is_taken.replace(true)).then(|| Turn { turns: self })
     }
 }
 
