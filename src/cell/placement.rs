@@ -291,6 +291,7 @@ pub fn standing_fields(peer: &Peer, to: Obj) -> Obj {
     to.str("place", peer.place())
         .str("state", peer.standing.as_str())
         .raw("uptime_per_mille", or_null(peer.uptime))
+        .num("watched_s", peer.watched_s)
         .num("silent_s", peer.silent_s)
         .num("grace_s", peer.grace_s)
         .num("settle_left_s", peer.settle_left_s)
@@ -383,4 +384,82 @@ pub fn page_json(page: &Page, fleet: &Fleet) -> String {
         .raw("files", list(page.told.iter().map(|told| told_json(told, fleet))))
         .raw("next", page.next.as_ref().map_or("null".into(), |path| text(&to_wire(&path.join(&b'/')))))
         .end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::FileId;
+    use crate::manifest::FileTime;
+    use crate::placement::{ChunkId, Db, Device, NodeState};
+
+    fn add(t: &Tables<'_>, parent: NodeId, name: &str, kind: Kind) -> NodeId {
+        let mut file = [0; 16];
+        file[..name.len()].copy_from_slice(name.as_bytes());
+        let node = Node {
+            id: NodeId(0),
+            parent,
+            name: name.into(),
+            kind,
+            file: FileId(file),
+            seq: 0,
+            version: 1,
+            state: NodeState::Present,
+            size: 0,
+            mtime: FileTime { s: 0, ns: 0 },
+            mode: 0,
+            ctime: 0,
+            ino: 0,
+            btime: 0,
+            dev: Device(0),
+            first_at: 0,
+            last_at: 0,
+        };
+        t.add_node(&node).unwrap()
+    }
+
+    fn walked(t: &Tables<'_>, top: &[&[u8]], after: Option<&[Vec<u8>]>) -> Vec<String> {
+        let top: Vec<Vec<u8>> = top.iter().map(|name| name.to_vec()).collect();
+        let node = t.node_at(&top).unwrap().unwrap();
+        let mut walk = Walk::new(t, top, node, after).unwrap();
+        let mut paths = Vec::new();
+        while let Some((path, _)) = walk.next(t).unwrap() {
+            paths.push(String::from_utf8(path.join(&b'/')).unwrap());
+        }
+        paths
+    }
+
+    #[test]
+    fn a_walk_names_every_file_once_and_goes_on_behind_any_of_them() {
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            let a = add(t, NodeId::ROOT, "a", Kind::Folder);
+            add(t, a, "x", Kind::File);
+            add(t, a, "y", Kind::Symlink);
+            add(t, NodeId::ROOT, "a.txt", Kind::File);
+            add(t, NodeId::ROOT, "c", Kind::Folder);
+            let d = add(t, NodeId::ROOT, "d", Kind::Folder);
+            let e = add(t, d, "e", Kind::Folder);
+            add(t, e, "z", Kind::File);
+            add(t, d, "zz", Kind::File);
+            let all = walked(t, &[], None);
+            assert_eq!(all, ["a/x", "a/y", "a.txt", "d/e/z", "d/zz"]);
+            for (at, path) in all.iter().enumerate() {
+                let after: Vec<Vec<u8>> = path.split('/').map(|name| name.as_bytes().to_vec()).collect();
+                assert_eq!(walked(t, &[], Some(&after)), all[at + 1..], "after {path}");
+            }
+            assert_eq!(walked(t, &[b"d"], None), ["d/e/z", "d/zz"]);
+            assert_eq!(walked(t, &[b"d"], Some(&[b"d".to_vec(), b"e".to_vec(), b"z".to_vec()])), ["d/zz"]);
+            // The folder of the last page is gone meanwhile: it goes on with what comes after it.
+            assert_eq!(walked(t, &[], Some(&[b"b".to_vec(), b"q".to_vec()])), ["d/e/z", "d/zz"]);
+            assert_eq!(walked(t, &[b"a.txt"], None), ["a.txt"]);
+            assert!(walked(t, &[b"a.txt"], Some(&[b"a.txt".to_vec()])).is_empty());
+            // What the watch asks for is answered by the indexes that it names.
+            for only_extra in [false, true] {
+                assert!(t.short_ids(0, only_extra, ChunkId(0), 10)?.is_empty());
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
 }

@@ -46,7 +46,7 @@ impl Peers {
 
 /// How dependable peers are: a second table, empty where the cell does not tell.
 fn habits<'a>(peers: impl Iterator<Item = &'a mut Fields>) -> String {
-    let head = ["NAME", "PLACE", "HERE OF 30 D", "WAITED FOR", "PROVEN", "MISSING", "FALSE", "STATE"];
+    let head = ["NAME", "PLACE", "HERE", "WAITED FOR", "PROVEN", "MISSING", "FALSE", "STATE"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for peer in peers.filter(|peer| !peer.text("state").is_empty()) {
         let proofs = peer.part("proofs");
@@ -63,7 +63,10 @@ fn habits<'a>(peers: impl Iterator<Item = &'a mut Fields>) -> String {
                 _ => "not known",
             }
             .to_owned(),
-            uptime.map_or("-".to_owned(), |part| format!("{}.{} %", part / 10, part % 10)),
+            uptime.map_or("-".to_owned(), |part| {
+                let watched = show::duration(peer.number("watched_s"));
+                format!("{}.{} % of {watched}", part / 10, part % 10)
+            }),
             show::duration(peer.number("grace_s")),
             proofs(&["proven"]),
             proofs(&["missing", "damaged", "silent"]),

@@ -288,7 +288,10 @@ pub(super) fn standing(peer: &Fields) -> String {
 fn peer_line(peer: &Fields, is_running: bool) -> String {
     let favorite = if peer.is("favorite") { ", favorite" } else { "" };
     let uptime = match peer.some("uptime_per_mille") {
-        Some(part) => format!(", here {}.{} % of the last 30 days", part / 10, part % 10),
+        Some(part) => {
+            let watched = show::duration(peer.number("watched_s"));
+            format!(", here {}.{} % of {watched}", part / 10, part % 10)
+        }
         None => String::new(),
     };
     let place = if is_running { format!(", {}", place_words(peer)) } else { String::new() };
@@ -348,7 +351,7 @@ fn why_words(why: &str) -> &'static str {
 }
 
 /// What is planned for a file and what endangers it, a line each.
-fn notes(file: &mut Fields, holders: &[Fields], peers: &[Fields]) -> Vec<String> {
+fn notes(file: &mut Fields, holders: &[Fields], peers: &[Fields], is_full: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let (chunks, wanted) = (file.number("chunks"), file.number("wanted"));
     let peer = |name: &str| peers.iter().find(|peer| peer.text("name") == name);
@@ -358,7 +361,8 @@ fn notes(file: &mut Fields, holders: &[Fields], peers: &[Fields]) -> Vec<String>
         if held.number("away") > 0 {
             lines.push(format!("{name} has a copy, but has been silent too long, so it is not counted"));
         } else if state == "silent" && held.number("chunks") > 0 {
-            let silence = peer(held.text("peer")).map_or(String::new(), standing);
+            let silence = peer(held.text("peer")).filter(|_| is_full).map(standing);
+            let silence = silence.unwrap_or_else(|| "not connected now".to_owned());
             lines.push(format!("{name} has a copy and is {silence}"));
         }
         if held.number("suspect") > 0 {
@@ -413,7 +417,7 @@ fn head(file: &Fields) -> String {
 fn in_short(mut file: Fields, peers: &[Fields]) -> String {
     let holders = file.list("holders");
     let mut text = format!("{}: {}\n", head(&file), copies_words(&file, &holders));
-    for note in notes(&mut file, &holders, peers) {
+    for note in notes(&mut file, &holders, peers, false) {
         text.push_str(&format!("    {note}\n"));
     }
     text
@@ -459,7 +463,7 @@ fn in_full(mut file: Fields, peers: &[Fields]) -> String {
         };
         text.push_str(&format!("  {}{place}: a copy{part}, {proof}\n", tidy(held.text("peer"))));
     }
-    for note in notes(&mut file, &holders, peers) {
+    for note in notes(&mut file, &holders, peers, true) {
         text.push_str(&format!("  {note}\n"));
     }
     text
@@ -475,7 +479,7 @@ mod tests {
     use crate::cli::testing::Setup;
 
     const PEERS: &str = r#"[
-        {"name":"attic-pi","favorite":true,"place":"elsewhere","state":"here","uptime_per_mille":995,"last_seen_s":0,"silent_s":0,"grace_s":3600},
+        {"name":"attic-pi","favorite":true,"place":"elsewhere","state":"here","uptime_per_mille":995,"watched_s":864000,"last_seen_s":0,"silent_s":0,"grace_s":3600},
         {"name":"bob","favorite":false,"place":"here","state":"silent","uptime_per_mille":null,"last_seen_s":7500,"silent_s":7200,"grace_s":86400}]"#;
 
     fn file(path: &str, risk: &str, rest: &str) -> String {
@@ -519,7 +523,7 @@ mod tests {
             "1 of 2 files (4.0 KiB) have their 2 copies.\n\
              ! 1 file has only the copy here: b.txt\n\
              \n\
-             attic-pi, favorite, at another place, here 99.5 % of the last 30 days: connected\n\
+             attic-pi, favorite, at another place, here 99.5 % of 10 d: connected\n\
              bob, in this network: not connected, last heard 2 h 5 min ago; silent for 2 h, and if it stays so for 22 h more, \
              what it holds is copied elsewhere\n\
              \n\
@@ -538,7 +542,7 @@ mod tests {
             "doubt",
             r#""copies":2,"here":1,"short":0,"holders":[{"peer":"bob","chunks":1,"unproven":1,"away":0,"suspect":1,"proven_days_ago":null}],"if_silent":[{"peer":"attic-pi","chunks":1}]"#,
         );
-        setup.fake.answer("GET /placement", &page(&[file.clone()], sums));
+        setup.fake.answer("GET /placement", &page(std::slice::from_ref(&file), sums));
         setup.fake.answer("GET /placement", &page(&[file], sums));
         let told = setup.grove("placement c.txt", "");
         let expected = [
@@ -569,6 +573,7 @@ mod tests {
         assert!(setup.fake.told.borrow()[1].contains(" after=a/z "), "{:?}", setup.fake.told);
         setup.fake.answer("GET /placement", &first);
         setup.fake.answer("GET /placement", &page(&[], sums));
-        assert_eq!(setup.grove("placement --json", "").out.lines().count(), 2);
+        let told = setup.grove("placement --json", "");
+        assert_eq!(told.out.matches("copies_wanted").count(), 2, "{told:?}");
     }
 }

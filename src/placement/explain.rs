@@ -55,6 +55,8 @@ pub struct Peer {
     pub settle_left_s: u64,
     /// Part of the watched time of 30 days in which it was here. Thousandths; `None`: not watched yet.
     pub uptime: Option<u64>,
+    /// That time. s.
+    pub watched_s: u64,
     /// It takes no more.
     pub is_full: bool,
     /// It gets nothing new because of its proofs.
@@ -508,6 +510,7 @@ mod tests {
             grace_s: 3600,
             settle_left_s: 0,
             uptime: None,
+            watched_s: 0,
             is_full: false,
             is_suspended: false,
             site: None,

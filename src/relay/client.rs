@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::id::{CellId, unhex};
 use crate::keys::{Identity, random};
 use crate::wire::session::{self, Session, Stream};
-use crate::wire::{BoxStream, Buffered, flush, read_full, tcp, within, write_full};
+use crate::wire::{BoxStream, flush, read_full, tcp, within, write_full};
 
 /// A circuit is joined, or not, within this.
 pub const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -224,7 +224,7 @@ pub async fn connect(
     let limits =
         session::Limits { streams_out: circuits, streams_in: circuits, ..session::Limits::default() };
     let signals = stream.signals();
-    let (session, running) = session::start(Buffered::new(stream), true, &limits);
+    let (session, running) = session::start(stream, true, &limits);
     let end = Rc::new(RefCell::new(None));
     let client = Client { session, hub, end: Rc::clone(&end) };
     let driver = async move {

@@ -112,6 +112,11 @@ impl Health {
         usual.saturating_mul(2).clamp(*GRACE_S.start(), *GRACE_S.end())
     }
 
+    /// For how long of the last 30 days it could be told whether it was here. s.
+    pub fn watched(&self) -> u64 {
+        self.days.iter().map(|day| day.watched).sum()
+    }
+
     /// Part of the watched time of the last 30 days in which it was here. Thousandths; `None`: never watched.
     pub fn uptime(&self) -> Option<u64> {
         let (here, watched) = self

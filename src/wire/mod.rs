@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -22,108 +22,11 @@ pub mod noise;
 pub mod pace;
 pub mod session;
 pub mod tcp;
-mod yamux;
 
 /// Whatever carries bytes both ways: a TCP connection, a circuit through a relay, a link in memory.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + ?Sized> ByteStream for S {}
-
-/// A byte stream whose buffers a session reads and fills where they lie.
-pub trait Below: AsyncRead + AsyncWrite + Unpin {
-    /// Bytes that are here and were not consumed. None: there are no more, or `poll_fill` brings them.
-    fn incoming(&mut self) -> io::Result<&[u8]>;
-    /// So many bytes of `incoming` are done with.
-    fn consume(&mut self, bytes: usize);
-    /// Reads once, when `incoming` is empty; 0: it stays so. What was read need not be enough to be shown.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-    /// Where bytes to be sent go; what is too short for them grows when all is drained.
-    fn outgoing(&mut self) -> &mut [u8];
-    /// So many bytes of `outgoing` were filled.
-    fn fill(&mut self, bytes: usize);
-    /// Sends all that was filled. Need not flush what is further below.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-}
-
-/// Buffers for a byte stream that has none of its own.
-pub struct Buffered<S> {
-    inner: S,
-    incoming: Box<[u8]>,
-    start: usize,
-    end: usize,
-    outgoing: Box<[u8]>,
-    sent: usize,
-    filled: usize,
-}
-
-/// Each way.
-const BUFFERED_BYTES: usize = 32 * 1024;
-
-impl<S> Buffered<S> {
-    /// Nothing was read or written yet.
-    pub fn new(inner: S) -> Self {
-        let [incoming, outgoing] = [(); 2].map(|()| vec![0; BUFFERED_BYTES].into());
-        Self { inner, incoming, start: 0, end: 0, outgoing, sent: 0, filled: 0 }
-    }
-}
-
-impl<S: ByteStream> Below for Buffered<S> {
-    fn incoming(&mut self) -> io::Result<&[u8]> {
-        Ok(&self.incoming[self.start..self.end])
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        self.start += bytes;
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut self.incoming))?;
-        (self.start, self.end) = (0, n);
-        Poll::Ready(Ok(n))
-    }
-
-    fn outgoing(&mut self) -> &mut [u8] {
-        &mut self.outgoing[self.filled..]
-    }
-
-    fn fill(&mut self, bytes: usize) {
-        self.filled += bytes;
-    }
-
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.filled {
-            let rest = &self.outgoing[self.sent..self.filled];
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.sent += n,
-            }
-        }
-        (self.sent, self.filled) = (0, 0);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: ByteStream> AsyncRead for Buffered<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl<S: ByteStream> AsyncWrite for Buffered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_close(cx)
-    }
-}
 
 /// A byte stream of any kind.
 pub type BoxStream = Box<dyn ByteStream>;
@@ -179,7 +82,7 @@ where
 /// Waits for `step`, but not longer than `limit`; the timer costs nothing while the step need not wait.
 async fn in_time<T>(
     limit: Duration,
-    mut step: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    mut step: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<T>>,
 ) -> io::Result<T> {
     let mut timer = None;
     std::future::poll_fn(move |cx| {

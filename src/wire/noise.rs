@@ -14,8 +14,6 @@ use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
 use zeroize::Zeroize;
 
-use super::{Below, ByteStream};
-
 const TAG: usize = 16;
 const LENGTH: usize = 2;
 /// All that Noise allows, which is its fastest size.
@@ -289,8 +287,6 @@ pub struct NoiseStream<S> {
     /// Opened bytes that were not read: `incoming[plain_start..plain_end]`, before `start`.
     plain_start: usize,
     plain_end: usize,
-    /// Bytes from `start` that the next message takes, as far as is known.
-    needed: usize,
     outgoing: Box<[u8]>,
     /// Sealed bytes that the socket has not taken: `outgoing[sent..sealed]`.
     sent: usize,
@@ -325,7 +321,6 @@ impl<S> NoiseStream<S> {
             end: 0,
             plain_start: 0,
             plain_end: 0,
-            needed: LENGTH,
             outgoing: vec![0; OUTGOING].into(),
             sent: 0,
             sealed: 0,
@@ -348,7 +343,6 @@ impl<S> NoiseStream<S> {
             end: self.end,
             plain_start: self.plain_start,
             plain_end: self.plain_end,
-            needed: self.needed,
             outgoing: self.outgoing,
             sent: self.sent,
             sealed: self.sealed,
@@ -361,9 +355,8 @@ impl<S> NoiseStream<S> {
     }
 
     /// Gathers messages of at most `bytes`, length and tag included: what is written next waits behind one of them.
-    /// At least 2,048, so that a frame has room.
     pub(crate) fn limit_messages(&mut self, bytes: usize) {
-        self.outgoing_max = bytes.clamp(2048, OUTGOING);
+        self.outgoing_max = bytes.clamp(LENGTH + 1 + TAG, OUTGOING);
     }
 
     fn fail<T>(&mut self, kind: io::ErrorKind, why: &'static str) -> Poll<io::Result<T>> {
@@ -438,7 +431,7 @@ enum Missing {
     Sense,
 }
 
-impl<S: ByteStream> NoiseStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> NoiseStream<S> {
     /// Sends all that is sealed; then the buffer is empty but for the message being filled, which must be none.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         debug_assert_eq!(self.filled, 0, "what is filled is sealed before it is sent");
@@ -458,90 +451,41 @@ impl<S: ByteStream> NoiseStream<S> {
     }
 }
 
-impl<S: ByteStream> Below for NoiseStream<S> {
-    fn incoming(&mut self) -> io::Result<&[u8]> {
-        while self.plain_start == self.plain_end && !self.is_ended {
-            self.check()?;
-            match self.open_next() {
-                Ok(()) => {}
-                Err(Missing::Bytes(needed)) => {
-                    self.needed = needed;
-                    return Ok(&[]);
-                }
-                Err(Missing::Sense) => {
-                    self.broken = Some(io::ErrorKind::InvalidData);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is not genuine"));
-                }
-            }
-        }
-        Ok(&self.incoming[self.plain_start..self.plain_end])
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        debug_assert!(self.plain_start + bytes <= self.plain_end, "what came in is consumed once");
-        self.plain_start += bytes;
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.is_ended {
-            return Poll::Ready(Ok(0));
-        }
-        self.check()?;
-        self.plain_start = 0;
-        self.plain_end = 0;
-        self.make_room(self.needed);
-        match ready!(Pin::new(&mut self.io).poll_read(cx, &mut self.incoming[self.end..])) {
-            Ok(0) => self.fail(io::ErrorKind::UnexpectedEof, "the connection was cut"),
-            Ok(n) => {
-                self.end += n;
-                Poll::Ready(Ok(n))
-            }
-            Err(error) => {
-                self.broken = Some(error.kind());
-                Poll::Ready(Err(error))
-            }
-        }
-    }
-
-    fn outgoing(&mut self) -> &mut [u8] {
-        let (at, room) = (self.sealed + LENGTH + self.filled, self.room());
-        let is_usable = room > 0 && !self.is_closing && self.broken.is_none();
-        if is_usable { &mut self.outgoing[at..at + room] } else { &mut [] }
-    }
-
-    fn fill(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.room(), "only what was given is filled");
-        self.filled += bytes;
-    }
-
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check()?;
-        if self.filled > 0 {
-            self.seal();
-        }
-        self.poll_send(cx)
-    }
-}
-
-impl<S: ByteStream> AsyncRead for NoiseStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for NoiseStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
-            let plain = this.incoming()?;
-            let n = plain.len().min(buf.len());
-            if n > 0 || buf.is_empty() {
+            let plain = &this.incoming[this.plain_start..this.plain_end];
+            if !plain.is_empty() || this.is_ended || buf.is_empty() {
+                let n = plain.len().min(buf.len());
                 buf[..n].copy_from_slice(&plain[..n]);
-                this.consume(n);
+                this.plain_start += n;
                 return Poll::Ready(Ok(n));
             }
-            if ready!(this.poll_fill(cx))? == 0 {
-                return Poll::Ready(Ok(0));
+            this.check()?;
+            let needed = match this.open_next() {
+                Ok(()) => continue,
+                Err(Missing::Bytes(needed)) => needed,
+                Err(Missing::Sense) => {
+                    return this.fail(io::ErrorKind::InvalidData, "a message is not genuine");
+                }
+            };
+            this.plain_start = 0;
+            this.plain_end = 0;
+            this.make_room(needed);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut this.incoming[this.end..])) {
+                Ok(0) => return this.fail(io::ErrorKind::UnexpectedEof, "the connection was cut"),
+                Ok(n) => this.end += n,
+                Err(error) => {
+                    this.broken = Some(error.kind());
+                    return Poll::Ready(Err(error));
+                }
             }
         }
     }
 }
 
-impl<S: ByteStream> AsyncWrite for NoiseStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for NoiseStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
