@@ -697,10 +697,23 @@ impl Sim {
         })
     }
 
-    /// Whether a machine is on and keeps what the phrase of another leads to.
+    /// Whether a machine is on and keeps all of what the phrase of another leads to.
     fn can_help(&self, helper: usize, at: usize) -> bool {
         let Some(running) = &self.machines[helper].running else { return false };
-        helper != at && running.sync.knows_phrase(&self.machines[at].master.recovery_secret())
+        let master = &self.machines[at].master;
+        // One whose copy of the catalog has rotted is no help: a person tries the next.
+        let store = &self.machines[helper].disk.store;
+        let is_whole = |head: &crate::placement::StoredHead| {
+            let opened = crate::catalog::Head::open(&head.body);
+            opened.is_ok_and(|(_, head)| head.segments.iter().all(|(name, _)| store.has_sound(*name)))
+        };
+        let heads = running.vault.db.change(|t| {
+            let cell = t.cell(&master.identity(0, 0).id())?;
+            t.peer_heads(cell)
+        });
+        helper != at
+            && running.sync.knows_phrase(&master.recovery_secret())
+            && heads.is_ok_and(|heads| heads.iter().filter(|head| head.tip).all(is_whole))
     }
 
     /// Damages a chunk on a disk.
