@@ -2,7 +2,7 @@
 //! from an old backup of its folder, one's disk fills up. Copies are made again each time, and in the end the owner's board
 //! dies too and everything comes back.
 
-#[allow(dead_code, reason = "shared with the other tests")]
+
 mod common;
 
 use std::ffi::OsStr;
