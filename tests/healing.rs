@@ -2,7 +2,6 @@
 //! from an old backup of its folder, one's disk fills up. Copies are made again each time, and in the end the owner's board
 //! dies too and everything comes back.
 
-
 mod common;
 
 use std::ffi::OsStr;
