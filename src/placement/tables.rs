@@ -1186,7 +1186,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks held for an owner over row `after`, by row: row and name. As `held_names`, of all names; faster where
-    /// all are wanted.
+    /// all are wanted. Not by the index of owners, which would sort all of them for each page.
     pub fn held_after(
         &self,
         owner: CellNumber,
@@ -1195,7 +1195,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<(ChunkId, ChunkName)>, DbError> {
         self.list(
             "SELECT chunk, name FROM holds CROSS JOIN chunks ON chunks.id = holds.chunk
-             WHERE holds.chunk > ?2 AND owner = ?1 AND class = 0 AND state = 0 AND place > 0 ORDER BY holds.chunk LIMIT ?3",
+             WHERE holds.chunk > ?2 AND +owner = ?1 AND class = 0 AND state = 0 AND place > 0 ORDER BY holds.chunk LIMIT ?3",
             params![owner.0, after.0, limit as i64],
             |row| Ok((ChunkId(row.get(0)?), ChunkName(row.get(1)?))),
         )

@@ -1,7 +1,7 @@
 //! When rounds run with whom, and what the rest of the cell asks of peers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ use crate::routes::lan::Lan;
 use crate::routes::{Kind, RouteBook};
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
-use crate::wire::message::{Farewell, Request};
+use crate::wire::message::{Farewell, Reply, Request};
 use crate::wire::pace::{Caps, Pace};
 use crate::wire::tcp::{DialError, Door};
 use crate::wire::within;
@@ -227,6 +227,8 @@ pub struct Sync {
     pub(super) marking: Turns,
     /// What rounds have moved since the start.
     moved: Cell<Moved>,
+    /// Sums of all that is held for an owner, as last asked for; `None`: on their way.
+    pub(super) digests: RefCell<BTreeMap<CellId, Option<(Duration, Reply)>>>,
     /// Fetches under way that somebody waits for.
     waiting: Cell<usize>,
     /// The last problem with each peer.
@@ -307,6 +309,7 @@ impl Sync {
             away: RefCell::default(),
             marking: Turns::default(),
             moved: Cell::default(),
+            digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
             tasks: RefCell::default(),

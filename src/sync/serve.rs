@@ -9,6 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::books::PeerRow;
 use super::digest::{self, Side};
@@ -33,11 +34,16 @@ use crate::wire::message::{
     INVENTORY_ENTRIES_MAX, NAMES_MAX, PROTOCOL, PutStatus, Refusal, Reply, Request, Usage, VERSION_BYTES_MAX,
 };
 use crate::wire::session::{Session, Stream};
+use crate::wire::within;
 
 /// Chunks that one pool job reads or takes in, in bytes; one that is longer is read alone, and taken in as one of two.
 pub(super) const GROUP_BYTES: usize = 1 << 20;
 /// And their number.
 pub(super) const GROUP_CHUNKS: usize = 64;
+/// Whoever asks for the sums of all is told to ask again if they take longer: well below what a stream waits for a byte.
+const DIGEST_TIME: Duration = Duration::from_secs(8);
+/// For so long sums count as what is held now.
+const DIGEST_AGE_MAX: Duration = Duration::from_secs(1800);
 /// Staged small chunks wait in memory up to this.
 const SMALL_BYTES_MAX: usize = 4 << 20;
 
@@ -816,6 +822,45 @@ fn failed(why: &VaultError) -> Reply {
     Reply::Error(Refusal::new(ErrorCode::Failed, "something failed at this cell", "try again later"))
 }
 
+/// The digest of all that is held for an owner. Where that takes long it goes on by itself, and is here when it is asked for
+/// again; `None`: it is not done yet.
+async fn digest_of_all(sync: &Rc<Sync>, owner: CellId) -> Option<Result<Reply, VaultError>> {
+    let keeper = Arc::clone(&sync.keeper);
+    let state = unblock(move || keeper.inventory_state(&owner)).await;
+    let newest = match state {
+        Ok((_, newest)) => newest,
+        Err(why) => return Some(Err(why)),
+    };
+    let known = sync.digests.borrow().get(&owner).cloned();
+    match known {
+        Some(None) => return None,
+        Some(Some((at, known))) => {
+            // Not for long: rows are what is to be compared, not what they once were.
+            let is_fresh = sync.vault.clock.steady().saturating_sub(at) < DIGEST_AGE_MAX;
+            if is_fresh && matches!(known, Reply::Digest { seq, .. } if seq == newest) {
+                return Some(Ok(known));
+            }
+        }
+        _ => {}
+    }
+    sync.digests.borrow_mut().insert(owner, None);
+    let (tell, told) = smol::channel::bounded(1);
+    let (keeper, to) = (Arc::clone(&sync.keeper), Rc::clone(sync));
+    let work = async move {
+        let summed = unblock(move || keeper.digest(&owner, None)).await;
+        match &summed {
+            Ok(summed) => {
+                let now = to.vault.clock.steady();
+                to.digests.borrow_mut().insert(owner, Some((now, summed.clone())));
+            }
+            Err(_) => drop(to.digests.borrow_mut().remove(&owner)),
+        }
+        let _ = tell.try_send(summed);
+    };
+    sync.spawn(work).detach();
+    within(DIGEST_TIME, told.recv()).await?.ok()
+}
+
 fn may_sum(sync: &Sync, owner: &CellId, request: &Request) -> bool {
     let parts = if matches!(request, Request::Digest { first: None }) { 256 } else { 1 };
     sync.link(owner).is_some_and(|link| link.may_sum(parts, sync.vault.clock.steady()))
@@ -876,6 +921,14 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             let refusal = Refusal::new(ErrorCode::Busy, "enough was compared for this hour", "");
             return reply(stream, &Reply::Error(refusal)).await;
         }
+        Request::Digest { first: None } => match digest_of_all(sync, owner).await {
+            Some(answered) => answered,
+            None => {
+                let refusal =
+                    Refusal::new(ErrorCode::Busy, "what is held is still being summed up", "ask again");
+                return reply(stream, &Reply::Error(refusal)).await;
+            }
+        },
         Request::Digest { first } => unblock(move || keeper.digest(&owner, first)).await,
         Request::Bucket { bucket } => unblock(move || keeper.bucket(&owner, bucket)).await,
         Request::Ping => Ok(Reply::Pong),
