@@ -188,7 +188,7 @@ async fn serve(
         }),
         executor.spawn(scan(Rc::clone(&cell))),
         executor.spawn(save_time(Rc::clone(&cell))),
-        executor.spawn(trim()),
+        executor.spawn(trim(Arc::clone(&vault))),
         executor.spawn(tidy(Rc::clone(&cell))),
         executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
@@ -350,10 +350,16 @@ async fn save_time(cell: Rc<Cell>) {
 }
 
 /// Gives memory back that was freed, so that a quiet cell is small again.
-async fn trim() {
+async fn trim(vault: Arc<Vault>) {
+    let mut uses = 0;
     loop {
         smol::Timer::after(TRIM).await;
         crate::buffers::clear();
+        let asked = Arc::clone(&vault);
+        match smol::unblock(move || asked.db.rest(uses)).await {
+            Ok(now) => uses = now,
+            Err(why) => log::debug!("{why}"),
+        }
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim only gives unused pages back.
         smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;

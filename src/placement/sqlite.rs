@@ -32,6 +32,8 @@ struct Inner {
     conn: Connection,
     next_seq: u64,
     generation: u64,
+    /// Reads and changes so far.
+    uses: u64,
 }
 
 /// The database. One connection, used under a lock on the blocking pool, never on the executor.
@@ -105,7 +107,7 @@ impl Db {
         };
         Ok((
             Self {
-                inner: Mutex::new(Inner { conn, next_seq, generation: 0 }),
+                inner: Mutex::new(Inner { conn, next_seq, generation: 0, uses: 0 }),
                 path: path.to_owned(),
                 watch: None,
             },
@@ -125,7 +127,8 @@ impl Db {
 
     /// Runs `read` without a transaction.
     pub fn read<T, E: From<DbError>>(&self, read: impl FnOnce(&Tables<'_>) -> Result<T, E>) -> Result<T, E> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.uses += 1;
         read(&Tables::new(&inner.conn, inner.next_seq))
     }
 
@@ -149,6 +152,15 @@ impl Db {
     /// Grows whenever chunks, copies or what is wanted of them change: who has planned for one generation need not plan again.
     pub fn generation(&self) -> u64 {
         self.lock().generation
+    }
+
+    /// Gives the cache of pages back if nobody has used the database since it counted `before` uses; gives the count now.
+    pub fn rest(&self, before: u64) -> Result<u64, DbError> {
+        let inner = self.lock();
+        if inner.uses == before {
+            inner.conn.execute_batch("PRAGMA shrink_memory")?;
+        }
+        Ok(inner.uses)
     }
 
     fn pragma(&self, text: &str) -> Result<(), DbError> {
@@ -191,6 +203,7 @@ impl Db {
         inner: &mut Inner,
         change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        inner.uses += 1;
         let next_seq = inner.next_seq;
         let (outcome, next_seq, has_moved) = {
             let tx = inner
