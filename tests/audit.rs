@@ -4,24 +4,11 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::fleet::{copied, plant, wait_online};
-use common::{Cell, Chance, TempDir, items, number, text, wait_for, walk};
+use common::{Cell, Chance, TempDir, items, loose_chunks, number, text, wait_for};
 use miniserde::json::Value;
-
-/// Files of chunks that have one of their own: those of over 128 KiB.
-fn loose_chunks(cell: &Cell) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    walk(&cell.dir.join("chunks"), &mut |path: &Path| {
-        let is_chunk = path.file_name().is_some_and(|name| name.len() >= 60);
-        if is_chunk && fs::metadata(path).is_ok_and(|meta| meta.len() > 128 << 10) {
-            found.push(path.to_owned());
-        }
-    });
-    found.sort();
-    found
-}
 
 /// Changes one byte in the middle.
 fn flip(path: &Path) {

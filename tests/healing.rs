@@ -61,18 +61,6 @@ fn wait_two_proven_copies(cell: &Cell) -> Vec<(String, u64)> {
     })
 }
 
-fn chunk_files(cell: &Cell) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    walk(&cell.dir.join("chunks"), &mut |path: &Path| {
-        let is_chunk = path.file_name().is_some_and(|name| name.len() >= 60);
-        if is_chunk && fs::metadata(path).is_ok_and(|meta| meta.len() > 128 << 10) {
-            found.push(path.to_owned());
-        }
-    });
-    found.sort();
-    found
-}
-
 /// A small disk in memory, unmounted when dropped; a folder where this machine does not let us mount.
 struct Disk(PathBuf, bool);
 
@@ -141,7 +129,7 @@ fn a_fleet_loses_a_peer_a_disk_and_a_year_of_a_disk_and_no_file() {
     assert!(ann.log_text().contains("bob has been silent too long"), "{}", ann.log_text());
 
     // One's disk fails here and there.
-    let chunks = chunk_files(&cat);
+    let chunks = loose_chunks(&cat);
     assert!(chunks.len() > 4, "{chunks:?}");
     for (at, path) in chunks.iter().enumerate().take(5) {
         let mut bytes = fs::read(path).unwrap();

@@ -221,8 +221,10 @@ pub struct Sync {
     pub(super) health: RefCell<HealthBook>,
     pub(super) health_at: Cell<Duration>,
     pub(super) health_saved_at: Cell<u64>,
-    /// Peers whose copies are not counted on.
+    /// Peers whose copies are not counted on, or are being marked so.
     pub(super) away: RefCell<BTreeSet<CellId>>,
+    /// Of them those of whom all copies were marked since the start.
+    pub(super) left: RefCell<BTreeSet<CellId>>,
     /// One marks a peer's copies as away or back at a time.
     pub(super) marking: Turns,
     /// What rounds have moved since the start.
@@ -307,6 +309,7 @@ impl Sync {
             health_at: Cell::new(Duration::ZERO),
             health_saved_at: Cell::new(0),
             away: RefCell::default(),
+            left: RefCell::default(),
             marking: Turns::default(),
             moved: Cell::default(),
             digests: RefCell::default(),

@@ -118,7 +118,7 @@ impl Sync {
                 silent.push((*id, silence));
             }
             let is_over = silence >= grace && !world::is_sabotaged(Sabotage::HealsNothing);
-            if is_over && !self.away.borrow().contains(id) {
+            if is_over && !self.left.borrow().contains(id) {
                 if let Err(why) = self.leave(id).await {
                     log::warn!("{why}");
                 }
@@ -173,6 +173,11 @@ impl Sync {
             mark(vault, cell, true)
         })
         .await?;
+        // Only now: what a full disk or a power cut has interrupted is gone through again.
+        self.left.borrow_mut().insert(*id);
+        if marked == 0 {
+            return Ok(());
+        }
         log::warn!(
             "{} has been silent too long: {marked} chunks that it holds are copied elsewhere",
             self.name_of(id)
@@ -195,6 +200,7 @@ impl Sync {
         })
         .await?;
         self.away.borrow_mut().remove(&peer);
+        self.left.borrow_mut().remove(&peer);
         self.health.borrow_mut().note_back(&peer, self.vault.now());
         log::info!("{} is back with {marked} chunks", self.name_of(&peer));
         Ok(())
@@ -203,6 +209,7 @@ impl Sync {
     /// A peer is none any more.
     pub(super) fn forget_health(&self, id: &CellId) {
         self.away.borrow_mut().remove(id);
+        self.left.borrow_mut().remove(id);
         self.health.borrow_mut().forget(id);
     }
 

@@ -690,6 +690,34 @@ fn what_a_silent_peer_holds_is_copied_elsewhere_after_the_grace_and_trimmed_afte
 }
 
 #[test]
+fn copies_of_a_peer_whose_leaving_was_cut_short_by_a_power_cut_are_made_elsewhere_all_the_same() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.add_chunks(50, 2000);
+        a.round().await;
+        let e = eve.start(&executor).await;
+        pair(&a, &e, Role::Peer).await;
+        a.watch_peers().await;
+        b.stop().await;
+        a.stop().await;
+        // It is noted that he is away, and none of his copies is marked yet.
+        let key = super::heal::away_key(&bob.vault.id());
+        ann.vault.db.change(|t| t.set_meta(&key, &[1])).unwrap();
+        let a = ann.start(&executor).await;
+        while a.link(&eve.vault.id()).is_none() {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        ann.pass(DAY);
+        a.watch_peers().await;
+        level(&a).await;
+        assert_eq!(eve.held_chunks(&ann), 50);
+        e.stop().await;
+    });
+}
+
+#[test]
 fn a_lower_factor_lets_copies_go_and_a_higher_one_makes_them() {
     run(|executor| async move {
         let ann = Cell::with(1, |config| config.copies = 3);

@@ -630,6 +630,19 @@ pub fn set_mtime(path: &Path, s: i64, ns: i64) {
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
+/// Files of chunks that have one of their own: those of over 128 KiB.
+pub fn loose_chunks(cell: &Cell) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    walk(&cell.dir.join("chunks"), &mut |path: &Path| {
+        let is_chunk = path.file_name().is_some_and(|name| name.len() >= 60);
+        if is_chunk && fs::metadata(path).is_ok_and(|meta| meta.len() > 128 << 10) {
+            found.push(path.to_owned());
+        }
+    });
+    found.sort();
+    found
+}
+
 /// The one head of a peer that a cell keeps; its newest file in `heads/`.
 pub fn kept_heads(cell: &Cell) -> Vec<PathBuf> {
     names_in(&cell.dir.join("heads"))
