@@ -500,7 +500,7 @@ fn root_binds_number_and_order_of_chunks() {
     let (a, b) = (chunk(1, 5), chunk(2, 5));
     let roots = [
         root(&[]),
-        root(&[a.clone()]),
+        root(std::slice::from_ref(&a)),
         root(&[a.clone(), b.clone()]),
         root(&[b.clone(), a.clone()]),
         root(&[a.clone(), b.clone(), b.clone()]),
