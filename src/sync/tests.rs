@@ -832,7 +832,10 @@ fn friendship_is_asked_for_accepted_and_undone_over_a_session() {
         assert!(a.is_friend(&bob_id) && b.is_friend(&ann_id) && !has_request(&bob));
         // A cut connection tells both once more what they know.
         a.cut(&bob_id);
-        a.round().await;
+        while a.link(&bob_id).is_some_and(|link| link.told_wish.get().is_some()) {
+            Timer::after(Duration::from_millis(1)).await;
+        }
+        a.wait_connected(Duration::from_secs(20)).await;
         stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
         b.set_friend(&ann_id, false).await.unwrap();
         stand(&a, &b, (Standing::None, Standing::None)).await;
