@@ -47,6 +47,8 @@ pub struct Collected {
 /// What a cell does once in a while: drops versions whose time is over, publishes that, and collects what nothing needs any
 /// more.
 pub fn tidy(vault: &Vault) -> Result<Collected, VaultError> {
+    // What a stop is credited with lately must have come off the age of what was stamped since.
+    vault.save_time()?;
     thin_all(vault)?;
     keep_to_budget(vault)?;
     empty_trash(vault)?;

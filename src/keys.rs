@@ -14,6 +14,7 @@
 //! | `grove/v1/recover` | none | secret of the recovery handshake, known to each peer |
 //! | `grove/v1/commit` (from a file key) | none | public commitment to a file key |
 //! | `grove/v1/content part` (from a file key) | 32 random bytes | key of a manifest's chunk keys |
+//! | `grove/v1/grant manifest` (from a file key) | 32 random bytes | key of the manifest that travels in a grant |
 //! | `grove/v1/beacon` (from two cells' X25519 secret) | sender's id, receiver's id | key of LAN beacons one way |
 
 use std::fmt;
@@ -163,6 +164,11 @@ impl FileKey {
     /// Public commitment: ChaCha20-Poly1305 alone does not bind a ciphertext to one key.
     pub fn commitment(&self) -> [u8; 32] {
         expand(&Hkdf::new(None, &self.0.0), "grove/v1/commit", &[]).0
+    }
+
+    /// The key of the manifest that travels in one grant.
+    pub fn grant_manifest_key(&self, random: &[u8; 32]) -> Secret {
+        expand(&Hkdf::new(None, &self.0.0), "grove/v1/grant manifest", random)
     }
 
     /// The key of the part of a manifest that holds the chunk keys.

@@ -5,7 +5,7 @@
 //! ```text
 //! main > cli > cell > dashboard relay sync                     duties
 //!                   > files store placement wire               services
-//!                   > catalog manifest seal keys id config       nouns
+//!                   > catalog grant manifest seal keys id config nouns
 //! ```
 
 pub mod alerts;
@@ -23,6 +23,7 @@ pub mod dashboard;
 pub mod files;
 pub mod friendship;
 pub mod gc;
+pub mod grant;
 pub mod id;
 pub mod keys;
 pub mod logger;

@@ -410,6 +410,33 @@ impl Manifest {
     }
 }
 
+/// What a recipient of a grant reads of a manifest: all but the owner's part, and signed by the owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedManifest {
+    /// SHA-256 of the body.
+    pub hash: BodyHash,
+    /// Who signed it.
+    pub owner: CellId,
+    /// The file's id.
+    pub file: FileId,
+    /// From 1 up.
+    pub version: u64,
+    /// The version deletes the file.
+    pub tombstone: bool,
+    /// File, symlink or folder.
+    pub kind: Kind,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Modified.
+    pub mtime: FileTime,
+    /// Permission bits.
+    pub mode: u32,
+    /// To the file key.
+    pub commitment: [u8; 32],
+    /// The stretches of the file with their keys.
+    pub entries: Vec<Entry>,
+}
+
 /// Whether a signature is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
@@ -539,8 +566,30 @@ impl<'a> Parsed<'a> {
         self.entries.iter().any(|entry| matches!(entry, Entry::List { .. }))
     }
 
-    /// Opens the content part with the file key.
-    fn finish(mut self, file_key: &FileKey, owner_part: OwnerPart) -> Result<Manifest, ManifestError> {
+    /// What whoever has the file key reads of it. Fails unless the owner it names signed it.
+    pub fn open_shared(mut self, file_key: &FileKey) -> Result<SharedManifest, ManifestError> {
+        if !self.is_signed() {
+            return Err(ManifestError::Signature);
+        }
+        let hash = self.hash();
+        self.open_content(file_key)?;
+        Ok(SharedManifest {
+            hash,
+            owner: self.owner,
+            file: self.file,
+            version: self.version,
+            tombstone: self.tombstone,
+            kind: self.kind,
+            size: self.size,
+            mtime: self.mtime,
+            mode: self.mode,
+            commitment: self.commitment,
+            entries: self.entries,
+        })
+    }
+
+    /// Opens the content part with the file key: the entries get their keys, and a symlink's target is given back.
+    fn open_content(&mut self, file_key: &FileKey) -> Result<Vec<u8>, ManifestError> {
         if file_key.commitment() != self.commitment {
             return Err(ManifestError::Commitment);
         }
@@ -549,21 +598,24 @@ impl<'a> Parsed<'a> {
         } else {
             seal::open_part(&file_key.content_part_key(&self.random), CONTENT_LABEL, self.content)?
         };
-        let mut target = Vec::new();
         if self.kind == Kind::Symlink {
             if content.len() > TARGET_BYTES_MAX {
                 return Err(BadBytes("target of a link").into());
             }
-            target = content;
-        } else {
-            let mut reader = Reader::new(&content);
-            for entry in &mut self.entries {
-                if entry.key().is_some() {
-                    entry.set_key(reader.array()?);
-                }
-            }
-            reader.end()?;
+            return Ok(content);
         }
+        let mut reader = Reader::new(&content);
+        for entry in &mut self.entries {
+            if entry.key().is_some() {
+                entry.set_key(reader.array()?);
+            }
+        }
+        reader.end()?;
+        Ok(Vec::new())
+    }
+
+    fn finish(mut self, file_key: &FileKey, owner_part: OwnerPart) -> Result<Manifest, ManifestError> {
+        let target = self.open_content(file_key)?;
         Ok(Manifest {
             owner: self.owner,
             file: self.file,

@@ -109,13 +109,47 @@ fn level_above(level: &[[u8; 32]]) -> Vec<[u8; 32]> {
         .collect()
 }
 
-/// The root of a chunk.
-pub fn root(sealed: &[u8]) -> Root {
-    let mut level = leaves(sealed);
+/// What the hashes of a level come together in; zeros where there are none.
+pub(crate) fn top(mut level: Vec<[u8; 32]>) -> [u8; 32] {
     while level.len() > 1 {
         level = level_above(&level);
     }
-    root_hash(sealed.len() as u32, &level[0])
+    level.first().copied().unwrap_or_default()
+}
+
+/// The partners on the way up from place `at` of a level.
+pub(crate) fn path(mut level: Vec<[u8; 32]>, mut at: usize) -> Vec<[u8; 32]> {
+    let mut path = Vec::new();
+    while level.len() > 1 {
+        path.extend(level.get(at ^ 1).copied());
+        level = level_above(&level);
+        at /= 2;
+    }
+    path
+}
+
+/// Where `path` leads from the hash at place `at` (below `width`) of a level of `width` hashes.
+pub(crate) fn climb(
+    mut width: u32,
+    mut at: u32,
+    mut hash: [u8; 32],
+    path: &[[u8; 32]],
+) -> Result<[u8; 32], BadBytes> {
+    let mut path = path.iter();
+    while width > 1 {
+        // The last of an odd level has no partner.
+        if at ^ 1 < width {
+            let partner = path.next().ok_or(BadBytes("the path is too short"))?;
+            hash = if at % 2 == 0 { node_hash(&hash, partner) } else { node_hash(partner, &hash) };
+        }
+        (at, width) = (at / 2, width.div_ceil(2));
+    }
+    if path.next().is_some() { Err(BadBytes("the path is too long")) } else { Ok(hash) }
+}
+
+/// The root of a chunk.
+pub fn root(sealed: &[u8]) -> Root {
+    root_hash(sealed.len() as u32, &top(leaves(sealed)))
 }
 
 /// Proof by a leaf: number of hashes `u8`, the hashes from the bottom up, the leaf's bytes. `None` if there is no such leaf.
@@ -124,13 +158,7 @@ pub fn leaf(sealed: &[u8], index: u32) -> Option<Vec<u8>> {
     if index >= leaf_count(sealed.len() as u32) {
         return None;
     }
-    let mut path = Vec::new();
-    let (mut level, mut at) = (leaves(sealed), index as usize);
-    while level.len() > 1 {
-        path.extend(level.get(at ^ 1).copied());
-        level = level_above(&level);
-        at /= 2;
-    }
+    let path = path(leaves(sealed), index as usize);
     let mut proof = Writer::new();
     proof.u8(path.len() as u8);
     path.iter().for_each(|hash| {
@@ -146,7 +174,7 @@ pub fn is_leaf_proof(root: &Root, len: u32, index: u32, proof: &[u8]) -> bool {
 }
 
 fn top_of(len: u32, index: u32, proof: &[u8]) -> Result<[u8; 32], BadBytes> {
-    let mut width = leaf_count(len);
+    let width = leaf_count(len);
     if index >= width {
         return Err(BadBytes("no such leaf"));
     }
@@ -158,17 +186,7 @@ fn top_of(len: u32, index: u32, proof: &[u8]) -> Result<[u8; 32], BadBytes> {
     let from_byte = index as usize * LEAF_BYTES;
     let bytes = from.raw((len as usize).saturating_sub(from_byte).min(LEAF_BYTES))?;
     from.end()?;
-    let mut path = path.into_iter();
-    let (mut hash, mut at) = (leaf_hash(index, bytes), index);
-    while width > 1 {
-        // The last of an odd level has no partner.
-        if at ^ 1 < width {
-            let partner = path.next().ok_or(BadBytes("the path is too short"))?;
-            hash = if at % 2 == 0 { node_hash(&hash, &partner) } else { node_hash(&partner, &hash) };
-        }
-        (at, width) = (at / 2, width.div_ceil(2));
-    }
-    if path.next().is_some() { Err(BadBytes("the path is too long")) } else { Ok(hash) }
+    climb(width, index, leaf_hash(index, bytes), &path)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ struct NewSegment {
     staged: Staged,
 }
 
-/// Publishes what is pending. Tells whether there was anything.
+/// Publishes what is pending, and anew what lies in segments that were damaged. Tells whether there was anything.
 pub fn publish(vault: &Vault) -> Result<bool, VaultError> {
     publish_with_parents(vault, &[])
 }
@@ -62,7 +62,8 @@ pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, 
         Ok((published, t.top_seq(), t.segments()?, t.live_bytes()?))
     })?;
     let has_head = vault.db.read(current_head)?.is_some();
-    if top <= published && merged.is_empty() && has_head {
+    let lacking = vault.db.read(|t| runs_that_lack(t, &segments))?;
+    if top <= published && merged.is_empty() && has_head && lacking.is_empty() {
         return Ok(false);
     }
     // Runs as they will be: (id, bytes, kept or to be written).
@@ -70,7 +71,7 @@ pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, 
     for (run, _, len) in &segments {
         match runs.last_mut() {
             Some((id, bytes, _)) if id == run => *bytes += u64::from(*len),
-            _ => runs.push((*run, u64::from(*len), true)),
+            _ => runs.push((*run, u64::from(*len), !lacking.contains(run))),
         }
     }
     if top > published {
@@ -102,6 +103,17 @@ pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, 
     }
     finish_publication(vault, merged, &segments, &runs, made, top, forgets_up_to)?;
     Ok(true)
+}
+
+/// Runs of which a segment does not lie here, because its bytes went bad. No peer need have it; the records are here.
+fn runs_that_lack(t: &Tables<'_>, segments: &[(u64, ChunkName, u32)]) -> Result<BTreeSet<u64>, DbError> {
+    let mut lacking = BTreeSet::new();
+    for (run, name, _) in segments {
+        if t.chunk(name)?.is_none_or(|row| row.place.is_none()) {
+            lacking.insert(*run);
+        }
+    }
+    Ok(lacking)
 }
 
 /// Writes the records of one stretch of numbers into segments.
@@ -472,19 +484,27 @@ pub fn merge_head(
         })?;
     }
     let mut touched: BTreeSet<FileId> = BTreeSet::new();
+    // Up to this number the two logs are one.
+    let mut common = 0;
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;
-        let Some((last, _)) = page.last() else { break };
+        let Some((last, ..)) = page.last() else { break };
         after.clone_from(last);
         vault.db.change(|t| -> Result<(), VaultError> {
-            for (key, body) in page {
+            for (key, seq, body) in page {
+                let is_version = key.first() == Some(&(RecordKind::File as u8));
+                let here = t.record_seq(&key)?;
+                // The key of a version has its hash in it: the same at the same place was written once.
+                if is_version && !body.is_empty() && here == Some(seq) {
+                    common = seq.max(common);
+                }
                 // A key that was forgotten here stays forgotten, and one that is known here counts.
-                if body.is_empty() || t.record_seq(&key)?.is_some() {
+                if body.is_empty() || here.is_some() {
                     continue;
                 }
                 t.add_record(&key, &body)?;
-                if key[0] == RecordKind::File as u8 {
+                if is_version {
                     touched.extend(file_of_key(&key));
                 }
             }
@@ -495,7 +515,7 @@ pub fn merge_head(
     let count = touched.len() as u64;
     let touched: Vec<FileId> = touched.into_iter().collect();
     for some in touched.chunks(500) {
-        vault.db.change(|t| some.iter().try_for_each(|file| resolve(vault, t, *file)))?;
+        vault.db.change(|t| some.iter().try_for_each(|file| resolve(vault, t, *file, common)))?;
     }
     place_in_folders(vault)?;
     if new_life {
@@ -508,22 +528,21 @@ pub fn merge_head(
     Ok(count)
 }
 
-/// Decides which version of a file is the newest after a merge.
-fn resolve(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<(), VaultError> {
+/// Decides which version of a file is the newest after a merge. `common`: up to this number of a record the other catalog
+/// knew what this one knows, so what it says of such a file is what became of it.
+fn resolve(vault: &Vault, t: &Tables<'_>, file: FileId, common: u64) -> Result<(), VaultError> {
     let versions = versions_of(vault, t, file)?;
     for version in &versions {
         claim_chunks(vault, t, &version.manifest)?;
     }
-    let Some(node) = t.node_of(file)? else {
-        if t.bin(file)?.is_some() {
-            return Ok(());
-        }
+    let (node, bin) = (t.node_of(file)?, t.bin(file)?);
+    let Some(seq) = node.as_ref().map(|node| node.seq).or_else(|| bin.map(|row| row.seq)) else {
         return place_newest(vault, t, file).map(drop);
     };
     if file == FileId::ROOT {
         return Ok(());
     }
-    let Some(own) = versions.iter().find(|v| v.seq == node.seq) else { return Ok(()) };
+    let Some(own) = versions.iter().find(|v| v.seq == seq) else { return Ok(()) };
     let Some(other) = versions
         .iter()
         .filter(|v| v.seq != own.seq && !v.manifest.tombstone)
@@ -531,7 +550,17 @@ fn resolve(vault: &Vault, t: &Tables<'_>, file: FileId) -> Result<(), VaultError
     else {
         return Ok(());
     };
-    if other.manifest.version > own.manifest.version && descends(&versions, other, own.hash) {
+    let Some(node) = node else {
+        // Deleted here, and there brought back or changed: what is wanted somewhere is not let go.
+        if other.manifest.version > own.manifest.version {
+            t.take_bin(file)?;
+            place_newest(vault, t, file)?;
+        }
+        return Ok(());
+    };
+    if other.manifest.version > own.manifest.version
+        && (own.seq <= common || descends(&versions, other, own.hash))
+    {
         // The other went on from what we have: take it over, on disk when the file there is still as we know it.
         let mut node = node;
         node.seq = other.seq;

@@ -26,6 +26,11 @@ use crate::seal::Sealer;
 use crate::state_files::{Folder, StateFiles};
 use crate::store::{ChunkStore, StoreError};
 
+/// Until this observed second the clock was sure; what is stamped later waits for the credit of a stop.
+const SURE_KEY: &str = "time_sure_at";
+/// Credits of less than this are not taken off anybody's age. s.
+const CREDIT_SHIFTS_S: u64 = 3600;
+
 /// Locks, and does not mind that another holder panicked: what it guards is changed in whole steps.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,6 +123,8 @@ pub struct Vault {
     damage: Mutex<Damage>,
     /// Claims of peers that ended because their bytes were found damaged, since the start.
     losses: AtomicU64,
+    /// Credited for a stop and not yet taken off the age of what was stamped since. Seconds.
+    credit_s: AtomicU64,
 }
 
 impl fmt::Debug for Vault {
@@ -208,6 +215,7 @@ impl Vault {
             read_lately: Mutex::default(),
             damage: Mutex::default(),
             losses: AtomicU64::new(0),
+            credit_s: AtomicU64::new(0),
         };
         vault.look_at_clock();
         if retired {
@@ -292,7 +300,9 @@ impl Vault {
 
     /// Credits time switched off when sure of the clock, says so when it is doubted, and saves how far observed time is.
     pub fn save_time(&self) -> Result<(), DbError> {
-        self.look_at_clock();
+        let is_sure = self.look_at_clock();
+        // Taken whole, and given back where the database cannot be written.
+        let credit_s = self.credit_s.swap(0, Ordering::Relaxed);
         let (observed, wall) = lock(&self.time).save(&*self.clock);
         let alerts = {
             let mut alerts = lock(&self.alerts);
@@ -304,10 +314,19 @@ impl Vault {
                 if let Some(text) = &alerts {
                     t.set_meta("alerts", text.as_bytes())?;
                 }
+                if credit_s >= CREDIT_SHIFTS_S {
+                    t.make_younger(t.meta_u64(SURE_KEY)?.unwrap_or(0), credit_s)?;
+                }
+                if is_sure {
+                    t.set_meta_u64(SURE_KEY, observed)?;
+                }
                 t.set_meta_u64("observed", observed)?;
                 t.set_meta_u64("wall", wall as u64)
             })
-            .inspect_err(|_| lock(&self.alerts).note_unsaved())
+            .inspect_err(|_| {
+                lock(&self.alerts).note_unsaved();
+                self.credit_s.fetch_add(credit_s, Ordering::Relaxed);
+            })
     }
 
     /// A person says that the clock is right.
@@ -318,17 +337,26 @@ impl Vault {
         self.save_time()
     }
 
-    fn look_at_clock(&self) {
+    /// Whether there is evidence for the time now.
+    fn look_at_clock(&self) -> bool {
         let evidence = if self.clock.is_synchronized() {
             Evidence::Ntp
         } else {
             lock(&self.peer_times).agreed(self.clock.steady()).map_or(Evidence::Nothing, Evidence::Peers)
         };
-        let doubt = lock(&self.time).look(&*self.clock, evidence);
+        let doubt = {
+            let mut time = lock(&self.time);
+            let before = time.now(&*self.clock);
+            let doubt = time.look(&*self.clock, evidence);
+            let credit_s = time.now(&*self.clock).saturating_sub(before);
+            self.credit_s.fetch_add(credit_s, Ordering::Relaxed);
+            doubt
+        };
         match doubt {
             Some(doubt) => self.raise("clock", clock_alert(doubt)),
             None => self.clear("clock"),
         }
+        evidence != Evidence::Nothing && doubt.is_none()
     }
 
     /// The lock over chunk places; see the module text.

@@ -14,6 +14,10 @@ use grove::catalog::{
     CatalogError, Head, RecordKind, SegmentWriter, open_segment, read_segment, record_key, version_key,
 };
 use grove::codec::Writer;
+use grove::grant::{
+    self, Holder, ListSum, Party, Place as TreePlace, Presented, Private, Range, Ranges, Revocations,
+    RevocationsBody, Share, Ticket, TicketBody, safe_name,
+};
 use grove::id::{BodyHash, CellId, ChunkName, FileId, hex, unhex};
 use grove::keys::{Identity, MasterKey, Secret, random, sha256};
 use grove::manifest::{Check, Entry, Extension, FileTime, Kind, Manifest, OwnerPart, read_list, write_list};
@@ -918,6 +922,224 @@ fn invite() {
             ("invites", array(invites)),
             ("accepted_as_the_first", array(accepted.iter().map(text))),
             ("refused", array(refused)),
+        ])
+    });
+}
+
+// ---- A grant ----
+
+/// A list's chunks, and a file of one chunk, a hole, that list, and a short chunk.
+fn granted_entries() -> (Vec<Entry>, Vec<Entry>) {
+    let chunk = |name: u8, len| Entry::Chunk {
+        name: ChunkName(times(name)),
+        key: Secret(times(name + 100)),
+        encoding: ENCODING_RAW,
+        len,
+    };
+    let list = vec![chunk(1, 4_194_304), Entry::Hole { len: 5 }, chunk(2, 4_194_304), chunk(3, 1000)];
+    let listed = Entry::List {
+        name: ChunkName(times(9)),
+        key: Secret(times(109)),
+        entries: list.len() as u32,
+        len: list.iter().map(Entry::len).sum(),
+    };
+    (list, vec![chunk(4, 4_194_304), Entry::Hole { len: 4096 }, listed, chunk(5, 77)])
+}
+
+fn granted_manifest() -> Manifest {
+    let (_, entries) = granted_entries();
+    let size = entries.iter().map(Entry::len).sum();
+    Manifest { entries, size, ..bare(Kind::File, b"secret.jpg") }
+}
+
+fn sample_ticket(root: grant::Hash) -> TicketBody {
+    TicketBody {
+        creator: identity().id(),
+        recipient: master().identity(1, 0).id(),
+        id: times(7),
+        root,
+        rights: grant::READ,
+        number: 1 << 32 | 5,
+        granted: 1_800_000_000,
+        expires: 1_800_086_400,
+        extensions: vec![Extension { tag: 3, must_understand: false, bytes: b"later".to_vec() }],
+    }
+}
+
+/// Sealed once: what is committed is read, not made.
+fn new_grant(ticket: &Ticket, sums: &[ListSum]) -> Vec<u8> {
+    let signed = granted_manifest().sign(&identity(), &master());
+    let (manifest, recipient) = (granted_manifest(), master().identity(1, 0));
+    let file_key = master().file_key(&manifest.salt);
+    let card = Card::sign(&identity(), sample_cards().remove(1).1).unwrap();
+    let private = Private {
+        manifest: signed.hash,
+        file: manifest.file,
+        version: manifest.version,
+        name: "photo.jpg".into(),
+        kind: Kind::File,
+        media: "image/jpeg".into(),
+        size: manifest.size,
+        commitment: file_key.commitment(),
+        file_key: file_key.0,
+        holders: vec![
+            Holder { id: identity().id(), card: Some(card) },
+            Holder { id: master().identity(2, 0).id(), card: None },
+        ],
+        thumbnail: vec![1, 2, 3],
+        share: Some(Share { id: times(4), folders: vec!["holidays".into(), "2026".into()] }),
+        extensions: vec![],
+    };
+    let recipient_id = recipient.id();
+    let to = Party { id: &recipient_id, x25519: recipient.x_public() };
+    grant::make(&identity(), to, ticket, &private, &signed.bytes, sums).unwrap()
+}
+
+fn private_fields(opened: &grant::Opened) -> Json {
+    let private = &opened.private;
+    let holder = |holder: &Holder| {
+        let card = holder.card.as_ref().map_or(Null, |card| bytes(card.to_bytes()));
+        Object(vec![("id", bytes(holder.id.0)), ("card", card)])
+    };
+    let share = private.share.as_ref().map_or(Null, |share| {
+        Object(vec![("id", bytes(share.id)), ("folders", array(share.folders.iter().map(text)))])
+    });
+    Object(vec![
+        ("manifest", bytes(private.manifest.0)),
+        ("file", bytes(private.file.0)),
+        ("version", number(private.version)),
+        ("name", text(&private.name)),
+        ("media", text(&private.media)),
+        ("size", number(private.size)),
+        ("file_key", bytes(private.file_key.0)),
+        ("commitment", bytes(private.commitment)),
+        ("holders", array(private.holders.iter().map(holder))),
+        ("thumbnail", bytes(&private.thumbnail)),
+        ("share", share),
+        ("entries", array(opened.manifest.entries.iter().map(entry))),
+    ])
+}
+
+fn tree_proofs(root: &grant::Hash, sums: &[ListSum]) -> Json {
+    let (list, entries) = granted_entries();
+    let places = [
+        (TreePlace::Entry(0), 4, 4_194_320),
+        (TreePlace::Entry(2), 9, sums[0].sealed_len),
+        (TreePlace::InList { list: 2, entries: &list, at: 0 }, 1, 4_194_320),
+        (TreePlace::InList { list: 2, entries: &list, at: 3 }, 3, padded_len(1000) as u32 + 16),
+        (TreePlace::Entry(3), 5, 144),
+    ];
+    array(places.into_iter().map(|(place, name, len)| {
+        let name = ChunkName(times(name));
+        let proof = grant::prove(&entries, sums, place).unwrap();
+        assert!(grant::is_member(root, &proof, &name, len));
+        Object(vec![("name", bytes(name.0)), ("sealed_len", number(len)), ("proof", bytes(proof))])
+    }))
+}
+
+#[test]
+fn grants() {
+    let (list, entries) = granted_entries();
+    let sums = [ListSum::of(&list, padded_len(write_list(&list).len()) as u32 + 16)];
+    let root = grant::root(&entries, &sums).unwrap();
+    let ticket = Ticket::sign(&identity(), sample_ticket(root)).unwrap();
+    let mut revoked = Ranges::default();
+    revoked.add_range(Range { first: 1 << 32 | 1, last: 1 << 32 | 3 });
+    revoked.add(1 << 32 | 5);
+    let body = RevocationsBody { creator: identity().id(), number: 1 << 32 | 2, revoked, extensions: vec![] };
+    let revocations = Revocations::sign(&identity(), body).unwrap();
+    let (recipient, other) = (master().identity(1, 0), master().identity(2, 0));
+    let weak = resigned(ticket.as_bytes(), |body| body[16 + 32..16 + 64].fill(0));
+    let mut flipped = ticket.as_bytes().to_vec();
+    flipped[16 + 64] ^= 1;
+    let refused = [
+        ("a recipient of small order", weak),
+        ("a changed byte", flipped),
+        ("rights not known", resigned(ticket.as_bytes(), |body| body[16 + 112] = 3)),
+        ("a later version", resigned(ticket.as_bytes(), |body| body[15] = b'2')),
+    ];
+    let names = [
+        "photo.jpg",
+        "photo\u{202e}gpj.exe",
+        "CON.txt",
+        " a:b\\c. ",
+        ".groveignore",
+        "...",
+        "..",
+        "a/b",
+        "",
+        "a\0",
+    ];
+    check("grant.json", |committed| {
+        let bytes_of = committed.sealed("grants", 0, "bytes").unwrap_or_else(|| new_grant(&ticket, &sums));
+        let (me, me_id) = (identity(), identity().id());
+        let creator = Party { id: &me_id, x25519: me.x_public() };
+        let opened = grant::open(&bytes_of, &recipient, creator).unwrap();
+        assert!(grant::open(&bytes_of, &other, creator).is_err());
+        assert_eq!((&opened.ticket, &opened.lists[..]), (&ticket, &sums[..]));
+        let caller = recipient.id();
+        let presented =
+            Presented { ticket: &ticket, caller: &caller, list: None, seen: 0, now: 1_800_000_000 };
+        assert_eq!(grant::allows(presented), Ok(()));
+        let list = Presented { list: Some(&revocations), ..presented };
+        assert_eq!(grant::allows(list), Err(grant::GrantError::Revoked));
+        let ticket_fields = Object(vec![
+            ("signed", bytes(ticket.as_bytes())),
+            ("hash", bytes(ticket.hash())),
+            ("creator", bytes(ticket.creator.0)),
+            ("recipient", bytes(ticket.recipient.0)),
+            ("id", bytes(ticket.id)),
+            ("root", bytes(ticket.root)),
+            ("rights", number(ticket.rights)),
+            ("number", number(ticket.number)),
+            ("granted", number(ticket.granted)),
+            ("expires", number(ticket.expires)),
+            ("extensions", extensions(ticket.extensions.iter().map(|e| (e.tag, &e.bytes[..])))),
+        ]);
+        let range = |range: &Range| array([number(range.first), number(range.last)]);
+        let sum = |sum: &ListSum| {
+            Object(vec![
+                ("sealed_len", number(sum.sealed_len)),
+                ("chunks", number(sum.chunks)),
+                ("top", bytes(sum.top)),
+            ])
+        };
+        Object(vec![
+            (
+                "about",
+                text("creator: index 0 of the master key 00 01 … 1f; recipient: index 1; another: index 2"),
+            ),
+            ("ticket", ticket_fields),
+            (
+                "grants",
+                array([Object(vec![("bytes", bytes(&bytes_of)), ("opened", private_fields(&opened))])]),
+            ),
+            ("list", array(granted_entries().0.iter().map(entry))),
+            ("sums", array(sums.iter().map(sum))),
+            ("proofs", tree_proofs(&root, &sums)),
+            (
+                "revocations",
+                Object(vec![
+                    ("signed", bytes(revocations.as_bytes())),
+                    ("creator", bytes(revocations.creator.0)),
+                    ("number", number(revocations.number)),
+                    ("revoked", array(revocations.revoked.as_slice().iter().map(range))),
+                ]),
+            ),
+            (
+                "refused_tickets",
+                array(refused.iter().map(|(about, signed)| {
+                    assert!(Ticket::from_bytes(signed).is_err(), "{about}");
+                    Object(vec![("about", text(about)), ("signed", bytes(signed))])
+                })),
+            ),
+            (
+                "safe_names",
+                array(names.iter().map(|name| {
+                    let safe = safe_name(name.as_bytes()).map_or(Null, text);
+                    Object(vec![("name", bytes(name)), ("safe", safe)])
+                })),
+            ),
         ])
     });
 }

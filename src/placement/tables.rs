@@ -175,8 +175,8 @@ pub struct StoredHead {
     pub body: Vec<u8>,
 }
 
-/// A record's key and body.
-pub type KeyAndBody = (Vec<u8>, Vec<u8>);
+/// A record of another catalog of mine: key, number, body.
+pub type ForeignRecord = (Vec<u8>, u64, Vec<u8>);
 
 /// The tables within a transaction.
 pub struct Tables<'a> {
@@ -328,6 +328,18 @@ impl<'a> Tables<'a> {
 
     // The records of a head that is being merged: of each key the newest.
 
+    /// What was superseded, deleted or put into the trash after `since` becomes younger by `by_s`: time that is credited for a
+    /// stop passed before it, whenever the credit comes. Observed seconds.
+    pub fn make_younger(&self, since: u64, by_s: u64) -> Result<(), DbError> {
+        for (table, which) in [("superseded", ""), ("bin", ""), ("holds", "state = 1 AND ")] {
+            self.run(
+                &format!("UPDATE {table} SET at = at + ?2 WHERE {which}at > ?1"),
+                params![since as i64, by_s as i64],
+            )?;
+        }
+        Ok(())
+    }
+
     /// Empties the table of foreign records.
     pub fn clear_foreign(&self) -> Result<(), DbError> {
         self.run("DELETE FROM foreign_records", []).map(drop)
@@ -343,12 +355,12 @@ impl<'a> Tables<'a> {
         .map(drop)
     }
 
-    /// Up to `limit` foreign records with keys over `after`, by key.
-    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<KeyAndBody>, DbError> {
+    /// Up to `limit` foreign records with keys over `after`, by key: key, number, body.
+    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<ForeignRecord>, DbError> {
         self.list(
-            "SELECT key, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
+            "SELECT key, seq, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
             params![after, limit as i64],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get(2)?)),
         )
     }
 

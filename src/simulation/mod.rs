@@ -713,7 +713,8 @@ impl Sim {
         });
         helper != at
             && running.sync.knows_phrase(&master.recovery_secret())
-            && heads.is_ok_and(|heads| heads.iter().filter(|head| head.tip).all(is_whole))
+            && heads
+                .is_ok_and(|heads| !heads.is_empty() && heads.iter().filter(|head| head.tip).all(is_whole))
     }
 
     /// Damages a chunk on a disk.

@@ -141,6 +141,7 @@ impl Story {
         for at in 0..self.sim.len() {
             self.sim.scrub(at)?;
         }
+        self.begin_anew()?;
         if self.sim.dice.percent(20) {
             self.sim.check_nothing_is_lost()?;
             self.sim.check_damage_is_found()?;
@@ -324,17 +325,33 @@ impl Story {
         if !can || !self.sim.can_spare(at) {
             return Ok(());
         }
-        let helper = (0..self.sim.len()).find(|other| self.sim.can_help(*other, at));
-        let Some(helper) = helper else { return Ok(()) };
         if self.sim.safe_without(at).is_empty() {
             return Ok(());
         }
+        self.recover_by_somebody(at)
+    }
+
+    /// Recovers with the first peer that can help, if there is one.
+    fn recover_by_somebody(&mut self, at: usize) -> Checked {
+        let helper = (0..self.sim.len()).find(|other| self.sim.can_help(*other, at));
+        let Some(helper) = helper else { return Ok(()) };
         self.hurt_at = self.sim.now();
         self.sim.machines[helper].ticks_left = None;
         self.sim.machines[helper].blow_after(None);
         self.sim.lose_and_recover(at, helper)?;
         self.sim.turns(2)?;
         self.sim.refill(at)
+    }
+
+    /// Where a backup of an older life woke up, it stops writing and says so; its owner does as told, and recovers.
+    fn begin_anew(&mut self) -> Checked {
+        for at in 0..self.sim.len() {
+            let is_retired = self.sim.vault(at).is_some_and(|vault| vault.is_retired());
+            if is_retired && self.all_on_but(at) && self.sim.can_spare(at) {
+                self.recover_by_somebody(at)?;
+            }
+        }
+        Ok(())
     }
 
     /// A disk is full, or has room again.
@@ -404,6 +421,7 @@ impl Story {
         }
         for day in 0..6 {
             self.sim.turns(2)?;
+            self.begin_anew()?;
             for at in 0..self.sim.len() {
                 self.sim.refill(at)?;
                 self.sim.mend(at)?;

@@ -749,22 +749,21 @@ async fn push_head(
             }
         }
         if !missing.is_empty() {
+            let wanted = missing.len();
             let rows = with_vault(vault, move |vault| {
                 vault.db.read(|t| -> Result<Vec<ChunkRow>, VaultError> {
-                    missing
-                        .iter()
-                        .map(|name| {
-                            t.chunk(name)?.filter(|row| row.place.is_some()).ok_or_else(|| {
-                                VaultError::Refused(format!(
-                                    "segment {} of the catalog is not here",
-                                    name.short()
-                                ))
-                            })
-                        })
-                        .collect()
+                    let rows = missing.iter().map(|name| t.chunk(name)).collect::<Result<Vec<_>, _>>()?;
+                    Ok(rows.into_iter().flatten().filter(|row| row.place.is_some()).collect())
                 })
             })
             .await?;
+            if rows.len() < wanted {
+                // It went bad on this disk. The records are here, and are written anew.
+                with_vault(vault, publish::publish).await?;
+                return Err(RoundError::Why(
+                    "a segment of the catalog was damaged here; it is made anew".into(),
+                ));
+            }
             push_rows(sync, link, rows, Class::Segment, moved).await?;
         }
         match message::put_head(&link.line(For::Small).await?.session, &bytes).await? {

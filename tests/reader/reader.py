@@ -286,20 +286,16 @@ def root_hash(length, top):
     return sha256(label("grove root v1") + struct.pack("<I", length) + top)
 
 
-def chunk_root(sealed):
-    """Root of a chunk's leaves: what a leaf's proof leads to."""
-    count = max(1, -(-len(sealed) // LEAF_BYTES))
-    level = [leaf_hash(i, sealed[i * LEAF_BYTES : (i + 1) * LEAF_BYTES]) for i in range(count)]
+def pair_up(level):
+    """What the hashes of a level come together in."""
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
         level = [node_hash(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    return root_hash(len(sealed), level[0])
+    return level[0] if level else bytes(32)
 
 
-def root_by_leaf(length, index, path, data):
-    """Where a leaf and the hashes beside its way lead."""
-    width, here = max(1, -(-length // LEAF_BYTES)), leaf_hash(index, data)
-    at, path = index, list(path)
+def climb(width, at, here, path):
+    path = list(path)
     while width > 1:
         if at ^ 1 < width:
             if not path:
@@ -309,7 +305,20 @@ def root_by_leaf(length, index, path, data):
         at, width = at >> 1, (width + 1) // 2
     if path:
         raise Bad("the path is too long")
-    return root_hash(length, here)
+    return here
+
+
+def chunk_root(sealed):
+    """Root of a chunk's leaves: what a leaf's proof leads to."""
+    count = max(1, -(-len(sealed) // LEAF_BYTES))
+    level = [leaf_hash(i, sealed[i * LEAF_BYTES : (i + 1) * LEAF_BYTES]) for i in range(count)]
+    return root_hash(len(sealed), pair_up(level))
+
+
+def root_by_leaf(length, index, path, data):
+    """Where a leaf and the hashes beside its way lead."""
+    width = max(1, -(-length // LEAF_BYTES))
+    return root_hash(length, climb(width, index, leaf_hash(index, data), path))
 
 
 def commitment(file_key):
@@ -451,7 +460,8 @@ def is_name(name):
 class Manifest:
     """A version of a file, symlink or folder, opened and verified."""
 
-    def __init__(self, data, keys):
+    def __init__(self, data, keys, file_key=None):
+        """With a file key from a grant the owner part stays sealed."""
         body = check_signed(data, 256 * 1024, "manifest", owner_at=18)
         self.hash = sha256(body)
         r = Reader(body)
@@ -492,7 +502,8 @@ class Manifest:
         self.extensions = read_extensions(r)
         r.end()
 
-        file_key = keys.file_key(self.salt)
+        is_granted = file_key is not None
+        file_key = file_key or keys.file_key(self.salt)
         if commitment(file_key) != committed:
             raise Bad("manifest commits to another file key")
         if content:
@@ -508,6 +519,8 @@ class Manifest:
             for entry in entries:
                 self.entries.append(entry if isinstance(entry, Hole) else entry._replace(key=r.raw(32)))
             r.end()
+        if is_granted:
+            return
         r = Reader(seal_open(keys.owner_part_key(random), b"grove owner part v1", owner_part))
         self.parent = r.raw(16)
         self.name = r.short()
@@ -926,6 +939,210 @@ class Invite:
             raise Bad("an unknown role, or a weak key")
         if not all(map(is_address, self.addresses)) or not all(map(is_graphic, relays)):
             raise Bad("an address is not one")
+
+
+# ---- Grants (section 14) ----
+
+SMALL_ORDER = "a key of small order"
+
+
+def grant_leaf(name, sealed_len):
+    return sha256(label("grove grant leaf v1") + name + struct.pack("<I", sealed_len))
+
+
+def grant_list(leaf, chunks, top):
+    return sha256(label("grove grant list v1") + leaf + struct.pack("<I", chunks) + top)
+
+
+def grant_root_of(groups, top):
+    return sha256(label("grove grant root v1") + struct.pack("<I", groups) + top)
+
+
+ListSum = namedtuple("ListSum", "sealed_len chunks top")
+
+
+def list_sum(entries, sealed_len):
+    leaves = [grant_leaf(e.name, padded_len(e.len) + TAG_BYTES) for e in entries if isinstance(e, Chunk)]
+    return ListSum(sealed_len, len(leaves), pair_up(leaves))
+
+
+def grant_root(entries, sums):
+    """Root over all chunks of a file, from its manifest's entries and the sums of its lists."""
+    sums, groups = list(sums), []
+    for entry in entries:
+        if isinstance(entry, Chunk):
+            groups.append(grant_leaf(entry.name, padded_len(entry.len) + TAG_BYTES))
+        elif isinstance(entry, List):
+            if not sums:
+                raise Bad("a list without its sum")
+            one = sums.pop(0)
+            groups.append(grant_list(grant_leaf(entry.name, one.sealed_len), one.chunks, one.top))
+    if sums:
+        raise Bad("a sum without its list")
+    return grant_root_of(len(groups), pair_up(groups))
+
+
+def root_by_proof(proof, name, sealed_len):
+    """The root that a proof of membership leads to."""
+    r = Reader(proof)
+
+    def follow(here, most):
+        width, at = r.u32(), r.u32()
+        if width > most or at >= width:
+            raise Bad("no such place in the tree")
+        return width, climb(width, at, here, [r.raw(32) for _ in range(r.u8())])
+
+    kind, here = r.u8(), grant_leaf(name, sealed_len)
+    if kind == 1:
+        here = grant_list(here, r.u32(), r.raw(32))
+    elif kind == 2:
+        list_leaf = r.raw(32)
+        here = grant_list(list_leaf, *follow(here, 4096))
+    elif kind != 0:
+        raise Bad("kind of a proof")
+    root = grant_root_of(*follow(here, 1024))
+    r.end()
+    return root
+
+
+class Ticket:
+    """What a holder sees of a grant, verified."""
+
+    def __init__(self, data):
+        body = check_signed(data, 4096, "ticket", owner_at=16)
+        self.hash = sha256(body)
+        r = Reader(body)
+        r.label("grove ticket v1")
+        self.creator, self.recipient, self.id, self.root = r.raw(32), r.raw(32), r.raw(16), r.raw(32)
+        self.rights, self.number, self.granted, self.expires = r.u8(), r.u64(), r.u64(), r.u64()
+        self.extensions = read_extensions(r)
+        r.end()
+        if is_small_order(self.recipient):
+            raise Bad(SMALL_ORDER)
+        if self.rights != 1 or self.number == 0 or 0 < self.expires < self.granted:
+            raise Bad("rights, number or times of a ticket")
+
+
+class Revocations:
+    """What a creator has taken back, verified."""
+
+    def __init__(self, data):
+        r = Reader(check_signed(data, 80 * 1024, "list of revocations", owner_at=21))
+        r.label("grove revocations v1")
+        self.creator, self.number = r.raw(32), r.u64()
+        self.revoked = [(r.u64(), r.u64()) for _ in range(r.count(4096, "ranges"))]
+        self.extensions = read_extensions(r)
+        r.end()
+        before = -1
+        for first, last in self.revoked:
+            if not before + 2 <= first <= last:
+                raise Bad("ranges ascend, with gaps")
+            before = last
+        if self.number == 0:
+            raise Bad("number of a list")
+
+    def contains(self, number):
+        return any(first <= number <= last for first, last in self.revoked)
+
+
+def noise_x_open(secret, prologue, message):
+    """(sender's static key, payload) of one message of Noise_X_25519_ChaChaPoly_SHA256."""
+    mine = X25519PrivateKey.from_private_bytes(secret)
+    public = mine.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    ck = b"Noise_X_25519_ChaChaPoly_SHA256".ljust(32, b"\0")
+    h = sha256(sha256(ck + prologue) + public)
+    r = Reader(message)
+
+    def mix_key(other):
+        nonlocal ck
+        try:
+            shared = mine.exchange(X25519PublicKey.from_public_bytes(other))
+        except ValueError:
+            raise Bad(SMALL_ORDER) from None
+        temp = hmac.new(ck, shared, hashlib.sha256).digest()
+        ck = hmac.new(temp, b"\1", hashlib.sha256).digest()
+        return hmac.new(temp, ck + b"\2", hashlib.sha256).digest()
+
+    def decrypt(key, sealed):
+        nonlocal h
+        plain = seal_open(key, h, sealed)
+        h = sha256(h + sealed)
+        return plain
+
+    ephemeral = r.raw(32)
+    h = sha256(h + ephemeral)
+    sender = decrypt(mix_key(ephemeral), r.raw(48))
+    return sender, decrypt(mix_key(sender), r.rest())
+
+
+Holder = namedtuple("Holder", "id card")
+
+
+class Grant:
+    """A grant, opened as its recipient with the X25519 secret `secret` and verified."""
+
+    def __init__(self, data, recipient, secret, creator, creator_x25519):
+        if len(data) > 384 * 1024:
+            raise Bad("a grant is too long")
+        r = Reader(data)
+        r.label("grove grant v1")
+        self.ticket, message, random, along = Ticket(r.long()), r.long(), r.raw(32), r.long()
+        r.end()
+        if self.ticket.creator != creator:
+            raise Bad("the grant does not come from its creator")
+        if self.ticket.recipient != recipient:
+            raise Bad("the grant is for another cell")
+        sender, private = noise_x_open(secret, label("grove grant private v1") + self.ticket.hash, message)
+        if sender != creator_x25519:
+            raise Bad("the grant was sealed by another cell")
+        self._read_private(Reader(private))
+        if commitment(self.file_key) != self.commitment:
+            raise Bad("the grant commits to another file key")
+        r = Reader(seal_open(hkdf(self.file_key, "grove/v1/grant manifest", random), b"grove grant manifest v1", along))
+        self.manifest = m = Manifest(r.long(), None, self.file_key)
+        self.sums = [ListSum(r.u32(), r.u32(), r.raw(32)) for _ in range(r.count(1024, "lists"))]
+        r.end()
+        if (m.owner, m.hash, m.file, m.version, m.size) != (
+            creator, self.manifest_hash, self.file, self.version, self.size,
+        ) or m.kind != FILE or m.tombstone:
+            raise Bad("the grant and its manifest do not belong together")
+        if grant_root(m.entries, self.sums) != self.ticket.root:
+            raise Bad("chunks that the ticket does not cover")
+
+    def _read_private(self, r):
+        r.label("grove grant private v1")
+        self.manifest_hash, self.file, self.version, name = r.raw(32), r.raw(16), r.u64(), r.short()
+        if r.u8() != FILE:
+            raise Bad("only files are granted")
+        self.media, self.size = utf8(r.short(), "a media type"), r.u64()
+        self.file_key, self.commitment = r.raw(32), r.raw(32)
+        count = r.u8()
+        if count > 16:
+            raise Bad("too many holders")
+        self.holders = [Holder(r.raw(32), r.long()) for _ in range(count)]
+        for holder in self.holders:
+            if holder.card and Card(holder.card).id != holder.id:
+                raise Bad("the card of a holder")
+        self.thumbnail = r.long()
+        if len(self.thumbnail) > 16 * 1024:
+            raise Bad("a thumbnail is too long")
+        self.share = None
+        mark = r.u8()
+        if mark > 1:
+            raise Bad("neither with nor without a share")
+        folders = []
+        if mark:
+            share, count = r.raw(16), r.u8()
+            if count > 64:
+                raise Bad("a path is too long")
+            folders = [r.short() for _ in range(count)]
+        if not all(map(is_name, [name, *folders])):
+            raise Bad("no name of a file")
+        self.name = utf8(name, "a name")
+        if mark:
+            self.share = (share, [utf8(folder, "a name") for folder in folders])
+        self.extensions = read_extensions(r)
+        r.end()
 
 
 # ---- Commands ----

@@ -263,6 +263,61 @@ class Vectors(unittest.TestCase):
             with self.subTest(one["about"]), self.assertRaises(Bad):
                 reader.Card(unhex(one["signed"]))
 
+    def test_grants(self):
+        v = load("grant.json")
+        ticket, t = reader.Ticket(unhex(v["ticket"]["signed"])), v["ticket"]
+        for field in ("hash", "creator", "recipient", "id", "root"):
+            self.assertEqual(getattr(ticket, field), unhex(t[field]), field)
+        for field in ("rights", "number", "granted", "expires"):
+            self.assertEqual(getattr(ticket, field), t[field], field)
+        self.assertEqual(ticket.extensions, extensions_of(t["extensions"]))
+        data, expected = unhex(v["grants"][0]["bytes"]), v["grants"][0]["opened"]
+
+        def opened(index=1, data=data, creator=0):
+            return reader.Grant(
+                data, KEYS.id(index), KEYS.x25519_secret(index), KEYS.id(creator), KEYS.x25519_public(creator)
+            )
+
+        grant = opened()
+        self.assertEqual(grant.manifest_hash, unhex(expected["manifest"]))
+        for field in ("file", "file_key", "commitment", "thumbnail"):
+            self.assertEqual(getattr(grant, field), unhex(expected[field]), field)
+        for field in ("version", "name", "media", "size"):
+            self.assertEqual(getattr(grant, field), expected[field], field)
+        holders = [reader.Holder(unhex(h["id"]), unhex(h["card"]) or b"") for h in expected["holders"]]
+        self.assertEqual(grant.holders, holders)
+        self.assertEqual(grant.share, (unhex(expected["share"]["id"]), expected["share"]["folders"]))
+        self.assertEqual(grant.manifest.entries, [entry_of(one) for one in expected["entries"]])
+        # As anyone else, from anyone else, with another one's secret, and with any byte changed.
+        for who in ({"index": 2}, {"index": 0}, {"creator": 2}):
+            with self.assertRaises(Bad):
+                opened(**who)
+        with self.assertRaises(Bad):
+            reader.Grant(data, KEYS.id(1), KEYS.x25519_secret(2), KEYS.id(0), KEYS.x25519_public(0))
+        with self.assertRaises(Bad):
+            reader.Grant(data, KEYS.id(1), KEYS.x25519_secret(1), KEYS.id(0), KEYS.x25519_public(2))
+        for at in range(len(data)):
+            changed = bytearray(data)
+            changed[at] ^= 0x40
+            with self.assertRaises(Bad, msg=at):
+                opened(data=bytes(changed))
+
+        entries = [entry_of(one) for one in v["list"]]
+        sums = [reader.ListSum(one["sealed_len"], one["chunks"], unhex(one["top"])) for one in v["sums"]]
+        self.assertEqual(reader.list_sum(entries, sums[0].sealed_len), sums[0])
+        self.assertEqual(grant.sums, sums)
+        for one in v["proofs"]:
+            proof, name, length = unhex(one["proof"]), unhex(one["name"]), one["sealed_len"]
+            self.assertEqual(reader.root_by_proof(proof, name, length), ticket.root)
+            self.assertNotEqual(reader.root_by_proof(proof, name, length + 1), ticket.root)
+        taken = reader.Revocations(unhex(v["revocations"]["signed"]))
+        self.assertEqual((taken.creator, taken.number), (ticket.creator, v["revocations"]["number"]))
+        self.assertEqual(taken.revoked, [tuple(one) for one in v["revocations"]["revoked"]])
+        self.assertTrue(taken.contains(ticket.number) and not taken.contains(ticket.number + 1))
+        for one in v["refused_tickets"]:
+            with self.assertRaises(Bad, msg=one["about"]):
+                reader.Ticket(unhex(one["signed"]))
+
     def test_invites(self):
         v = load("invite.json")
 
