@@ -21,6 +21,7 @@ pub mod cycle;
 pub mod damage;
 pub mod dashboard;
 pub mod files;
+pub mod friendship;
 pub mod gc;
 pub mod grant;
 pub mod id;

@@ -44,7 +44,9 @@ fn peer_json(peer: &PeerView, fleet: &Fleet, proofs: &[ProofView]) -> String {
     let head = Obj::new()
         .str("name", &peer.name)
         .str("id", &peer.id.to_string())
+        .str("own_name", &peer.own_name)
         .str("role", role_text(peer.role))
+        .str("friendship", peer.standing.as_str())
         .bool("online", peer.online)
         .str("address", &peer.address)
         .raw("last_seen_s", peer.last_seen_s.map_or("null".into(), |s| s.to_string()))
@@ -161,6 +163,21 @@ fn needs(field: &str) -> ApiResponse {
         &format!("the field \"{field}\" is missing or of another type"),
         "",
     )
+}
+
+/// Asks for friendship, accepts it, or ends it.
+async fn befriend(sync: &Rc<Sync>, peer: &str, is_friend: bool) -> ApiResponse {
+    let id = match sync.find_peer(peer) {
+        Ok(id) => id,
+        Err(why) => return ApiResponse::error(404, "not_found", &why.to_string(), ""),
+    };
+    ok(sync.set_friend(&id, is_friend).await.map(|decided| {
+        Obj::new()
+            .str("id", &id.to_string())
+            .str("friendship", decided.standing.as_str())
+            .bool("told", decided.is_told)
+            .end()
+    }))
 }
 
 impl Cell {
@@ -281,6 +298,22 @@ impl Cell {
             };
         };
         match (method, rest) {
+            (Method::Post, ["peers", what @ ("friend" | "unfriend")]) => {
+                let Some(peer) = fields.str("peer") else { return needs("peer") };
+                befriend(&sync, peer, *what == "friend").await
+            }
+            (Method::Post, ["peers", peer, what @ ("friend" | "unfriend")]) => {
+                befriend(&sync, peer, *what == "friend").await
+            }
+            (Method::Post, ["peers", "name"]) => {
+                let Some(peer) = fields.str("peer") else { return needs("peer") };
+                let Some(label) = fields.str("name") else { return needs("name") };
+                let id = match sync.find_peer(peer) {
+                    Ok(id) => id,
+                    Err(why) => return ApiResponse::error(404, "not_found", &why.to_string(), ""),
+                };
+                ok(sync.set_label(&id, label).await.map(|()| Obj::new().str("id", &id.to_string()).end()))
+            }
             (Method::Post, ["peers", what @ ("remove" | "quota" | "favorite")]) => {
                 let Some(peer) = fields.str("peer") else { return needs("peer") };
                 let id = match sync.find_peer(peer) {
@@ -397,7 +430,9 @@ fn peers_at_rest(vault: &Vault) -> Result<Vec<PeerView>, VaultError> {
         views.push(PeerView {
             name: peer.name.clone(),
             id: peer.id,
-            role: peer.role,
+            own_name: peer.own_name(),
+            role: peer.role(),
+            standing: peer.friendship.standing(),
             online: false,
             address: String::new(),
             last_seen_s: peer.last_seen.map(|at| wall.saturating_sub(at).max(0) as u64),

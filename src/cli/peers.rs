@@ -37,6 +37,16 @@ impl Peers {
         }
         context.out.write_all(rows(&peers, cell.is_running()).as_bytes())?;
         context.out.write_all(habits(peers.iter_mut()).as_bytes())?;
+        for peer in &peers {
+            let name = show::text(peer.text("name"));
+            match peer.text("friendship") {
+                "wanted" => {
+                    writeln!(context.out, "{name} wants to be a friend: grove peer friend or unfriend")?
+                }
+                "asked" => writeln!(context.out, "{name} is asked for friendship")?,
+                _ => {}
+            }
+        }
         for peer in peers.iter().filter(|peer| !peer.text("error").is_empty()) {
             writeln!(context.out, "{}: {}", show::text(peer.text("name")), show::text(peer.text("error")))?;
         }
@@ -246,6 +256,9 @@ enum PeerCommand {
     Remove(PeerRemove),
     Quota(PeerQuota),
     Favorite(PeerFavorite),
+    Friend(PeerFriend),
+    Unfriend(PeerUnfriend),
+    Name(PeerName),
 }
 
 /// end the acquaintance: neither holds chunks for the other any more
@@ -294,6 +307,56 @@ struct PeerFavorite {
     json: bool,
 }
 
+/// ask a peer for friendship, or accept its request
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "friend", help_triggers("-h", "--help"))]
+struct PeerFriend {
+    /// name, or beginning of the id
+    #[argh(positional)]
+    peer: Word,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+/// end a friendship, decline a request or take one back; it stays a peer
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "unfriend", help_triggers("-h", "--help"))]
+struct PeerUnfriend {
+    /// name, or beginning of the id
+    #[argh(positional)]
+    peer: Word,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+/// call a peer by a name of your own, here and nowhere else
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand, name = "name", help_triggers("-h", "--help"))]
+struct PeerName {
+    /// name, or beginning of the id
+    #[argh(positional)]
+    peer: Word,
+    /// what to call it; empty for what it calls itself
+    #[argh(positional)]
+    label: Word,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+/// How a peer stands after `grove peer friend` and `unfriend`.
+fn standing_words(name: &str, answer: &Fields) -> String {
+    let later = if answer.is("told") { "" } else { "; it hears of it when it is next connected" };
+    match answer.text("friendship") {
+        "friends" => format!("{name} is a friend now{later}."),
+        "asked" => format!("{name} is asked for friendship{later}."),
+        "wanted" => format!("{name} wants to be a friend{later}."),
+        _ => format!("{name} is a peer and no friend{later}."),
+    }
+}
+
 impl Peer {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         let named = |peer: &Word| Ok::<_, CliError>(Value::String(peer.text()?.to_owned()));
@@ -317,9 +380,30 @@ impl Peer {
                 let body = object([("peer", named(&command.peer)?), ("on", Value::Bool(!command.off))]);
                 ("/peers/favorite", body, said, command.json)
             }
+            PeerCommand::Friend(PeerFriend { peer, json }) => {
+                ("/peers/friend", object([("peer", named(peer)?)]), String::new(), *json)
+            }
+            PeerCommand::Unfriend(PeerUnfriend { peer, json }) => {
+                ("/peers/unfriend", object([("peer", named(peer)?)]), String::new(), *json)
+            }
+            PeerCommand::Name(command) => {
+                let said = match command.label.text()? {
+                    "" => format!("{} goes by the name it gives itself.", show::name(&command.peer.0)),
+                    label => format!("{} is called {} here.", show::name(&command.peer.0), show::text(label)),
+                };
+                let body = object([("peer", named(&command.peer)?), ("name", named(&command.label)?)]);
+                ("/peers/name", body, said, command.json)
+            }
         };
         let mut cell = context.cell()?;
         let answer = cell.ask(Method::Post, path, &[], Some(body))?;
+        let said = match &self.command {
+            PeerCommand::Friend(PeerFriend { peer, .. })
+            | PeerCommand::Unfriend(PeerUnfriend { peer, .. }) => {
+                standing_words(&show::name(&peer.0), &answer.fields)
+            }
+            _ => said,
+        };
         match json {
             true => writeln!(context.out, "{}", answer.text)?,
             false => writeln!(context.out, "{said}")?,
@@ -446,18 +530,27 @@ mod tests {
     #[test]
     fn peers_are_changed() {
         let setup = Setup::new();
-        for path in ["remove", "quota", "favorite"] {
+        for path in ["remove", "quota", "favorite", "name"] {
             setup.fake.answer(&format!("POST /peers/{path}"), "{}");
         }
+        setup.fake.answer("POST /peers/friend", r#"{"friendship":"asked","told":false}"#);
+        setup.fake.answer("POST /peers/unfriend", r#"{"friendship":"none","told":true}"#);
         assert_eq!(setup.grove("peer remove bob", "").code, 0);
         assert!(setup.grove("peer quota bob 10G", "").out.contains("10 GiB"));
         assert_eq!(setup.grove("peer favorite bob --off", "").code, 0);
+        let told = setup.grove("peer friend bob", "").out;
+        assert_eq!(told, "bob is asked for friendship; it hears of it when it is next connected.\n");
+        assert_eq!(setup.grove("peer unfriend bob", "").out, "bob is a peer and no friend.\n");
+        assert_eq!(setup.grove("peer name bob robert", "").out, "bob is called robert here.\n");
         assert_eq!(
             *setup.fake.told.borrow(),
             [
                 r#"POST /peers/remove {"peer":"bob"}"#,
                 r#"POST /peers/quota {"bytes":10737418240,"peer":"bob"}"#,
                 r#"POST /peers/favorite {"on":false,"peer":"bob"}"#,
+                r#"POST /peers/friend {"peer":"bob"}"#,
+                r#"POST /peers/unfriend {"peer":"bob"}"#,
+                r#"POST /peers/name {"name":"robert","peer":"bob"}"#,
             ]
         );
     }

@@ -1,8 +1,9 @@
 //! books.db: who the peers are, and which invites are out. What must survive the board is in the catalog as well.
 //!
 //! **Peer record** (`RecordKind::Peer`, key: the peer's 32-byte id): version u8 = 1, card (u32 length, bytes), role u8
-//! (0 peer, 1 friend), favorite u8, quota u8 (0 default, 1 followed by bytes u64), label (u8 length, UTF-8). All numbers
-//! little-endian, as everywhere. **Used invite** (`RecordKind::UsedInvite`, key: the invite's 16-byte id): version
+//! (0 peer, 1 friend), favorite u8, quota u8 (0 default, 1 followed by bytes u64), label (u8 length, UTF-8). Once a wish of
+//! either side has a number it is version 2, which ends with both wishes, this cell's first: friend u8, number u64, floor
+//! u64 each. All numbers little-endian, as everywhere. **Used invite** (`RecordKind::UsedInvite`, key: the invite's 16-byte id): version
 //! u8 = 1, the 32-byte id of the cell that used it, Unix time u64.
 
 use std::path::Path;
@@ -10,22 +11,22 @@ use std::sync::Mutex;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::card::{Card, CardBody, Role};
+use crate::card::{Card, CardBody, NAME_BYTES_MAX, Role};
 use crate::catalog::{RecordKind, record_key};
 use crate::codec::{BadBytes, Reader, Writer};
+use crate::friendship::Friendship;
 use crate::id::CellId;
 use crate::keys::Secret;
 use crate::placement::DbError;
 use crate::vault::{Vault, VaultError, lock};
 
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE peers (
     id BLOB PRIMARY KEY,
     x25519 BLOB NOT NULL,
     name TEXT NOT NULL,
-    role INTEGER NOT NULL,               -- 0 peer, 1 friend
     favorite INTEGER NOT NULL,
     quota_bytes INTEGER,                 -- NULL: the default
     card BLOB NOT NULL,
@@ -33,7 +34,8 @@ CREATE TABLE peers (
     added_at INTEGER NOT NULL,           -- Unix time
     last_seen INTEGER,                   -- Unix time
     address TEXT NOT NULL,               -- where it answered last
-    removed_at INTEGER                   -- observed seconds; its chunks are kept for a while
+    removed_at INTEGER,                  -- observed seconds; its chunks are kept for a while
+    friendship BLOB NOT NULL             -- both wishes, as in the catalog's record
 ) WITHOUT ROWID;
 CREATE TABLE invites (
     id BLOB PRIMARY KEY,
@@ -43,6 +45,12 @@ CREATE TABLE invites (
     state INTEGER NOT NULL,              -- 0 open, 1 used, 2 revoked
     used_by BLOB
 ) WITHOUT ROWID;";
+
+/// From format 1, whose peers had a role (0 peer, 1 friend) and no wishes with numbers.
+const FROM_1: &str = "
+ALTER TABLE peers ADD COLUMN friendship BLOB NOT NULL DEFAULT x'';
+UPDATE peers SET friendship = CASE role WHEN 1 THEN ?1 ELSE ?2 END;
+ALTER TABLE peers DROP COLUMN role;";
 
 /// Peers that are known at once, at most.
 pub const PEERS_MAX: usize = 1024;
@@ -58,10 +66,10 @@ pub struct PeerRow {
     pub id: CellId,
     /// Its pinned key.
     pub x25519: [u8; 32],
-    /// What it calls itself.
+    /// What it is called here: what it calls itself, unless the user has chosen another label.
     pub name: String,
-    /// What it is to us.
-    pub role: Role,
+    /// What both wish of each other.
+    pub friendship: Friendship,
     /// Gets chunks first.
     pub is_favorite: bool,
     /// Bytes it may store here; `None`: the default of config.json.
@@ -82,12 +90,12 @@ pub struct PeerRow {
 
 impl PeerRow {
     /// A new peer from its card.
-    pub fn new(card: &Card, role: Role, now: i64) -> Self {
+    pub fn new(card: &Card, now: i64) -> Self {
         Self {
             id: card.id,
             x25519: card.x25519,
             name: card.name.clone(),
-            role,
+            friendship: Friendship::default(),
             is_favorite: false,
             quota_bytes: None,
             card: card.to_bytes(),
@@ -99,21 +107,62 @@ impl PeerRow {
         }
     }
 
+    /// The same peer, met again with a newer card: what was settled with it stays.
+    pub fn again(self, known: &Self) -> Self {
+        let name = if known.is_labelled() { known.name.clone() } else { self.name };
+        Self {
+            name,
+            friendship: known.friendship,
+            is_favorite: known.is_favorite,
+            quota_bytes: known.quota_bytes,
+            recovery_secret: known.recovery_secret.clone(),
+            ..self
+        }
+    }
+
+    /// What it calls itself.
+    pub fn own_name(&self) -> String {
+        Card::from_bytes(&self.card).map_or_else(|_| self.name.clone(), |card| card.name.clone())
+    }
+
+    /// Whether the user calls it otherwise than it calls itself.
+    pub fn is_labelled(&self) -> bool {
+        self.name != self.own_name()
+    }
+
+    /// A newer card of its, whose name it goes by unless it has a label.
+    pub fn take_card(&mut self, card: &Card) {
+        if !self.is_labelled() {
+            self.name.clone_from(&card.name);
+        }
+        self.card = card.to_bytes();
+    }
+
+    /// What it is to us.
+    pub fn role(&self) -> Role {
+        if self.friendship.are_friends() { Role::Friend } else { Role::Peer }
+    }
+
     fn to_record(&self) -> Vec<u8> {
         let mut to = Writer::new();
-        to.u8(1).long(&self.card).u8(role_byte(self.role)).u8(self.is_favorite.into());
+        let version = if is_unnumbered(&self.friendship) { 1 } else { 2 };
+        to.u8(version).long(&self.card).u8(role_byte(self.role())).u8(self.is_favorite.into());
         match self.quota_bytes {
             None => to.u8(0),
             Some(bytes) => to.u8(1).u64(bytes),
         };
         to.short(self.name.as_bytes());
+        if version == 2 {
+            self.friendship.write(&mut to);
+        }
         to.finish()
     }
 
     /// A peer from its record in the catalog.
     pub fn from_record(body: &[u8], now: i64) -> Result<Self, BadBytes> {
         let mut from = Reader::new(body);
-        if from.u8()? != 1 {
+        let version = from.u8()?;
+        if !matches!(version, 1 | 2) {
             return Err(BadBytes("version of a peer's record"));
         }
         let card = Card::from_bytes(from.long()?).map_err(|_| BadBytes("card in a peer's record"))?;
@@ -126,8 +175,18 @@ impl PeerRow {
         let is_favorite = flag(from.u8()?)?;
         let quota_bytes = if flag(from.u8()?)? { Some(from.u64()?) } else { None };
         let name = String::from_utf8(from.short()?.to_vec()).map_err(|_| BadBytes("label of a peer"))?;
+        let friendship = match (version, role) {
+            (1, Role::Peer) => Friendship::default(),
+            (1, Role::Friend) => Friendship::UNNUMBERED,
+            _ => Friendship::read(&mut from)?,
+        };
         from.end()?;
-        Ok(Self { is_favorite, quota_bytes, name, last_seen: None, ..Self::new(&card, role, now) })
+        let peer =
+            Self { is_favorite, quota_bytes, name, friendship, last_seen: None, ..Self::new(&card, now) };
+        if peer.role() != role || (version == 2) == is_unnumbered(&friendship) {
+            return Err(BadBytes("a peer's record contradicts itself"));
+        }
+        Ok(peer)
     }
 
     /// Where a cell without anything but its phrase finds this peer: addresses, and its relays as `ID@URL`.
@@ -153,6 +212,22 @@ impl PeerRow {
         }
         addresses
     }
+}
+
+/// Whether a record of version 1 tells all of it.
+fn is_unnumbered(friendship: &Friendship) -> bool {
+    [Friendship::default(), Friendship::UNNUMBERED].contains(friendship)
+}
+
+/// Whether a peer can be called so here: the same rule as for the name on a card.
+pub fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
+fn friendship_bytes(friendship: &Friendship) -> Vec<u8> {
+    let mut to = Writer::new();
+    friendship.write(&mut to);
+    to.finish()
 }
 
 fn role_byte(role: Role) -> u8 {
@@ -231,14 +306,14 @@ fn wrong(why: rusqlite::Error) -> DbError {
     DbError::Sqlite { doing: "using books.db", why }
 }
 
-const PEER_COLUMNS: &str = "id, x25519, name, role, favorite, quota_bytes, card, recovery_secret, added_at, last_seen, address, removed_at";
+const PEER_COLUMNS: &str = "id, x25519, name, friendship, favorite, quota_bytes, card, recovery_secret, added_at, last_seen, address, removed_at";
 
 fn peer_row(row: &Row<'_>) -> rusqlite::Result<PeerRow> {
     Ok(PeerRow {
         id: CellId(row.get(0)?),
         x25519: row.get(1)?,
         name: row.get(2)?,
-        role: role_of(row.get(3)?).unwrap_or(Role::Peer),
+        friendship: Friendship::read(&mut Reader::new(&row.get::<_, Vec<u8>>(3)?)).unwrap_or_default(),
         is_favorite: row.get(4)?,
         quota_bytes: row.get::<_, Option<i64>>(5)?.map(|bytes| bytes as u64),
         card: row.get(6)?,
@@ -263,6 +338,20 @@ fn invite_row(row: &Row<'_>) -> rusqlite::Result<InviteRow> {
         },
         used_by: row.get::<_, Option<[u8; 32]>>(5)?.map(CellId),
     })
+}
+
+/// Brings books of format 1 to this one, whole or not at all.
+fn from_1(conn: &Connection) -> rusqlite::Result<()> {
+    let change = conn.unchecked_transaction()?;
+    let wishes = [Friendship::UNNUMBERED, Friendship::default()].map(|wishes| friendship_bytes(&wishes));
+    for step in FROM_1.split_inclusive(';') {
+        match step.contains("?1") {
+            true => change.execute(step, params![wishes[0], wishes[1]])?,
+            false => change.execute(step, [])?,
+        };
+    }
+    change.pragma_update(None, "user_version", FORMAT)?;
+    change.commit()
 }
 
 impl Books {
@@ -296,6 +385,7 @@ impl Books {
             0 => conn
                 .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
                 .map_err(wrong)?,
+            1 => from_1(&conn).map_err(wrong)?,
             FORMAT => {}
             version => return Err(DbError::Foreign { path: path.to_owned(), version }),
         }
@@ -333,12 +423,15 @@ impl Books {
 
     fn put_row(&self, peer: &PeerRow) -> Result<(), DbError> {
         self.run(
-            "INSERT OR REPLACE INTO peers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            &format!(
+                "INSERT OR REPLACE INTO peers ({PEER_COLUMNS}) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+            ),
             params![
                 peer.id.0,
                 peer.x25519,
                 peer.name,
-                role_byte(peer.role),
+                friendship_bytes(&peer.friendship),
                 peer.is_favorite,
                 peer.quota_bytes.map(|bytes| bytes as i64),
                 peer.card,
@@ -532,9 +625,14 @@ mod tests {
             extensions: vec![],
         };
         let card = Card::sign(&identity, body).unwrap();
-        for quota_bytes in [None, Some(0), Some(u64::MAX)] {
-            let mut peer = PeerRow::new(&card, Role::Friend, 77);
+        let mut asked = Friendship::default();
+        asked.decide(true, 1_800_000_000);
+        for (quota_bytes, friendship) in
+            [(None, Friendship::default()), (Some(0), Friendship::UNNUMBERED), (Some(u64::MAX), asked)]
+        {
+            let mut peer = PeerRow::new(&card, 77);
             (peer.quota_bytes, peer.is_favorite, peer.last_seen) = (quota_bytes, true, None);
+            peer.friendship = friendship;
             let bytes = peer.to_record();
             assert_eq!(PeerRow::from_record(&bytes, 77), Ok(peer));
             for at in 0..bytes.len() {
@@ -546,5 +644,69 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn books_of_the_first_format_keep_their_peers_and_friends() {
+        let dir =
+            std::env::temp_dir().join(format!("grove-books-{}", crate::id::hex(&crate::keys::random::<8>())));
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("books.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(
+            "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+             CREATE TABLE peers (
+                 id BLOB PRIMARY KEY, x25519 BLOB NOT NULL, name TEXT NOT NULL, role INTEGER NOT NULL,
+                 favorite INTEGER NOT NULL, quota_bytes INTEGER, card BLOB NOT NULL, recovery_secret BLOB,
+                 added_at INTEGER NOT NULL, last_seen INTEGER, address TEXT NOT NULL, removed_at INTEGER
+             ) WITHOUT ROWID;
+             CREATE TABLE invites (
+                 id BLOB PRIMARY KEY, secret BLOB NOT NULL, role INTEGER NOT NULL, expires INTEGER NOT NULL,
+                 state INTEGER NOT NULL, used_by BLOB
+             ) WITHOUT ROWID;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        for (n, role) in [(1u8, 0), (2, 1)] {
+            old.execute(
+                "INSERT INTO peers VALUES (?1, ?1, 'bob', ?2, 1, 7, x'00', NULL, ?3, NULL, 'a:1', NULL)",
+                params![[n; 32], role, n],
+            )
+            .unwrap();
+        }
+        drop(old);
+        for _ in 0..2 {
+            let peers = Books::open(&path).unwrap().peers().unwrap();
+            let roles: Vec<Role> = peers.iter().map(PeerRow::role).collect();
+            assert_eq!(roles, [Role::Peer, Role::Friend]);
+            assert_eq!((peers[1].friendship, peers[1].quota_bytes), (Friendship::UNNUMBERED, Some(7)));
+            assert_eq!((peers[1].address.as_str(), peers[1].is_favorite), ("a:1", true));
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_label_stays_whatever_a_newer_card_says() {
+        let identity = MasterKey::from_bytes([5; 32]).identity(0, 0);
+        let card = |name: &str| {
+            let body = CardBody {
+                id: identity.id(),
+                x25519: *identity.x_public(),
+                name: name.into(),
+                addresses: vec![],
+                relays: vec![],
+                sequence: 3,
+                successor: None,
+                extensions: vec![],
+            };
+            Card::sign(&identity, body).unwrap()
+        };
+        let mut peer = PeerRow::new(&card("attic"), 77);
+        peer.take_card(&card("cellar"));
+        assert_eq!((peer.name.as_str(), peer.is_labelled()), ("cellar", false));
+        peer.name = "bob's".into();
+        peer.take_card(&card("roof"));
+        assert_eq!((peer.name.as_str(), peer.own_name().as_str()), ("bob's", "roof"));
+        assert_eq!(PeerRow::new(&card("shed"), 78).again(&peer).name, "bob's");
     }
 }

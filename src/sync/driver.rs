@@ -16,7 +16,7 @@ use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
-use super::books::{Books, InviteRow, InviteState, PeerRow};
+use super::books::{Books, InviteRow, InviteState, PeerRow, is_label};
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
@@ -27,6 +27,7 @@ use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
 use crate::card::{Card, Invite, InviteError, Role};
+use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
 use crate::placement::planner::{Candidate, Site};
@@ -61,6 +62,8 @@ const HEALTH_EVERY: Duration = Duration::from_secs(30);
 /// Rounds make way for a fetch in so many steps between two batches, each so long.
 const MAKE_WAY_STEPS: usize = 40;
 const MAKE_WAY_STEP: Duration = Duration::from_millis(50);
+/// Letters of an id that stand for it, at least.
+const ID_LETTERS_MIN: usize = 4;
 /// How long an invite may last. s.
 const INVITE_S_MAX: u64 = 366 * 86_400;
 
@@ -82,7 +85,10 @@ pub(super) struct Permits {
 pub struct PeerView {
     pub name: String,
     pub id: CellId,
+    /// What it calls itself.
+    pub own_name: String,
     pub role: Role,
+    pub standing: Standing,
     pub online: bool,
     /// `host:port` of the session, or empty.
     pub address: String,
@@ -331,6 +337,7 @@ impl Sync {
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
+        sync.show_friend_requests();
         Ok(sync)
     }
 
@@ -354,7 +361,7 @@ impl Sync {
     /// Becomes a peer of whoever has this card, who must do the same: for simulations, which need no invites.
     pub(crate) async fn befriend(self: &Rc<Self>, card: &[u8]) -> Result<(), VaultError> {
         let card = Card::from_bytes(card).map_err(|why| VaultError::Refused(why.to_string()))?;
-        self.gate.save(PeerRow::new(&card, Role::Peer, self.vault.clock.wall())).await?;
+        self.gate.save(PeerRow::new(&card, self.vault.clock.wall())).await?;
         self.publish_soon();
         Ok(())
     }
@@ -790,9 +797,11 @@ impl Sync {
                     true => NO_ROOM.into(),
                     false => self.errors.borrow().get(&row.id).cloned().unwrap_or_default(),
                 },
-                name: row.name,
+                own_name: row.own_name(),
+                role: row.role(),
+                standing: row.friendship.standing(),
                 id: row.id,
-                role: row.role,
+                name: row.name,
             }
         };
         Ok(rows.into_iter().zip(sums).map(view).collect())
@@ -801,14 +810,29 @@ impl Sync {
     /// The peer with this name, id, or beginning of an id (4 letters at least).
     pub fn find_peer(&self, text: &str) -> Result<CellId, VaultError> {
         let peers = self.gate.peers();
-        let by_name: Vec<&PeerRow> = peers.iter().filter(|peer| peer.name == text).collect();
         let lower = text.to_ascii_lowercase();
-        let by_id: Vec<&PeerRow> =
-            peers.iter().filter(|peer| text.len() >= 4 && hex(&peer.id.0).starts_with(&lower)).collect();
-        match (by_name.as_slice(), by_id.as_slice()) {
-            ([one], _) | ([], [one]) => Ok(one.id),
-            ([], []) => Err(VaultError::Refused(format!("there is no peer {text}; see `grove peers`"))),
-            _ => Err(VaultError::Refused(format!("{text} means several peers; give the id"))),
+        // Names are what each side likes: only a whole id cannot be somebody else's.
+        let is_meant = |peer: &&PeerRow| {
+            peer.name == text || (text.len() >= ID_LETTERS_MIN && hex(&peer.id.0).starts_with(&lower))
+        };
+        let meant: Vec<&PeerRow> = peers.iter().filter(is_meant).collect();
+        match meant.as_slice() {
+            [one] => Ok(one.id),
+            [] => Err(VaultError::Refused(format!("there is no peer {text}; see `grove peers`"))),
+            several => {
+                if let Some(one) = several.iter().find(|peer| hex(&peer.id.0) == lower) {
+                    return Ok(one.id);
+                }
+                let told: Vec<String> = several
+                    .iter()
+                    .take(5)
+                    .map(|peer| format!("{} ({})", peer.name, peer.id.short()))
+                    .collect();
+                let told = told.join(", ");
+                Err(VaultError::Refused(format!(
+                    "{text} means several peers: {told}; give the beginning of the id"
+                )))
+            }
         }
     }
 
@@ -874,12 +898,14 @@ impl Sync {
         };
         let nobody = || JoinError::Failed(VaultError::Refused("the inviter sent no card".into()));
         let card = newcomer.card().ok_or_else(nobody)?;
-        let mut peer = PeerRow::new(card, invite.role, self.vault.clock.wall());
+        let wall = self.vault.clock.wall();
+        let mut peer = PeerRow::new(card, wall);
+        if let Some(known) = self.gate.rows().iter().find(|known| known.id == card.id) {
+            peer = peer.again(known);
+        }
         peer.address = newcomer.address().to_owned();
-        if let Some(known) = self.gate.peer(&card.id) {
-            peer.quota_bytes = known.quota_bytes;
-            peer.is_favorite = known.is_favorite;
-            peer.recovery_secret = known.recovery_secret;
+        if invite.role == Role::Friend {
+            peer.friendship.agree(wall);
         }
         let joined = Introduction { name: peer.name.clone(), id: peer.id };
         self.name_routes(&peer);
@@ -921,7 +947,13 @@ impl Sync {
 
     async fn part_with(self: &Rc<Self>, peer: PeerRow) -> Result<(), VaultError> {
         let id = peer.id;
-        self.gate.save(PeerRow { removed_at: Some(self.vault.now()), ..peer }).await?;
+        let (now, wall) = (self.vault.now(), self.vault.clock.wall());
+        let gone = self.gate.change(&id, |peer| {
+            peer.removed_at = Some(now);
+            peer.friendship.decide(false, wall);
+        });
+        gone.await?;
+        self.show_friend_requests();
         self.dialers.borrow_mut().remove(&id);
         let link = self.links.borrow_mut().remove(&id);
         if let Some(link) = link {
@@ -956,12 +988,30 @@ impl Sync {
         self.change_peer(id, |peer| peer.is_favorite = on).await
     }
 
-    async fn change_peer(&self, id: &CellId, change: impl FnOnce(&mut PeerRow)) -> Result<(), VaultError> {
-        let Some(mut peer) = self.gate.peer(id) else {
-            return Err(VaultError::Refused("there is no such peer; see `grove peers`".into()));
+    /// Calls a peer so from now on, here and nowhere else; an empty label is what it calls itself.
+    pub async fn set_label(&self, id: &CellId, label: &str) -> Result<(), VaultError> {
+        if !label.is_empty() && !is_label(label) {
+            let why = "a name has 1 to 64 bytes and no control characters";
+            return Err(VaultError::Refused(why.into()));
+        }
+        if self.gate.peers().iter().any(|peer| peer.name == label && peer.id != *id) {
+            return Err(VaultError::Refused(format!("another peer is called {label} already")));
+        }
+        let set = |peer: &mut PeerRow| {
+            peer.name = if label.is_empty() { peer.own_name() } else { label.to_owned() };
         };
-        change(&mut peer);
-        self.gate.save(peer).await?;
+        self.change_peer(id, set).await?;
+        if let Some(peer) = self.gate.peer(id) {
+            self.name_routes(&peer);
+        }
+        self.show_friend_requests();
+        Ok(())
+    }
+
+    async fn change_peer(&self, id: &CellId, change: impl FnOnce(&mut PeerRow)) -> Result<(), VaultError> {
+        if self.gate.change(id, change).await?.is_none() {
+            return Err(VaultError::Refused("there is no such peer; see `grove peers`".into()));
+        }
         let vault = Arc::clone(&self.vault);
         unblock(move || publish::publish(&vault)).await?;
         self.poke();

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::books::{Books, InviteRow, InviteState, PeerRow};
-use crate::card::Card;
+use crate::card::{Card, Role};
 use crate::id::CellId;
 use crate::keys::{Identity, Secret};
-use crate::pool::unblock;
+use crate::pool::{Turns, unblock};
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Admission, Gate, Kind};
 use crate::world::{instant, since};
@@ -52,6 +52,8 @@ pub(super) struct BookGate {
     card: RefCell<Vec<u8>>,
     peers: RefCell<HashMap<CellId, PeerRow>>,
     invites: RefCell<HashMap<[u8; 16], InviteRow>>,
+    /// One changes a peer at a time, so that no change is lost.
+    changing: Turns,
     /// Why the last invite was refused.
     pub(super) reason: Cell<&'static str>,
 }
@@ -64,6 +66,7 @@ impl BookGate {
             card: RefCell::default(),
             peers: RefCell::default(),
             invites: RefCell::default(),
+            changing: Turns::default(),
             reason: Cell::new(""),
         }
     }
@@ -112,12 +115,42 @@ impl BookGate {
         invites
     }
 
-    /// Keeps a changed peer, on disk and here.
+    /// Keeps a peer, on disk and here.
     pub(super) async fn save(&self, peer: PeerRow) -> Result<(), VaultError> {
+        let _alone = self.changing.lock().await;
+        self.keep(peer).await
+    }
+
+    /// Changes a peer, on disk and here, and gives what `change` gives; `None`: it is no peer.
+    pub(super) async fn change<T>(
+        &self,
+        id: &CellId,
+        change: impl FnOnce(&mut PeerRow) -> T,
+    ) -> Result<Option<T>, VaultError> {
+        let _alone = self.changing.lock().await;
+        let Some(before) = self.peer(id) else { return Ok(None) };
+        let mut peer = before.clone();
+        let outcome = change(&mut peer);
+        if peer != before {
+            self.keep(peer).await?;
+        }
+        Ok(Some(outcome))
+    }
+
+    async fn keep(&self, peer: PeerRow) -> Result<(), VaultError> {
         let (vault, books, row) = (Arc::clone(&self.vault), Arc::clone(&self.books), peer.clone());
         unblock(move || books.save_peer(&vault, &row)).await?;
-        self.peers.borrow_mut().insert(peer.id, peer);
+        self.put(peer);
         Ok(())
+    }
+
+    fn put(&self, mut peer: PeerRow) {
+        let mut peers = self.peers.borrow_mut();
+        // It may have been heard of while the disk was written.
+        if let Some(now) = peers.get(&peer.id).filter(|now| now.last_seen > peer.last_seen) {
+            (peer.last_seen, peer.address) = (now.last_seen, now.address.clone());
+        }
+        peers.insert(peer.id, peer);
     }
 
     /// A peer was heard of; kept here, and on disk by the caller.
@@ -130,10 +163,15 @@ impl BookGate {
         }
     }
 
-    pub(super) fn note_secret(&self, id: &CellId, secret: &Secret) {
-        if let Some(peer) = self.peers.borrow_mut().get_mut(id) {
+    /// Keeps what a peer will prove when it recovers, on disk and here.
+    pub(super) async fn keep_secret(&self, id: &CellId, secret: &Secret) -> Result<(), VaultError> {
+        let _alone = self.changing.lock().await;
+        let (books, id, kept) = (Arc::clone(&self.books), *id, secret.clone());
+        unblock(move || books.set_recovery_secret(&id, &kept)).await?;
+        if let Some(peer) = self.peers.borrow_mut().get_mut(&id) {
             peer.recovery_secret = Some(secret.clone());
         }
+        Ok(())
     }
 
     async fn admit_invited(&self, id: [u8; 16], card: Option<&Card>) -> bool {
@@ -150,14 +188,17 @@ impl BookGate {
             (invite.state, invite.used_by) = (InviteState::Used, Some(card.id));
             invite.role
         };
-        let mut peer = PeerRow::new(card, role, self.vault.clock.wall());
+        let _alone = self.changing.lock().await;
+        let wall = self.vault.clock.wall();
+        let mut peer = PeerRow::new(card, wall);
         if let Some(known) = self.peers.borrow().get(&card.id) {
             if known.x25519 != card.x25519 {
                 return false;
             }
-            peer.quota_bytes = known.quota_bytes;
-            peer.is_favorite = known.is_favorite;
-            peer.recovery_secret.clone_from(&known.recovery_secret);
+            peer = peer.again(known);
+        }
+        if role == Role::Friend {
+            peer.friendship.agree(wall);
         }
         let (vault, books, row) = (Arc::clone(&self.vault), Arc::clone(&self.books), peer.clone());
         let used = unblock(move || -> Result<bool, VaultError> {
@@ -170,7 +211,7 @@ impl BookGate {
         match used.await {
             Ok(true) => {
                 log::info!("{} ({}) has joined by an invite", peer.name, peer.id.short());
-                self.peers.borrow_mut().insert(peer.id, peer);
+                self.put(peer);
                 true
             }
             Ok(false) => false,

@@ -13,6 +13,7 @@ use smol::channel::{self, Sender};
 use smol::net::TcpStream;
 
 use super::round::Moved;
+use crate::friendship::Wish;
 use crate::id::{CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
@@ -38,6 +39,8 @@ const MEASURED_BYTES_MAX: u64 = 1 << 30;
 const MEASURED_EVERY: Duration = Duration::from_secs(3600);
 /// Parts of 256 of what is held for a peer, that it may have summed up in `MEASURED_EVERY`.
 const SUMMED_MAX: u32 = 16 * 256;
+/// Changes of its wish that are taken of a peer in `MEASURED_EVERY`.
+const WISHES_MAX: u32 = 60;
 
 /// A connection that is to become a line.
 pub(super) struct NewLine {
@@ -147,6 +150,10 @@ pub(super) struct Link {
     wake: Sender<()>,
     pub(super) rounding: Turns,
     pub(super) is_introduced: Cell<bool>,
+    /// Our wish as it was told since it was connected.
+    pub(super) told_wish: Cell<Option<Wish>>,
+    /// Since when, and how many changes of its wish were taken.
+    wished: Cell<(Duration, u32)>,
     pub(super) usage: Cell<Option<Usage>>,
     pub(super) is_full: Cell<bool>,
     /// Chunks wait that would fit neither here nor with anybody else.
@@ -180,6 +187,8 @@ impl Link {
             wake,
             rounding: Turns::default(),
             is_introduced: Cell::new(false),
+            told_wish: Cell::new(None),
+            wished: Cell::new((Duration::ZERO, 0)),
             usage: Cell::new(None),
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
@@ -218,6 +227,7 @@ impl Link {
         if !self.is_alive() {
             // What the peer was told and what it said may be forgotten there.
             self.is_introduced.set(false);
+            self.told_wish.set(None);
             self.segments.borrow_mut().clear();
             self.is_full.set(false);
             self.lacks_room.set(false);
@@ -387,6 +397,17 @@ impl Link {
         };
         let may = spent + parts <= SUMMED_MAX;
         self.summed.set((since, if may { spent + parts } else { spent }));
+        may
+    }
+
+    /// Whether the peer may change its wish once more, at steady time `now`: each change is a write here and in the catalog.
+    pub(super) fn may_wish(&self, now: Duration) -> bool {
+        let (since, count) = match self.wished.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = count < WISHES_MAX;
+        self.wished.set((since, count + u32::from(may)));
         may
     }
 

@@ -14,7 +14,7 @@ use smol::lock::Semaphore;
 use super::books::{Books, PeerRow};
 use super::round::{local, pull};
 use super::{HeadFacts, tips};
-use crate::card::{Card, Role, relayed};
+use crate::card::{Card, relayed};
 use crate::catalog::{Head, RecordKind};
 use crate::id::BodyHash;
 use crate::placement::{DbError, Own};
@@ -211,7 +211,7 @@ pub(crate) async fn bring_back(
     let peers = unblock(move || -> Result<u64, VaultError> {
         kept.restore(&job)?;
         if kept.peer(&card.id)?.is_none_or(|peer| peer.removed_at.is_some()) {
-            kept.save_peer(&job, &PeerRow::new(&card, Role::Peer, job.clock.wall()))?;
+            kept.save_peer(&job, &PeerRow::new(&card, job.clock.wall()))?;
         }
         kept.note_seen(&card.id, job.clock.wall(), Some(&place))?;
         Ok(kept.peers()?.iter().filter(|peer| peer.removed_at.is_none()).count() as u64)

@@ -157,6 +157,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
 
 async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), RoundError> {
     introduce(sync, link).await?;
+    sync.tell_wish(link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
     let hello = unblock(move || keeper.hello(&owner, quota)).await?;
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {

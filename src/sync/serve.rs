@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::books::PeerRow;
 use super::digest::{self, Side};
 use super::driver::Sync;
 use super::{HeadFacts, heads_to_keep, tips};
@@ -948,11 +947,16 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             }
         },
         Request::RecoverySecret { secret } => {
-            sync.gate.note_secret(&owner, &secret);
-            let books = Arc::clone(&sync.books);
-            let kept = unblock(move || books.set_recovery_secret(&owner, &secret)).await;
-            kept.map(|()| Reply::Done).map_err(VaultError::from)
+            sync.gate.keep_secret(&owner, &secret).await.map(|()| Reply::Done)
         }
+        Request::Friendship(told) => match sync.answer_wish(&owner, &told).await {
+            Ok(Some(now)) => Ok(Reply::Friendship(now)),
+            Ok(None) => {
+                let refusal = Refusal::new(ErrorCode::Busy, "enough was wished for this hour", "");
+                return reply(stream, &Reply::Error(refusal)).await;
+            }
+            Err(why) => Err(why),
+        },
         Request::Goodbye { reason } => {
             reply(stream, &Reply::Done).await?;
             if reason == Farewell::Removed {
@@ -972,12 +976,15 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
     if card.id != peer.id || card.x25519 != peer.x25519 {
         return Err(VaultError::Refused("the card is another cell's".into()));
     }
-    let is_newer = Card::from_bytes(&peer.card).map_or(true, |known| card.sequence > known.sequence);
-    if is_newer {
-        let name = card.name.clone();
-        let peer = PeerRow { name, card: card.to_bytes(), ..peer };
+    let changed = sync.gate.change(owner, |peer| {
+        let is_newer = Card::from_bytes(&peer.card).map_or(true, |known| card.sequence > known.sequence);
+        is_newer.then(|| {
+            peer.take_card(&card);
+            peer.clone()
+        })
+    });
+    if let Some(Some(peer)) = changed.await? {
         sync.name_routes(&peer);
-        sync.gate.save(peer).await?;
         sync.wake_dialer(owner);
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::catalog::{RecordKind, record_key};
 use crate::clock::ManualClock;
 use crate::config::Config;
 use crate::files::version::{self, Content, Known, NewVersion, Seen};
+use crate::friendship::{Friendship, Standing, Wish};
 use crate::id::{ChunkName, FileId};
 use crate::keys::{MasterKey, Secret, random, sha256};
 use crate::placement::{Db, DbError, Device, HoldState, NodeId, NodeState, Own};
@@ -794,5 +795,172 @@ fn a_daily_comparison_finds_what_the_inventory_never_told() {
             assert!(bob.vault.local_chunk(name).unwrap().is_some());
         }
         b.stop().await;
+    });
+}
+
+/// Waits for how two cells stand, each with its only peer.
+async fn stand(a: &Rc<Sync>, b: &Rc<Sync>, wanted: (Standing, Standing)) {
+    loop {
+        let stands = (a.peers().await.unwrap()[0].standing, b.peers().await.unwrap()[0].standing);
+        if stands == wanted {
+            return;
+        }
+        Timer::after(Duration::from_millis(10)).await;
+    }
+}
+
+fn has_request(cell: &Cell) -> bool {
+    cell.vault.alerts().iter().any(|raised| raised.code == "friend-request")
+}
+
+#[test]
+fn friendship_is_asked_for_accepted_and_undone_over_a_session() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        let (ann_id, bob_id) = (ann.vault.id(), bob.vault.id());
+        pair(&a, &b, Role::Peer).await;
+        assert!(!a.is_friend(&bob_id) && !b.is_friend(&ann_id));
+        let decided = a.set_friend(&bob_id, true).await.unwrap();
+        assert_eq!(decided, Decided { standing: Standing::Asked, is_told: true });
+        stand(&a, &b, (Standing::Asked, Standing::Wanted)).await;
+        assert!(has_request(&bob) && !has_request(&ann));
+        assert!(!a.is_friend(&bob_id) && !b.is_friend(&ann_id));
+        let decided = b.set_friend(&ann_id, true).await.unwrap();
+        assert_eq!(decided, Decided { standing: Standing::Friends, is_told: true });
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+        assert!(a.is_friend(&bob_id) && b.is_friend(&ann_id) && !has_request(&bob));
+        // A cut connection tells both once more what they know.
+        a.cut(&bob_id);
+        while a.link(&bob_id).is_some_and(|link| link.told_wish.get().is_some()) {
+            Timer::after(Duration::from_millis(1)).await;
+        }
+        a.wait_connected(Duration::from_secs(20)).await;
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+        b.set_friend(&ann_id, false).await.unwrap();
+        stand(&a, &b, (Standing::None, Standing::None)).await;
+        assert_eq!((a.peers().await.unwrap().len(), b.peers().await.unwrap().len()), (1, 1));
+        // Declined.
+        b.set_friend(&ann_id, true).await.unwrap();
+        stand(&a, &b, (Standing::Wanted, Standing::Asked)).await;
+        a.set_friend(&bob_id, false).await.unwrap();
+        stand(&a, &b, (Standing::None, Standing::None)).await;
+        assert!(!has_request(&ann));
+        assert!(a.set_friend(&ann_id, true).await.is_err(), "not its own");
+    });
+}
+
+#[test]
+fn a_request_waits_for_a_peer_that_is_off_and_friendship_survives_restarts() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        let (ann_id, bob_id) = (ann.vault.id(), bob.vault.id());
+        pair(&a, &b, Role::Peer).await;
+        a.stop().await;
+        drop(a);
+        // Bob knows nothing of it while Ann is off, and Ann is reached at another port afterwards.
+        let decided = b.set_friend(&ann_id, true).await.unwrap();
+        assert_eq!(decided, Decided { standing: Standing::Asked, is_told: false });
+        let a = ann.start(&executor).await;
+        stand(&a, &b, (Standing::Wanted, Standing::Asked)).await;
+        a.set_friend(&bob_id, true).await.unwrap();
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+        a.stop().await;
+        let a = ann.start(&executor).await;
+        assert!(a.is_friend(&bob_id));
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+    });
+}
+
+#[test]
+fn whoever_goes_back_to_an_old_backup_is_no_friend_against_his_will() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        let (ann_id, bob_id) = (ann.vault.id(), bob.vault.id());
+        pair(&a, &b, Role::Friend).await;
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+        a.round().await;
+        let backup = bob.books.peer(&ann_id).unwrap().unwrap();
+        b.set_friend(&ann_id, false).await.unwrap();
+        stand(&a, &b, (Standing::None, Standing::None)).await;
+        b.stop().await;
+        // The catalog is newer here; the books are what is gone by.
+        bob.books.save_peer(&bob.vault, &backup).unwrap();
+        let b = bob.start(&executor).await;
+        assert!(b.is_friend(&ann_id), "that is what the backup says");
+        stand(&a, &b, (Standing::None, Standing::None)).await;
+        a.set_friend(&bob_id, true).await.unwrap();
+        stand(&a, &b, (Standing::Asked, Standing::Wanted)).await;
+        b.set_friend(&ann_id, true).await.unwrap();
+        stand(&a, &b, (Standing::Friends, Standing::Friends)).await;
+    });
+}
+
+#[test]
+fn friends_come_back_from_the_catalog() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Friend).await;
+        a.set_label(&bob.vault.id(), "robert").await.unwrap();
+        a.round().await;
+        let again = Cell::new(1);
+        let report = fetch_catalog(&again.vault, &again.books, &[format!("127.0.0.1:{}", b.port())]).await;
+        assert_eq!(report.unwrap().peers, 1);
+        let peer = again.books.peer(&bob.vault.id()).unwrap().unwrap();
+        assert!(peer.friendship.are_friends());
+        assert_eq!((peer.name.as_str(), peer.own_name().as_str()), ("robert", "cell2"));
+    });
+}
+
+#[test]
+fn a_peer_that_changes_its_mind_all_the_time_is_not_heard() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        b.stop().await;
+        let known = Approach::Known { id: ann.vault.id(), x25519: *ann.vault.identity.x_public() };
+        let session = rogue(&executor, &bob, &a, known).await.unwrap();
+        let mut taken = 0;
+        for number in 1..200 {
+            let ours = Wish { is_friend: number % 2 == 0, number, floor: 0 };
+            // It makes up that Ann wished it as well.
+            let theirs = Wish { is_friend: true, number: 0, floor: 0 };
+            match message::ask(&session, &Request::Friendship(Friendship { ours, theirs })).await {
+                Ok(_) => taken += 1,
+                Err(message::AskError::Refused(why)) => assert_eq!(why.code, message::ErrorCode::Busy),
+                Err(why) => panic!("{why}"),
+            }
+        }
+        assert!((1..=60).contains(&taken), "{taken}");
+        assert!(!a.is_friend(&bob.vault.id()));
+    });
+}
+
+#[test]
+fn names_are_labels_and_ids_decide() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        pair(&a, &e, Role::Peer).await;
+        let (bob_id, eve_id) = (bob.vault.id(), eve.vault.id());
+        a.set_label(&bob_id, "robert").await.unwrap();
+        assert_eq!(a.find_peer("robert").unwrap(), bob_id);
+        assert!(a.find_peer("cell2").is_err(), "its own name is not its name here");
+        assert!(a.set_label(&eve_id, "robert").await.is_err(), "taken");
+        assert!(a.set_label(&eve_id, "a\nb").await.is_err());
+        // A name that looks like somebody else's id.
+        let id = bob_id.to_string();
+        a.set_label(&eve_id, &id[..8]).await.unwrap();
+        let why = a.find_peer(&id[..8]).unwrap_err().to_string();
+        assert!(why.contains("several peers") && why.contains("robert"), "{why}");
+        assert_eq!(a.find_peer(&id).unwrap(), bob_id);
+        assert_eq!(a.find_peer(&id[..12]).unwrap(), bob_id);
+        a.set_label(&bob_id, "").await.unwrap();
+        assert_eq!(a.find_peer("cell2").unwrap(), bob_id);
     });
 }

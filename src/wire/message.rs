@@ -18,6 +18,7 @@ use super::{flush, read_full, within, write_full};
 use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
+use crate::friendship::Friendship;
 use crate::id::{BodyHash, ChunkName};
 use crate::keys::Secret;
 use crate::proof::{Challenge, LEAVES_MAX, Nonce};
@@ -264,6 +265,8 @@ pub enum Request {
     Digest { first: Option<u8> },
     /// What do you hold whose names begin with these two bytes (big-endian)?
     Bucket { bucket: u16 },
+    /// What we wish of each other, as we know it.
+    Friendship(Friendship),
 }
 
 /// What it answers.
@@ -302,6 +305,8 @@ pub enum Reply {
     Digest { epoch: u64, seq: u64, sums: Vec<u64> },
     /// To `Bucket`: state of the inventory, names and sealed bytes; at most 4,096.
     Bucket { epoch: u64, seq: u64, entries: Vec<(ChunkName, u32)> },
+    /// To `Friendship`: the same of the other side, after it has heard.
+    Friendship(Friendship),
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -601,6 +606,7 @@ impl Request {
             Self::Bucket { bucket } => {
                 to.u8(18).u16(*bucket);
             }
+            Self::Friendship(friendship) => friendship.write(to.u8(25)),
         }
         to.finish()
     }
@@ -644,6 +650,7 @@ impl Request {
                 },
             },
             18 => Self::Bucket { bucket: from.u16()? },
+            25 => Self::Friendship(Friendship::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -745,6 +752,7 @@ impl Reply {
                     to.raw(&name.0).u32(*len);
                 });
             }
+            Self::Friendship(friendship) => friendship.write(to.u8(25)),
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -790,6 +798,7 @@ impl Reply {
                 let entry = |_| Ok((ChunkName(from.array()?), from.u32()?));
                 Self::Bucket { epoch, seq, entries: (0..count).map(entry).collect::<Result<_, BadBytes>>()? }
             }
+            25 => Self::Friendship(Friendship::read(&mut from)?),
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -972,6 +981,7 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         (Request::Hello(_), Reply::Hello(_))
         | (Request::Ping, Reply::Pong)
         | (Request::Observe, Reply::Observe { .. })
+        | (Request::Friendship(_), Reply::Friendship(_))
         | (Request::Digest { .. }, Reply::Digest { .. }) => true,
         (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
             entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
@@ -1278,6 +1288,7 @@ mod tests {
             Request::Card { bytes: b"card".to_vec() },
             Request::Goodbye { reason: Farewell::Restarting },
             Request::RecoverySecret { secret: Secret([9; 32]) },
+            Request::Friendship(Friendship::UNNUMBERED),
             Request::Audit {
                 nonce: [7; 32],
                 asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
@@ -1290,6 +1301,7 @@ mod tests {
         vec![
             Reply::Hello(hello()),
             Reply::Have { held: vec![true, false, true, true, false, false, true, true, true] },
+            Reply::Friendship(Friendship::UNNUMBERED),
             Reply::Get { count: 3 },
             Reply::Put { statuses: vec![PutStatus::Stored, PutStatus::Other(99)], usage: Usage::default() },
             Reply::Release { count: 2 },
