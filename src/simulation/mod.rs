@@ -811,6 +811,17 @@ impl Sim {
                     return false;
                 }
             }
+            // After an old backup a peer may be the only one that knows of a version.
+            let Some(vault) = self.vault(owner) else { continue };
+            let knows = |one: &Expected| {
+                vault
+                    .db
+                    .read(|t| t.record(&one.kept.key()))
+                    .is_ok_and(|body| body.is_some_and(|b| !b.is_empty()))
+            };
+            if !self.needed(owner).iter().all(knows) {
+                return false;
+            }
         }
         true
     }
