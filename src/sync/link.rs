@@ -14,7 +14,7 @@ use smol::net::TcpStream;
 
 use super::round::Moved;
 use crate::friendship::Wish;
-use crate::id::{CellId, ChunkName};
+use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
 use crate::pool::Turns;
@@ -160,6 +160,10 @@ pub(super) struct Link {
     pub(super) lacks_room: Cell<bool>,
     /// Segments of ours that it holds, as far as is known since it was connected.
     pub(super) segments: RefCell<HashSet<ChunkName>>,
+    /// The newest head of ours that it says it holds.
+    pub(super) head_there: Cell<Option<BodyHash>>,
+    /// Segments of which it was found that it lacks them, whatever it says.
+    pub(super) lost_segments: RefCell<HashSet<ChunkName>>,
     /// Since when, and how many bytes it has measured with.
     measured: Cell<(Instant, u64)>,
     /// Since when, and how many parts of what is held for it were summed up.
@@ -193,6 +197,8 @@ impl Link {
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
             segments: RefCell::default(),
+            head_there: Cell::new(None),
+            lost_segments: RefCell::default(),
             measured: Cell::new((instant(), 0)),
             summed: Cell::new((Duration::ZERO, 0)),
             observed: RefCell::default(),

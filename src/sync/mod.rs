@@ -42,7 +42,7 @@ pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
 pub use friends::Decided;
 pub use outlook::fleet_at_rest;
-pub(crate) use recover::bring_back;
+pub(crate) use recover::{Others, bring_back};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use round::Moved;
