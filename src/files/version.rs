@@ -16,6 +16,8 @@ pub struct Known {
     /// Its newest version.
     pub manifest: Option<Manifest>,
     hash: Option<BodyHash>,
+    /// A salt that somebody knows who must not read later versions.
+    burnt: Option<Vec<u8>>,
 }
 
 impl Known {
@@ -24,17 +26,35 @@ impl Known {
         let Some(node) = node else { return Ok(Self::default()) };
         // GroveHome itself has no record before it is first seen.
         let Some(bytes) = t.record_at(node.seq)?.filter(|bytes| !bytes.is_empty()) else {
-            return Ok(Self { node: Some(node), manifest: None, hash: None });
+            return Ok(Self { node: Some(node), manifest: None, hash: None, burnt: None });
         };
         let manifest = Manifest::open(&bytes, &vault.master, Check::Trusted)?;
         let hash = hash_of(&bytes);
-        Ok(Self { node: Some(node), manifest: Some(manifest), hash: Some(hash) })
+        let burnt = t.meta(&burnt_key(node.file))?;
+        Ok(Self { node: Some(node), manifest: Some(manifest), hash: Some(hash), burnt })
+    }
+
+    /// The salt of the next version: that of the newest, unless it was given away and taken back since.
+    fn next_salt(&self) -> [u8; 16] {
+        match &self.manifest {
+            Some(manifest) if self.burnt.as_deref() != Some(&manifest.salt[..]) => manifest.salt,
+            _ => random(),
+        }
     }
 
     /// The file's id, random for what is new.
     fn file(&self) -> FileId {
         self.node.as_ref().map_or_else(|| FileId(random()), |node| node.file)
     }
+}
+
+fn burnt_key(file: FileId) -> String {
+    format!("burnt:{file}")
+}
+
+/// A grant of a file was taken back: its later versions get another salt than this one, and so another file key.
+pub fn burn_salt(t: &Tables<'_>, file: FileId, salt: &[u8; 16]) -> Result<(), DbError> {
+    t.set_meta(&burnt_key(file), salt)
 }
 
 /// Hash of a signed manifest's body.
@@ -128,7 +148,7 @@ impl NewVersion {
             mtime: stat.mtime,
             mode: stat.mode,
             link_group,
-            salt: known.manifest.as_ref().map_or_else(random, |manifest| manifest.salt),
+            salt: known.next_salt(),
             epoch: content.epoch,
             entries: content.entries,
             target: content.target,
@@ -168,8 +188,8 @@ impl NewVersion {
         manifest.previous = known.hash;
         manifest.owner_part.parent = parent;
         manifest.owner_part.name = name.to_vec();
-        if let Some(newest) = &known.manifest {
-            manifest.salt = newest.salt;
+        if known.manifest.is_some() {
+            manifest.salt = known.next_salt();
         }
         Self::from_manifest(vault, &manifest)
     }

@@ -26,7 +26,9 @@ pub use private::{
     FOLDERS_MAX, GRANT_BYTES_MAX, HOLDERS_MAX, Holder, MEDIA_BYTES_MAX, Opened, PRIVATE_BYTES_MAX, Party,
     Private, Share, THUMBNAIL_BYTES_MAX, make, open,
 };
-pub use record::{GrantMade, GrantReceived, revocations_from_bytes, revocations_key, revocations_to_bytes};
+pub use record::{
+    GrantMade, GrantReceived, ShareMade, revocations_from_bytes, revocations_key, revocations_to_bytes,
+};
 pub use revoke::{
     LIST_BYTES_MAX, Presented, RANGES_MAX, Range, Ranges, Revocations, RevocationsBody, allows, allows_chunk,
 };

@@ -25,6 +25,8 @@ mod recover;
 mod relays;
 mod round;
 mod serve;
+mod share;
+mod shares;
 #[cfg(test)]
 mod tests;
 
