@@ -14,6 +14,7 @@ mod connect;
 mod digest;
 mod drill;
 mod driver;
+mod fetch;
 mod friends;
 mod gate;
 mod heal;
@@ -42,6 +43,7 @@ pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
+pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use outlook::fleet_at_rest;
 pub(crate) use recover::bring_back;
@@ -49,6 +51,8 @@ pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use round::Moved;
 pub use serve::{OWNERS_LOG, adopt_heads};
+pub use share::{Shared, Told, Unshared};
+pub use shares::{ReceivedRow, ShareRow};
 
 /// The first wait after a failed dial.
 const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);

@@ -130,6 +130,16 @@ impl Sync {
         self.reconcile().await;
     }
 
+    /// The books, for those who only read them.
+    pub fn books(&self) -> Arc<Books> {
+        Arc::clone(&self.books)
+    }
+
+    /// What a peer is called here; of others the beginning of the id.
+    pub fn peer_name(&self, id: &CellId) -> String {
+        self.name_of(id)
+    }
+
     // ---- What is granted ----
 
     /// Shares a file or folder of GroveHome with friends, until a Unix time (0: for good). Kept when this returns.
