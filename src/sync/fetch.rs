@@ -20,7 +20,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::connect::Bearing;
 use super::driver::Sync;
 use super::link::{For, Link};
-use super::shares::ReceivedRow;
+use super::shares::{GRANTS_FOLDER, ReceivedRow};
 use crate::card::Card;
 use crate::codec::Writer;
 use crate::grant::{self, ListSum, Opened, Party, Place, safe_name};
@@ -29,7 +29,7 @@ use crate::keys::{Secret, sha256};
 use crate::manifest::{Entry, read_list};
 use crate::pool::unblock;
 use crate::seal::{ENCODING_RAW, TAG_BYTES, open_chunk, padded_len};
-use crate::vault::{Vault, VaultError, lock};
+use crate::vault::{VaultError, lock};
 use crate::wire::message::{self, AskError, GetStatus};
 use crate::wire::session::Session;
 use crate::wire::within;
@@ -47,9 +47,7 @@ const BREAKS_MAX: u32 = 4;
 /// A holder that is no peer is dialled within this.
 const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Chunks after which what has come is made durable, so that it need not come again.
-const NOTE_EVERY: usize = 16;
-/// Folder of what is on its way, in the state folder.
-const FOLDER: &str = "grants";
+const NOTE_EVERY: usize = 4;
 
 /// A granted file, for people. All texts are harmless to show and to write.
 #[derive(Debug, Clone)]
@@ -216,8 +214,10 @@ fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> VaultError {
 
 impl Part {
     /// Goes on where a fetch of this version to this place broke off, or begins.
-    fn open(vault: &Vault, row: &ReceivedRow, path: PathBuf) -> Result<Self, VaultError> {
-        let folder = vault.dir.join(FOLDER);
+    ///
+    /// `dir` is the state folder.
+    fn open(dir: &Path, row: &ReceivedRow, path: PathBuf) -> Result<Self, VaultError> {
+        let folder = dir.join(GRANTS_FOLDER);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(doing("make", &folder))?;
         let mut key = Writer::with_label("grove part v1");
@@ -448,7 +448,7 @@ impl Sync {
             )));
         }
         let (vault, row) = (Arc::clone(&self.vault), entry.row.clone());
-        let part = Arc::new(unblock(move || Part::open(&vault, &row, temp)).await?);
+        let part = Arc::new(unblock(move || Part::open(&vault.dir, &row, temp)).await?);
         let opened = Arc::new(opened);
         let reader = Reader::new(self, Arc::clone(&opened));
         let (came, there) = (Cell::new(0), Cell::new(0));

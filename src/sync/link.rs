@@ -43,6 +43,8 @@ const SUMMED_MAX: u32 = 16 * 256;
 const WISHES_MAX: u32 = 60;
 /// Lists of its revocations that are taken of a peer in `MEASURED_EVERY`.
 const LISTS_MAX: u32 = 600;
+/// Bytes of grants that are taken of a friend in `MEASURED_EVERY`: each is a write here and in the catalog.
+const OFFERED_BYTES_MAX: u64 = 256 << 20;
 
 /// A connection that is to become a line.
 pub(super) struct NewLine {
@@ -159,6 +161,10 @@ pub(super) struct Link {
     pub(super) told_list: Cell<u64>,
     /// For which state of the database holders of what it was granted were looked for.
     pub(super) held_for: Cell<Option<u64>>,
+    /// Behind how many of them it goes on.
+    pub(super) held_from: Cell<usize>,
+    /// Since when, and how many bytes of grants it has offered.
+    offered: Cell<(Duration, u64)>,
     /// Since when, and how many lists of revocations were taken.
     listed: Cell<(Duration, u32)>,
     pub(super) is_introduced: Cell<bool>,
@@ -203,6 +209,8 @@ impl Link {
             has_heard_list: Cell::new(false),
             told_list: Cell::new(0),
             held_for: Cell::new(None),
+            held_from: Cell::new(0),
+            offered: Cell::new((Duration::ZERO, 0)),
             listed: Cell::new((Duration::ZERO, 0)),
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
@@ -428,6 +436,17 @@ impl Link {
         };
         let may = count < WISHES_MAX;
         self.wished.set((since, count + u32::from(may)));
+        may
+    }
+
+    /// Whether the peer may offer grants of so many bytes more, at steady time `now`.
+    pub(super) fn may_offer(&self, bytes: u64, now: Duration) -> bool {
+        let (since, spent) = match self.offered.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = spent + bytes <= OFFERED_BYTES_MAX;
+        self.offered.set((since, if may { spent + bytes } else { spent }));
         may
     }
 

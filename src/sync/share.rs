@@ -13,7 +13,7 @@ use super::books::{Books, PeerRow};
 use super::driver::Sync;
 use super::link::{For, Link};
 use super::serve::{Answered, Keeper, reply};
-use super::shares::{Arrival, GrantRow, ReceivedRow, Reception, ShareRow};
+use super::shares::{Arrival, GrantRow, ReceivedRow, Reception, ShareRow, mirror};
 use crate::buffers;
 use crate::card::Card;
 use crate::catalog::version_key_prefix;
@@ -125,6 +125,10 @@ impl Sync {
             if let Err(why) = kept.await {
                 log::warn!("{why}");
             }
+        }
+        let (books, vault, now) = (Arc::clone(&self.books), Arc::clone(&self.vault), self.unix_now());
+        if let Err(why) = unblock(move || books.drop_expired(&vault, now)).await {
+            log::warn!("{why}");
         }
         self.reconciled_at.set(None);
         self.reconcile().await;
@@ -425,9 +429,12 @@ impl Sync {
         }
         let wanted = self.vault.config.copies.saturating_sub(1).max(1);
         let (books, vault, peer) = (Arc::clone(&self.books), Arc::clone(&self.vault), link.peer);
-        let work = move || -> Result<(), VaultError> {
+        let from = link.held_from.get();
+        let work = move || -> Result<usize, VaultError> {
             let mut again = Vec::new();
-            for row in books.unheld_grants(&peer, wanted, UNHELD_MAX)? {
+            let rows = books.unheld_grants(&peer, wanted, (from, UNHELD_MAX))?;
+            let next = if rows.len() < UNHELD_MAX { 0 } else { from + UNHELD_MAX };
+            for row in rows {
                 let Some((_, manifest, _)) = vault.db.read(|t| newest(&vault, t, row.file))? else {
                     continue;
                 };
@@ -436,10 +443,12 @@ impl Sync {
                     again.push((row, held, Arrival::Waiting));
                 }
             }
-            Ok(books.note_arrivals(&again)?)
+            books.note_arrivals(&again)?;
+            Ok(next)
         };
-        if let Err(why) = unblock(work).await {
-            log::warn!("{why}");
+        match unblock(work).await {
+            Ok(next) => link.held_from.set(next),
+            Err(why) => log::warn!("{why}"),
         }
     }
 
@@ -486,6 +495,11 @@ impl Sync {
             message::read_body(stream, len as usize, &mut bytes).await?;
             grants.push(bytes);
         }
+        let bytes = grants.iter().map(|grant| grant.len() as u64).sum();
+        if !self.link(&owner).is_some_and(|link| link.may_offer(bytes, self.vault.clock.steady())) {
+            let refusal = Refusal::new(ErrorCode::Busy, "enough was granted for this hour", "");
+            return reply(stream, &Reply::Error(refusal)).await;
+        }
         let Some(peer) = self.gate.peer(&owner).filter(|peer| peer.friendship.are_friends()) else {
             self.refusals.note(format_args!("{}: grants from one who is no friend", owner.short()));
             let refusal = Refusal::new(ErrorCode::NotAllowed, "only friends share", "");
@@ -495,15 +509,18 @@ impl Sync {
         let received = self.vault.clock.wall().max(0) as u64;
         let taken = unblock(move || take_grants(&vault, &books, &peer, grants, (now, received))).await;
         match taken {
-            Ok((statuses, whys)) => {
+            Ok((statuses, whys, taken)) => {
                 if let Some(why) = whys.first() {
                     let count = whys.len();
                     self.refusals.note(format_args!("{}: {count} grants refused: {why}", owner.short()));
                 }
-                if statuses.contains(&GrantStatus::Taken) {
+                if !taken.is_empty() {
                     self.publish_later();
                 }
-                reply(stream, &Reply::Grants { statuses }).await
+                reply(stream, &Reply::Grants { statuses }).await?;
+                let vault = Arc::clone(&self.vault);
+                unblock(move || mirror(&vault, &taken)).await;
+                Ok(())
             }
             Err(why) => reply(stream, &super::serve::failed(&why)).await,
         }
@@ -562,8 +579,14 @@ impl Sync {
         let _permit = self.permits.giving.acquire().await;
         let (books, now) = (Arc::clone(&self.books), self.unix_now());
         let own_id = self.vault.id();
+        // Whom this cell knows as an owner: others, anybody could make up.
+        let mut owners: Vec<CellId> = self.gate.rows().into_iter().map(|row| row.id).collect();
+        owners.push(own_id);
         let checked = unblock(move || -> Result<_, VaultError> {
-            let ticket = Ticket::from_bytes(&ticket);
+            let ticket = Ticket::from_bytes(&ticket).and_then(|ticket| match owners.contains(&ticket.creator) {
+                true => Ok(ticket),
+                false => Err(GrantError::NotFromCreator),
+            });
             let (seen, list) = match &ticket {
                 Ok(ticket) => books.list_of(&ticket.creator)?,
                 Err(_) => (0, None),
@@ -592,7 +615,6 @@ impl Sync {
                 return Ok(false);
             }
         };
-        // Whom this cell knows as the creator: itself, or an owner for whom it holds chunks.
         let creator = ticket.creator;
         message::write_reply(stream, &Reply::Get { count: chunks.len() as u32 }).await?;
         for (name, len, _) in chunks {
@@ -648,14 +670,17 @@ impl Keeper {
     }
 }
 
-/// Opens grants that a friend offers and keeps those that hold. Gives what became of each, and why some were refused.
+/// What became of grants that came, why some were refused, and those that were taken.
+type TakenGrants = (Vec<GrantStatus>, Vec<GrantError>, Vec<(CellId, [u8; 16], Vec<u8>)>);
+
+/// Opens grants that a friend offers and keeps those that hold.
 fn take_grants(
     vault: &Vault,
     books: &Books,
     peer: &PeerRow,
     grants: Vec<Vec<u8>>,
     (now, received): (u64, u64),
-) -> Result<(Vec<GrantStatus>, Vec<GrantError>), VaultError> {
+) -> Result<TakenGrants, VaultError> {
     let (_, list) = books.list_of(&peer.id)?;
     let party = Party { id: &peer.id, x25519: &peer.x25519 };
     let (mut rows, mut statuses, mut whys) = (Vec::new(), Vec::with_capacity(grants.len()), Vec::new());
@@ -680,7 +705,11 @@ fn take_grants(
             }
         }
     }
-    let mut outcome = books.receive(vault, rows)?.into_iter();
+    let offered: Vec<_> = rows.iter().map(|row| (row.creator, row.ticket, row.grant.clone())).collect();
+    let received = books.receive(vault, rows)?;
+    let is_taken = received.iter().map(|reception| *reception == Reception::Taken);
+    let taken = offered.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken).map(|(row, _)| row).collect();
+    let mut outcome = received.into_iter();
     let status = |known: Option<GrantStatus>| {
         known.unwrap_or_else(|| match outcome.next() {
             Some(Reception::Taken) => GrantStatus::Taken,
@@ -688,7 +717,7 @@ fn take_grants(
             Some(Reception::Full) | None => GrantStatus::Full,
         })
     };
-    Ok((statuses.into_iter().map(status).collect(), whys))
+    Ok((statuses.into_iter().map(status).collect(), whys, taken))
 }
 
 /// Takes a share back, or some files of it; later versions of the files get new keys. Gives the number of files.

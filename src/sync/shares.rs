@@ -61,6 +61,8 @@ CREATE TABLE IF NOT EXISTS revocations (
     list BLOB NOT NULL
 ) WITHOUT ROWID;";
 
+/// Folder of received grants as they came, and of what is fetched by them; in the state folder.
+pub(super) const GRANTS_FOLDER: &str = "grants";
 /// Rows that one change looks at.
 const SLICE: usize = 1000;
 /// Grants kept of one friend.
@@ -364,17 +366,18 @@ impl Books {
         Ok(found)
     }
 
-    /// Grants that have arrived and named fewer than `wanted` holders.
+    /// Grants that have arrived and named fewer than `wanted` holders: `limit` of them behind the first `from`.
     pub(super) fn unheld_grants(
         &self,
         peer: &CellId,
         wanted: u64,
-        limit: usize,
+        (from, limit): (usize, usize),
     ) -> Result<Vec<GrantRow>, DbError> {
         self.list(
             "SELECT share, file, version, number, NULL, holders, state FROM grants_made
-             WHERE state = 1 AND holders < ?2 AND share IN (SELECT id FROM shares WHERE peer = ?1) LIMIT ?3",
-            params![peer.0, wanted as i64, limit as i64],
+             WHERE state = 1 AND holders < ?2 AND share IN (SELECT id FROM shares WHERE peer = ?1)
+             ORDER BY share, file LIMIT ?3 OFFSET ?4",
+            params![peer.0, wanted as i64, limit as i64, from as i64],
             grant_row,
         )
     }
@@ -649,8 +652,25 @@ impl Books {
             vault.db.change(|t| {
                 gone.iter().try_for_each(|(_, _, ticket)| t.forget_record(&received_key(creator, ticket)))
             })?;
+            gone.iter().for_each(|(_, _, ticket)| unmirror(vault, creator, ticket));
             count += gone.len() as u64;
         }
+    }
+
+    /// Forgets grants whose time was over at this Unix time.
+    pub(super) fn drop_expired(&self, vault: &Vault, now: u64) -> Result<(), VaultError> {
+        let over = format!(
+            "SELECT {RECEIVED_COLUMNS} FROM grants_received WHERE expires > 0 AND expires < ?1 LIMIT ?2"
+        );
+        let page = self.list(&over, params![now as i64, SLICE as i64], received_row)?;
+        for row in &page {
+            self.run("DELETE FROM grants_received WHERE n = ?1", [row.n as i64])?;
+        }
+        vault.db.change(|t| {
+            page.iter().try_for_each(|row| t.forget_record(&received_key(&row.creator, &row.ticket)))
+        })?;
+        page.iter().for_each(|row| unmirror(vault, &row.creator, &row.ticket));
+        Ok(())
     }
 
     /// Keeps grants that were opened and found sound; durable when this returns, in the catalog too.
@@ -671,6 +691,7 @@ impl Books {
             .unwrap_or_default();
         let conn = lock(&self.conn);
         let mut records: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
+        let mut gone = Vec::new();
         let mut work = || -> rusqlite::Result<Vec<Reception>> {
             let change = conn.unchecked_transaction()?;
             let mut outcome = Vec::with_capacity(rows.len());
@@ -696,6 +717,7 @@ impl Books {
                     known.as_ref().is_some_and(|known| known.version == row.version && known.is_verified);
                 if let Some(known) = known.filter(|known| known.ticket != row.ticket) {
                     records.push((received_key(&row.creator, &known.ticket), None));
+                    gone.push(known.ticket);
                 }
                 insert_received(&change, row, is_verified)?;
                 let kept = GrantReceived { received: row.received, is_kept: false, grant: row.grant.clone() };
@@ -707,6 +729,7 @@ impl Books {
         };
         let outcome = work().map_err(wrong)?;
         drop(conn);
+        gone.iter().for_each(|ticket| unmirror(vault, &creator, ticket));
         vault.db.change(|t| {
             records.iter().try_for_each(|(key, body)| match body {
                 Some(body) => t.put_record(key, body).map(drop),
@@ -812,6 +835,7 @@ impl Books {
             }
             let row = ReceivedRow::of(&opened, kept.received, kept.grant);
             insert_received(&lock(&self.conn), &row, false).map_err(wrong)?;
+            mirror(vault, &[(row.creator, row.ticket, row.grant)]);
             Ok(())
         })
     }
@@ -866,6 +890,24 @@ fn refused(why: crate::grant::GrantError) -> VaultError {
 
 fn received_key(creator: &CellId, ticket: &[u8; 16]) -> Vec<u8> {
     crate::catalog::record_key(RecordKind::ReceivedGrant, &[&creator.0[..], ticket].concat())
+}
+
+fn mirror_name(creator: &CellId, ticket: &[u8; 16]) -> String {
+    format!("{GRANTS_FOLDER}/{creator}-{}.grant", crate::id::hex(ticket))
+}
+
+/// Puts grants that came into `grants/` as well, as they came: for other programs, and for people.
+pub(super) fn mirror(vault: &Vault, grants: &[(CellId, [u8; 16], Vec<u8>)]) {
+    for (creator, ticket, bytes) in grants {
+        if let Err(why) = vault.files.write_whole(&mirror_name(creator, ticket), bytes) {
+            log::warn!("a grant cannot be written to {GRANTS_FOLDER}/: {why}");
+            return;
+        }
+    }
+}
+
+fn unmirror(vault: &Vault, creator: &CellId, ticket: &[u8; 16]) {
+    let _ = vault.files.remove(&mirror_name(creator, ticket));
 }
 
 fn put_list(conn: &Connection, list: &Revocations) -> rusqlite::Result<()> {
