@@ -173,7 +173,7 @@ impl Cell {
             (Method::Post, ["doctor", "adopt-home"]) => {
                 json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))
             }
-            (_, ["share" | "unshare" | "shares" | "feed", ..]) => {
+            (_, ["share" | "unshare" | "shares" | "feed" | "reseal", ..]) => {
                 self.answer_about_shares(&request, rest, &fields).await
             }
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,

@@ -10,10 +10,14 @@ use super::json::{Fields, Obj, list, text};
 use super::keeper::Progress;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::unix::{TEMP_PREFIX, from_wire, to_wire};
+use crate::files::version::{self, Known};
+use crate::grant::numbered_names;
 use crate::id::{CellId, hex};
 use crate::keys::sha256;
+use crate::manifest::Kind;
+use crate::placement::{Node, NodeState};
 use crate::sync::{FeedEntry, ShareRow, Sync, Told};
-use crate::vault::VaultError;
+use crate::vault::{Vault, VaultError};
 
 /// Entries of one page of the Feed: each is opened for it.
 const FEED_PAGE_MAX: u64 = 500;
@@ -21,6 +25,8 @@ const FEED_PAGE_MAX: u64 = 500;
 const PEERS_MAX: usize = 64;
 /// Names that are tried for a file of which the name is taken.
 const NAMES_TRIED: usize = 100;
+/// Names looked at together, of files that are to be sealed anew.
+const RESEALED_AT_ONCE: usize = 500;
 /// What cannot be taken back.
 const STAYS: &str =
     "what was fetched already stays with them; versions that you save from now on get new keys";
@@ -59,6 +65,7 @@ fn feed_json(entry: &FeedEntry) -> String {
         .str("share", &row.share.map_or(String::new(), |share| hex(&share)))
         .num("holders", entry.holders)
         .str("state", entry.state)
+        .bool("kept", row.is_kept)
         .end()
 }
 
@@ -86,22 +93,6 @@ fn read_range(range: &str, size: u64) -> Option<(u64, u64)> {
             (first <= last).then(|| (first, last - first + 1))
         }
     }
-}
-
-/// `photo.jpg`, `photo (2).jpg`, `photo (3).jpg`, …
-fn numbered(folder: &Path, name: &str, count: usize) -> Vec<PathBuf> {
-    let (stem, ending) = match name.rfind('.') {
-        Some(at) if at > 0 => name.split_at(at),
-        _ => (name, ""),
-    };
-    // The number must fit into what a name may have.
-    let fit = |stem: &str, max: usize| {
-        let end = (0..=max.min(stem.len())).rev().find(|at| stem.is_char_boundary(*at)).unwrap_or(0);
-        stem[..end].to_owned()
-    };
-    let room = crate::manifest::NAME_BYTES_MAX.saturating_sub(ending.len() + 6);
-    let more = (2..=count).map(|n| folder.join(format!("{} ({n}){ending}", fit(stem, room))));
-    std::iter::once(folder.join(name)).chain(more).collect()
 }
 
 /// Where a file lies until it is whole: beside its place, the same after a break.
@@ -151,6 +142,10 @@ impl Cell {
                 };
                 answer(unshare(&sync, path, &peers).await)
             }
+            (Method::Post, ["reseal"]) => match fields.str("path") {
+                Some(path) => self.reseal(path, fields.bool("confirm")).await,
+                None => needs("path"),
+            },
             (Method::Get, ["shares"]) => answer(self.shares_json(&sync).await),
             (Method::Get, ["feed"]) => {
                 let before = number(request, "before").unwrap_or(u64::MAX);
@@ -161,6 +156,10 @@ impl Cell {
                     Obj::new().raw("entries", list(entries.iter().map(feed_json))).raw("next", next).end()
                 }))
             }
+            (Method::Post, ["feed", "keep"]) => match fields.str("id") {
+                Some(id) => answer(self.keep_shared(&sync, id, !fields.bool("off")).await),
+                None => needs("id"),
+            },
             (Method::Post, ["feed", "fetch"]) => self.fetch_shared(&sync, fields),
             (Method::Get, ["feed", "content"]) => self.shared_content(&sync, request).await,
             _ => ApiResponse::error(404, "not_found", "there is nothing at this path", ""),
@@ -185,6 +184,32 @@ impl Cell {
                 .end()
         });
         Ok(Obj::new().str("path", path).num("until_s", until).raw("peers", list(peers)).end())
+    }
+
+    /// Seals all chunks of a file, or of all files in a folder, anew: what it costs, and with `is_confirmed` the work.
+    async fn reseal(self: &Rc<Self>, path: &str, is_confirmed: bool) -> ApiResponse {
+        let names = match super::files::path_names(&from_wire(path)) {
+            Ok(names) => names,
+            Err(why) => return refused(&why),
+        };
+        let (vault, asked) = (Arc::clone(&self.vault), names.clone());
+        let cost = smol::unblock(move || Resealing::of(&vault, &asked, is_confirmed)).await;
+        let cost = match cost {
+            Ok(cost) => cost,
+            Err(why) => return refused(&why),
+        };
+        if !is_confirmed {
+            return ApiResponse::json_text(200, cost.json(&self.vault).end());
+        }
+        let cell = Rc::clone(self);
+        self.jobs.start(&self.executor, "reseal", |job| async move {
+            job.say("sealing anew".to_owned());
+            let scope = cell.scope_of(vec![names]).await?;
+            let progress = Progress::default();
+            let kept = cell.keeper.keep(scope, true, true, &progress).await?;
+            cell.after_change();
+            Ok(cost.json(&cell.vault).num("resealed", kept.files).end())
+        })
     }
 
     async fn shares_json(&self, sync: &Rc<Sync>) -> Result<String, VaultError> {
@@ -256,6 +281,29 @@ impl Cell {
         })
     }
 
+    /// New files and versions of a share come by themselves from now on, or no more.
+    async fn keep_shared(
+        self: &Rc<Self>,
+        sync: &Rc<Sync>,
+        id: &str,
+        is_kept: bool,
+    ) -> Result<String, VaultError> {
+        let share = sync.keep_share(id, is_kept).await?;
+        let own = share.here.len();
+        if own > 0 {
+            // What stays here is this cell's own, and kept like all else.
+            let scope = self.scope_of(share.here).await?;
+            self.keeper.keep(scope, true, false, &Progress::default()).await?;
+            self.after_change();
+        }
+        Ok(Obj::new()
+            .str("from", &share.from)
+            .str("folder", &to_wire(share.folder.as_bytes()))
+            .bool("kept", is_kept)
+            .num("own", own)
+            .end())
+    }
+
     /// Places in GroveHome for a file of this name.
     async fn places_at_home(&self, folder: &[u8], name: &str) -> Result<Vec<PathBuf>, VaultError> {
         let names = super::files::path_names(folder)?;
@@ -268,7 +316,7 @@ impl Cell {
             let folder = names
                 .iter()
                 .fold(vault.home.clone(), |at, name| at.join(std::ffi::OsString::from_vec(name.clone())));
-            Ok(numbered(&folder, &name, NAMES_TRIED))
+            Ok(numbered_names(&name, NAMES_TRIED).map(|name| folder.join(name)).collect())
         })
         .await
     }
@@ -312,6 +360,68 @@ impl Cell {
             response = response.with_header("Content-Range", &range);
         }
         response
+    }
+}
+
+/// Files that are to be sealed anew.
+#[derive(Debug, Clone, Copy, Default)]
+struct Resealing {
+    files: u64,
+    bytes: u64,
+    /// Not on this disk: their next version is sealed so.
+    absent: u64,
+}
+
+impl Resealing {
+    /// All files at a path below GroveHome; with `is_begun` they are read anew at the next look, and sealed under the next
+    /// epoch.
+    fn of(vault: &Vault, path: &[Vec<u8>], is_begun: bool) -> Result<Self, VaultError> {
+        let top = vault.db.read(|t| t.node_at(path))?.ok_or_else(|| {
+            VaultError::Refused(format!("there is no {} in GroveHome", crate::files::unix::show(path)))
+        })?;
+        let mut found = Self::default();
+        let mut stack = vec![(top.id, Vec::new())];
+        let mut page = vec![top];
+        loop {
+            for node in page {
+                match node.kind {
+                    Kind::Folder => stack.push((node.id, Vec::new())),
+                    Kind::File => found.take(vault, node, is_begun)?,
+                    Kind::Symlink => {}
+                }
+            }
+            let Some((folder, after)) = stack.pop() else { return Ok(found) };
+            page = vault.db.read(|t| t.children(folder, &after, RESEALED_AT_ONCE))?;
+            if let Some(last) = page.last() {
+                stack.push((folder, last.name.clone()));
+            }
+        }
+    }
+
+    fn take(&mut self, vault: &Vault, mut node: Node, is_begun: bool) -> Result<(), VaultError> {
+        (self.files, self.bytes) = (self.files + 1, self.bytes + node.size);
+        self.absent += u64::from(node.state != NodeState::Present);
+        if !is_begun {
+            return Ok(());
+        }
+        vault.db.change(|t| {
+            let known = Known::load(vault, t, Some(node.clone()))?;
+            if let Some(newest) = &known.manifest {
+                version::next_epoch(t, node.file, newest)?;
+            }
+            // As if it had changed: the next look reads it.
+            node.ctime = 0;
+            Ok(t.set_node(&node)?)
+        })
+    }
+
+    fn json(&self, vault: &Vault) -> Obj {
+        let away = vault.config.copies.saturating_sub(1);
+        Obj::new()
+            .num("files", self.files)
+            .num("bytes", self.bytes)
+            .num("send_bytes", self.bytes.saturating_mul(away))
+            .num("absent", self.absent)
     }
 }
 
@@ -364,16 +474,5 @@ mod tests {
             assert_eq!(read_range(range, 100), read, "{range}");
         }
         assert_eq!(read_range("bytes=0-", 0), None);
-    }
-
-    #[test]
-    fn a_taken_name_gets_a_number_before_its_ending_and_stays_a_name() {
-        let names = numbered(Path::new("/h"), "a.b.txt", 3);
-        assert_eq!(names, ["/h/a.b.txt", "/h/a.b (2).txt", "/h/a.b (3).txt"].map(PathBuf::from));
-        assert_eq!(numbered(Path::new("/h"), ".bashrc", 2)[1], PathBuf::from("/h/.bashrc (2)"));
-        let long = format!("{}.txt", "é".repeat(125));
-        for place in numbered(Path::new("/h"), &long, 100) {
-            assert!(place.file_name().unwrap().len() <= 255);
-        }
     }
 }

@@ -7,7 +7,7 @@ use miniserde::json::Value;
 
 use super::ask::{Cell, CliError, Fields, Method, number_or_null, object, texts};
 use super::files::wire_name;
-use super::{Context, Word, job, show};
+use super::{Context, Word, job, show, terminal};
 use crate::files::unix::{from_wire, to_wire};
 
 /// share a file or folder with friends: they see it in their Feed and may fetch it
@@ -94,6 +94,12 @@ pub struct Unshare {
     /// everything that is shared with them
     #[argh(switch)]
     all: bool,
+    /// seal all of it anew as well: holders then have nothing left that the old keys open
+    #[argh(switch)]
+    reseal: bool,
+    /// do not ask what --reseal may cost
+    #[argh(switch)]
+    yes: bool,
     /// print the JSON of the API
     #[argh(switch)]
     json: bool,
@@ -110,8 +116,11 @@ impl Unshare {
                 ));
             }
         };
+        if self.reseal && name.is_none() {
+            return Err(CliError::Usage("--reseal needs the name of a file or folder".to_owned()));
+        }
         let body = object([
-            ("path", name.map_or(Value::Null, Value::String)),
+            ("path", name.clone().map_or(Value::Null, Value::String)),
             ("all", Value::Bool(self.all)),
             ("peers", named(peers)?),
         ]);
@@ -119,7 +128,10 @@ impl Unshare {
         let mut answer = cell.ask(Method::Post, "/unshare", &[], Some(body))?;
         if self.json {
             writeln!(context.out, "{}", answer.text)?;
-            return Ok(());
+            return match name.filter(|_| self.reseal) {
+                Some(name) => reseal(context, &mut *cell, name, self.yes, true),
+                None => Ok(()),
+            };
         }
         for peer in answer.fields.list("peers") {
             let files = show::of(peer.number("files"), "file", "files");
@@ -134,8 +146,57 @@ impl Unshare {
             )?;
         }
         writeln!(context.out, "{}", tidy(answer.fields.text("stays")))?;
-        Ok(())
+        match name.filter(|_| self.reseal) {
+            Some(name) => reseal(context, &mut *cell, name, self.yes, false),
+            None => Ok(()),
+        }
     }
+}
+
+/// Says what sealing anew costs, asks, and does it.
+fn reseal(
+    context: &mut Context<'_>,
+    cell: &mut dyn Cell,
+    name: String,
+    is_sure: bool,
+    is_json: bool,
+) -> Result<(), CliError> {
+    let body = |is_confirmed| {
+        object([("path", Value::String(name.clone())), ("confirm", Value::Bool(is_confirmed))])
+    };
+    let cost = cell.ask(Method::Post, "/reseal", &[], Some(body(false)))?.fields;
+    let (files, bytes, sent) = (cost.number("files"), cost.number("bytes"), cost.number("send_bytes"));
+    let text = format!(
+        "sealing anew reads and writes {} of {} here, and sends {} to peers; what was fetched already stays readable",
+        show::bytes(bytes),
+        show::of(files, "file", "files"),
+        show::bytes(sent)
+    );
+    if !is_sure {
+        if !context.terminals.input {
+            return Err(CliError::new(text, "say --yes to do it all the same"));
+        }
+        if !terminal::ask_yes(&format!("{text}. Go on?"), context.input, context.out)? {
+            return Ok(());
+        }
+    }
+    let outcome = job::run(context, cell, "/reseal", body(true))?;
+    if is_json {
+        writeln!(context.out, "{}", outcome.text)?;
+        return Ok(());
+    }
+    let done = show::of(outcome.result.number("resealed"), "file is", "files are");
+    writeln!(context.out, "{text}.")?;
+    writeln!(context.out, "{done} sealed anew.")?;
+    let absent = outcome.result.number("absent");
+    if absent > 0 {
+        let absent = show::of(absent, "file is", "files are");
+        writeln!(
+            context.out,
+            "{absent} not on this disk: bring them back with `grove restore`, and say it again."
+        )?;
+    }
+    Ok(())
 }
 
 /// list what friends have shared with this cell, and what it shares
@@ -147,13 +208,69 @@ impl Unshare {
     note = "remote: nobody who has it is connected now; available: it can be fetched; verified: it was fetched, each piece checked.\nEach file has one owner, who alone makes new versions: there are no conflicts."
 )]
 pub struct Feed {
+    #[argh(subcommand)]
+    keep: Option<FeedWord>,
     /// print the JSON of the API, a line for what came and one for what is shared
     #[argh(switch)]
     json: bool,
 }
 
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(subcommand)]
+enum FeedWord {
+    Keep(Keep),
+}
+
+/// keep a share: its files and their new versions come to Shared/FRIEND in GroveHome by themselves
+#[derive(FromArgs, Debug, PartialEq)]
+#[argh(
+    subcommand,
+    name = "keep",
+    help_triggers("-h", "--help"),
+    note = "They are the friend's: not backed up from here, and deleted here when they are deleted there, after 30 days in\nShared/.grove/bin. What you change is set aside as \"NAME (mine)\" and is yours."
+)]
+struct Keep {
+    /// a file's id, or its beginning, as `grove feed` tells it; of a shared folder any file
+    #[argh(positional)]
+    id: Word,
+    /// keep it no more; what is here stays, and is yours
+    #[argh(switch)]
+    off: bool,
+    /// print the JSON of the API
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Keep {
+    fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let body =
+            object([("id", Value::String(self.id.text()?.to_owned())), ("off", Value::Bool(self.off))]);
+        let mut cell = context.running_cell()?;
+        let answer = cell.ask(Method::Post, "/feed/keep", &[], Some(body))?;
+        if self.json {
+            writeln!(context.out, "{}", answer.text)?;
+            return Ok(());
+        }
+        let folder = show::name(&from_wire(answer.fields.text("folder")));
+        let from = tidy(answer.fields.text("from"));
+        match self.off {
+            false => {
+                writeln!(context.out, "what {from} shares of it comes to {folder}/ by itself from now on")?
+            }
+            true => {
+                let own = show::of(answer.fields.number("own"), "file", "files");
+                writeln!(context.out, "no longer kept; {own} in {folder}/ stay and are yours")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Feed {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        if let Some(FeedWord::Keep(keep)) = self.keep {
+            return keep.run(context);
+        }
         let mut cell = context.running_cell()?;
         self.with(context, &mut *cell)
     }

@@ -301,6 +301,8 @@ impl InviteRow {
 /// books.db. One connection under a lock, used on the blocking pool.
 pub struct Books {
     pub(super) conn: Mutex<Connection>,
+    /// Held by whoever works at what is kept of friends' shares.
+    pub(super) shelf: Mutex<()>,
 }
 
 pub(super) fn wrong(why: rusqlite::Error) -> DbError {
@@ -393,7 +395,7 @@ impl Books {
         }
         conn.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"))
             .map_err(wrong)?;
-        Ok(Self { conn: Mutex::new(conn) })
+        Ok(Self { conn: Mutex::new(conn), shelf: Mutex::default() })
     }
 
     pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {

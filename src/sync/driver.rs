@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use smol::channel::Receiver;
+use smol::channel::{Receiver, Sender};
 use smol::future::zip;
 use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
@@ -213,6 +213,8 @@ pub struct Sync {
     /// Up to which record what is granted is level with the files, and until when nothing is looked at again (steady time).
     pub(super) reconciled_at: Cell<Option<(u64, Duration)>>,
     pub(super) is_publishing_later: Cell<bool>,
+    /// Tells that something came or went that may be kept.
+    pub(super) keep_wake: (Sender<()>, Receiver<()>),
     /// What observed time lacks to Unix time, as last believed.
     pub(super) unix_offset: Cell<Option<i64>>,
     /// Bearers of tickets who are served now, and when each last showed one that holds (steady time).
@@ -273,6 +275,7 @@ impl Sync {
             sync.spawn(Rc::clone(&sync).keep_health()),
             sync.spawn(Rc::clone(&sync).keep_addresses()),
             sync.spawn(Rc::clone(&sync).watch_lines()),
+            sync.spawn(Rc::clone(&sync).keep_kept()),
         ];
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
@@ -313,6 +316,7 @@ impl Sync {
             sharing: Turns::default(),
             reconciled_at: Cell::new(None),
             is_publishing_later: Cell::new(false),
+            keep_wake: smol::channel::bounded(1),
             unix_offset: Cell::new(None),
             bearers: RefCell::default(),
             in_flight: RefCell::default(),

@@ -414,6 +414,15 @@ impl Sync {
             (Some(_), Some(_)) => return refused(format!("{id} means several files; give more of the id")),
             (Some(row), None) => row,
         };
+        self.open_received(row).await
+    }
+
+    /// Opens a grant that was received.
+    pub(super) async fn open_received(
+        self: &Rc<Self>,
+        row: ReceivedRow,
+    ) -> Result<(FeedEntry, Opened), VaultError> {
+        let refused = |why: String| Err(VaultError::Refused(why));
         let Some(peer) = self.gate.peer(&row.creator) else {
             return refused("whoever shared it is no peer any more".into());
         };

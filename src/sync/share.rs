@@ -240,6 +240,7 @@ impl Sync {
         let (books, vault, id) = (Arc::clone(&self.books), Arc::clone(&self.vault), *peer);
         let turn = self.sharing.lock().await;
         let count = unblock(move || -> Result<u64, VaultError> {
+            books.unkeep_all(&id)?;
             let mut count = books.drop_received(&vault, &id, None)?;
             for share in books.shares()?.into_iter().filter(|share| share.peer == id) {
                 take_back(&vault, &books, &share, None)?;
@@ -252,6 +253,7 @@ impl Sync {
         if count > 0 {
             self.nudge_all(None);
             self.publish_later();
+            self.wake_keeping();
         }
         Ok(())
     }
@@ -516,6 +518,7 @@ impl Sync {
                 }
                 if !taken.is_empty() {
                     self.publish_later();
+                    self.wake_keeping();
                 }
                 reply(stream, &Reply::Grants { statuses }).await?;
                 let vault = Arc::clone(&self.vault);
@@ -547,6 +550,7 @@ impl Sync {
         match taken.await {
             Ok(number) => {
                 self.publish_later();
+                self.wake_keeping();
                 reply(stream, &Reply::Revocations { number }).await
             }
             Err(VaultError::Refused(why)) => {
@@ -583,10 +587,11 @@ impl Sync {
         let mut owners: Vec<CellId> = self.gate.rows().into_iter().map(|row| row.id).collect();
         owners.push(own_id);
         let checked = unblock(move || -> Result<_, VaultError> {
-            let ticket = Ticket::from_bytes(&ticket).and_then(|ticket| match owners.contains(&ticket.creator) {
-                true => Ok(ticket),
-                false => Err(GrantError::NotFromCreator),
-            });
+            let ticket =
+                Ticket::from_bytes(&ticket).and_then(|ticket| match owners.contains(&ticket.creator) {
+                    true => Ok(ticket),
+                    false => Err(GrantError::NotFromCreator),
+                });
             let (seen, list) = match &ticket {
                 Ok(ticket) => books.list_of(&ticket.creator)?,
                 Err(_) => (0, None),
@@ -708,7 +713,8 @@ fn take_grants(
     let offered: Vec<_> = rows.iter().map(|row| (row.creator, row.ticket, row.grant.clone())).collect();
     let received = books.receive(vault, rows)?;
     let is_taken = received.iter().map(|reception| *reception == Reception::Taken);
-    let taken = offered.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken).map(|(row, _)| row).collect();
+    let taken =
+        offered.into_iter().zip(is_taken).filter(|(_, is_taken)| *is_taken).map(|(row, _)| row).collect();
     let mut outcome = received.into_iter();
     let status = |known: Option<GrantStatus>| {
         known.unwrap_or_else(|| match outcome.next() {
@@ -742,7 +748,8 @@ fn take_back(
     Ok(files.len() as u64)
 }
 
-/// Brings what is granted level with the files; whether anything was taken back.
+/// Brings what is granted level with the files; whether anything was taken back. While it is not sure that deletions and
+/// changes were meant, nothing follows from them: files that are new are granted, and that is all.
 fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError> {
     let mut has_taken_back = false;
     for share in books.shares()? {
@@ -751,20 +758,19 @@ fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError>
             has_taken_back = true;
             continue;
         }
+        let is_braked = vault.db.read(|t| brake::load(t))?.is_on();
         match vault.db.read(|t| t.node_of(share.file))? {
+            None if is_braked => {}
             None => {
-                // While it is not sure that a deletion was meant, nothing follows from it.
-                if !vault.db.read(|t| brake::load(t))?.is_on() {
-                    take_back(vault, books, &share, None)?;
-                    has_taken_back = true;
-                }
+                take_back(vault, books, &share, None)?;
+                has_taken_back = true;
             }
             Some(node) if share.is_folder && node.kind == Kind::Folder => {
-                grant_folder(vault, books, &share, node.id)?;
-                has_taken_back |= ungrant_moved(vault, books, &share, node.id)?;
+                grant_folder(vault, books, &share, node.id, is_braked)?;
+                has_taken_back |= !is_braked && ungrant_moved(vault, books, &share, node.id)?;
             }
             Some(node) if node.kind == Kind::File => {
-                books.want_grants(vault.life(), &share.id, &[(node.file, node.version)])?;
+                books.want_grants(vault.life(), &share.id, &[(node.file, node.version)], is_braked)?;
             }
             Some(_) => {}
         }
@@ -773,10 +779,17 @@ fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError>
 }
 
 /// Grants every file in a folder, a thousand at a time.
-fn grant_folder(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId) -> Result<(), VaultError> {
+fn grant_folder(
+    vault: &Vault,
+    books: &Books,
+    share: &ShareRow,
+    folder: NodeId,
+    is_braked: bool,
+) -> Result<(), VaultError> {
     // Folders that are looked through, each up to a name, and how deep they lie.
     let mut stack: Vec<(NodeId, Vec<u8>, usize)> = vec![(folder, Vec::new(), 0)];
     let mut wanted = Vec::new();
+    let want = |wanted: Vec<(FileId, u64)>| books.want_grants(vault.life(), &share.id, &wanted, is_braked);
     while let Some((id, after, depth)) = stack.pop() {
         let page = vault.db.read(|t| t.children(id, &after, PAGE))?;
         if let Some(last) = page.last() {
@@ -790,10 +803,10 @@ fn grant_folder(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId) 
             }
         }
         if wanted.len() >= FILES_AT_ONCE {
-            books.want_grants(vault.life(), &share.id, &std::mem::take(&mut wanted))?;
+            want(std::mem::take(&mut wanted))?;
         }
     }
-    books.want_grants(vault.life(), &share.id, &wanted)?;
+    want(wanted)?;
     Ok(())
 }
 
@@ -820,7 +833,7 @@ fn ungrant_moved(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId)
             Ok(gone)
         })?);
     }
-    if gone.is_empty() || vault.db.read(|t| brake::load(t))?.is_on() {
+    if gone.is_empty() {
         return Ok(false);
     }
     for slice in gone.chunks(FILES_AT_ONCE) {

@@ -59,6 +59,31 @@ CREATE TABLE IF NOT EXISTS revocations (
     creator BLOB PRIMARY KEY,
     seen INTEGER NOT NULL,               -- the highest number ever seen
     list BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_shares (
+    creator BLOB NOT NULL,
+    id BLOB NOT NULL,                    -- of a shared folder, or of a file
+    PRIMARY KEY (creator, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_folders (
+    creator BLOB PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE            -- below Shared/
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_files (
+    creator BLOB NOT NULL,
+    file BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    root BLOB NOT NULL,                  -- of its ticket
+    wanted BLOB NOT NULL,                -- path below GroveHome that it asks for
+    path BLOB NOT NULL UNIQUE,           -- and the one that it has
+    size INTEGER NOT NULL,
+    mtime_s INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    PRIMARY KEY (creator, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_bin (
+    path BLOB PRIMARY KEY,               -- below GroveHome
+    since INTEGER NOT NULL               -- observed time
 ) WITHOUT ROWID;";
 
 /// Folder of received grants as they came, and of what is fetched by them; in the state folder.
@@ -144,8 +169,17 @@ pub struct ReceivedRow {
     pub received: u64,
     /// This version was fetched whole.
     pub is_verified: bool,
+    /// Its versions come to `Shared/` by themselves.
+    pub is_kept: bool,
     /// As it came.
     pub grant: Vec<u8>,
+}
+
+impl ReceivedRow {
+    /// By which it is kept: the shared folder it came through, or the file.
+    pub fn kept_id(&self) -> [u8; 16] {
+        self.share.unwrap_or(self.file.0)
+    }
 }
 
 /// What became of a grant that came.
@@ -161,8 +195,8 @@ pub enum Reception {
 
 const SHARE_COLUMNS: &str = "id, peer, file, folder, since, until";
 const GRANT_COLUMNS: &str = "share, file, version, number, ticket, holders, state";
-const RECEIVED_COLUMNS: &str =
-    "n, creator, file, ticket, number, version, share, size, expires, received, verified, grant_bytes";
+pub(super) const RECEIVED_COLUMNS: &str =
+    "n, creator, file, ticket, number, version, share, size, expires, received, verified, kept, grant_bytes";
 
 fn share_row(row: &Row<'_>) -> rusqlite::Result<ShareRow> {
     Ok(ShareRow {
@@ -191,7 +225,7 @@ fn grant_row(row: &Row<'_>) -> rusqlite::Result<GrantRow> {
     })
 }
 
-fn received_row(row: &Row<'_>) -> rusqlite::Result<ReceivedRow> {
+pub(super) fn received_row(row: &Row<'_>) -> rusqlite::Result<ReceivedRow> {
     Ok(ReceivedRow {
         n: row.get::<_, i64>(0)? as u64,
         creator: CellId(row.get(1)?),
@@ -204,7 +238,8 @@ fn received_row(row: &Row<'_>) -> rusqlite::Result<ReceivedRow> {
         expires: row.get::<_, i64>(8)? as u64,
         received: row.get::<_, i64>(9)? as u64,
         is_verified: row.get(10)?,
-        grant: row.get(11)?,
+        is_kept: row.get(11)?,
+        grant: row.get(12)?,
     })
 }
 
@@ -305,11 +340,13 @@ impl Books {
     }
 
     /// These files in these versions are to be granted through a share; what is granted already stays. How many are new.
+    /// While the brake is on, files that are granted stay in the version that they are granted in.
     pub(super) fn want_grants(
         &self,
         life: u32,
         share: &[u8; 16],
         wanted: &[(FileId, u64)],
+        is_braked: bool,
     ) -> Result<usize, DbError> {
         let conn = lock(&self.conn);
         let work = || -> rusqlite::Result<usize> {
@@ -321,7 +358,7 @@ impl Books {
                     .query_row(params![share, file.0], |row| row.get(0))
                     .optional()?;
                 match known {
-                    Some(known) if known as u64 == *version => continue,
+                    Some(known) if is_braked || known as u64 == *version => continue,
                     Some(_) => {
                         change
                             .prepare_cached(
@@ -719,8 +756,11 @@ impl Books {
                     records.push((received_key(&row.creator, &known.ticket), None));
                     gone.push(known.ticket);
                 }
-                insert_received(&change, row, is_verified)?;
-                let kept = GrantReceived { received: row.received, is_kept: false, grant: row.grant.clone() };
+                let is_kept = change
+                    .prepare_cached("SELECT 1 FROM kept_shares WHERE creator = ?1 AND id = ?2")?
+                    .exists(params![row.creator.0, row.kept_id()])?;
+                insert_received(&change, row, is_verified, is_kept)?;
+                let kept = GrantReceived { received: row.received, is_kept, grant: row.grant.clone() };
                 records.push((received_key(&row.creator, &row.ticket), Some(kept.to_bytes())));
                 outcome.push(Reception::Taken);
             }
@@ -834,7 +874,13 @@ impl Books {
                 return Ok(());
             }
             let row = ReceivedRow::of(&opened, kept.received, kept.grant);
-            insert_received(&lock(&self.conn), &row, false).map_err(wrong)?;
+            if kept.is_kept {
+                self.run(
+                    "INSERT OR IGNORE INTO kept_shares VALUES (?1, ?2)",
+                    params![row.creator.0, row.kept_id()],
+                )?;
+            }
+            insert_received(&lock(&self.conn), &row, false, kept.is_kept).map_err(wrong)?;
             mirror(vault, &[(row.creator, row.ticket, row.grant)]);
             Ok(())
         })
@@ -856,6 +902,7 @@ impl ReceivedRow {
             expires: opened.ticket.expires,
             received,
             is_verified: false,
+            is_kept: false,
             grant,
         }
     }
@@ -888,7 +935,7 @@ fn refused(why: crate::grant::GrantError) -> VaultError {
     VaultError::Refused(why.to_string())
 }
 
-fn received_key(creator: &CellId, ticket: &[u8; 16]) -> Vec<u8> {
+pub(super) fn received_key(creator: &CellId, ticket: &[u8; 16]) -> Vec<u8> {
     crate::catalog::record_key(RecordKind::ReceivedGrant, &[&creator.0[..], ticket].concat())
 }
 
@@ -919,11 +966,16 @@ fn put_list(conn: &Connection, list: &Revocations) -> rusqlite::Result<()> {
     .map(drop)
 }
 
-fn insert_received(conn: &Connection, row: &ReceivedRow, is_verified: bool) -> rusqlite::Result<()> {
+fn insert_received(
+    conn: &Connection,
+    row: &ReceivedRow,
+    is_verified: bool,
+    is_kept: bool,
+) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "INSERT OR REPLACE INTO grants_received
-         (creator, file, ticket, number, version, share, size, expires, received, verified, grant_bytes)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+         (creator, file, ticket, number, version, share, size, expires, received, verified, kept, grant_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?
     .execute(params![
         row.creator.0,
@@ -936,6 +988,7 @@ fn insert_received(conn: &Connection, row: &ReceivedRow, is_verified: bool) -> r
         row.expires as i64,
         row.received as i64,
         is_verified,
+        is_kept,
         row.grant
     ])
     .map(drop)
