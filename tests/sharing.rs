@@ -3,14 +3,19 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use common::fleet::{copied, plant};
+use common::fleet::{copied_within, kept, plant};
 use common::{Cell, Chance, TempDir, items, number, text, wait_for};
 use miniserde::json::{self, Object, Value};
 
-const BIG_BYTES: usize = 64 << 20;
-const FILES: usize = 300;
+const FILES: usize = 1000;
+
+/// Of the large file. `GROVE_TEST_BIG_MIB=1024` for the real thing, with a program that was built to be fast.
+fn big_bytes() -> usize {
+    std::env::var("GROVE_TEST_BIG_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(64) << 20
+}
 
 fn started(folder: &TempDir, name: &str) -> Cell {
     let mut cell = Cell::at(folder.path(), name);
@@ -25,8 +30,13 @@ fn objects(list: &[Value]) -> Vec<Object> {
 }
 
 fn feed(cell: &Cell) -> Vec<Object> {
-    let page = cell.get("/feed");
-    objects(items(&page, "entries"))
+    let (mut entries, mut path) = (Vec::new(), "/feed".to_owned());
+    loop {
+        let page = cell.get(&path);
+        entries.extend(objects(items(&page, "entries")));
+        let Some(Value::Number(_)) = page.get("next") else { return entries };
+        path = format!("/feed?before={}", number(&page, "next"));
+    }
 }
 
 fn entry(cell: &Cell, name: &str) -> Option<Object> {
@@ -72,7 +82,7 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     online(&ann, "bob");
     online(&ann, "cid");
 
-    let big = chance.bytes(BIG_BYTES);
+    let big = chance.bytes(big_bytes());
     plant(&ann.home, "big.bin", &big);
     let small: Vec<Vec<u8>> = (0..FILES).map(|_| chance.bytes(2000)).collect();
     for (n, bytes) in small.iter().enumerate() {
@@ -80,17 +90,20 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     }
     let scripts = "<script>alert(1)<\u{202e}script>.html";
     plant(&ann.home, scripts, b"text");
-    copied(&ann, FILES as u64 + 2);
+    kept(&ann, FILES as u64 + 2);
+    copied_within(&ann, Duration::from_secs(300));
 
     // Only friends are shared with.
     let said = ann.cli(["share", "big.bin", "bob"]);
     assert!(!said.status.success() && said.err.contains("bob is no friend"), "{said:?}");
+    let began = Instant::now();
     let said = ann.cli(["share", "big.bin", "cid"]).ok().out;
     assert_eq!(said, "big.bin is shared with cid (1 file).\n");
     ann.cli(["share", "notes", "cid"]).ok();
     ann.cli(["share", scripts, "cid"]).ok();
 
     wait_for("all is in the Feed", || (feed(&cid).len() == FILES + 2).then_some(()));
+    println!("{} files are in the Feed after {} ms", FILES + 2, began.elapsed().as_millis());
     let shown = appears(&cid, "_script_alert(1)__script_.html", |_| true);
     assert_eq!(text(&shown, "media"), "text/html");
     let listed = cid.cli(["feed"]).ok().out;
@@ -108,7 +121,9 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     appears(&cid, "f7", |entry| number(entry, "holders") >= 1);
     ann.stop();
     let to = folder.path().join("fetched");
+    let began = Instant::now();
     let said = fetch(&cid, &about_big, &to).ok();
+    println!("{} MiB came from a holder within {} ms", big.len() >> 20, began.elapsed().as_millis());
     assert_eq!(fs::read(&to).unwrap(), big, "{said:?}");
     assert_eq!(text(&entry(&cid, "big.bin").unwrap(), "state"), "verified");
     let said = fetch(&cid, &about_big, &to);
@@ -161,4 +176,207 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     wait_for("nothing is left in the Feed", || feed(&cid).is_empty().then_some(()));
     assert!(items(&ann.get("/shares"), "shares").is_empty());
     assert!(!ann.cli(["share", "big.bin", "cid"]).status.success());
+}
+
+/// Waits until a file has these bytes.
+fn has(path: &Path, bytes: &[u8]) {
+    let what = format!("{} has the bytes that it should have", path.display());
+    wait_for(&what, || (fs::read(path).is_ok_and(|there| there == bytes)).then_some(()));
+}
+
+fn is_gone(path: &Path) {
+    wait_for(&format!("{} is gone", path.display()), || (!path.exists()).then_some(()));
+}
+
+/// Ann and her friend cid.
+fn friends(folder: &TempDir) -> (Cell, Cell) {
+    let (ann, cid) = (started(folder, "ann"), started(folder, "cid"));
+    let token = ann.cli(["invite", "--friend"]).ok().out.trim().to_owned();
+    cid.cli(["join", &token]).ok();
+    online(&ann, "cid");
+    online(&cid, "ann");
+    (ann, cid)
+}
+
+#[test]
+fn a_kept_share_follows_its_owner_and_spares_what_was_changed_here() {
+    let folder = TempDir::new("kept");
+    let (ann, cid) = friends(&folder);
+    for name in ["a.txt", "b.txt", "part/c.txt", "part/d.txt"] {
+        plant(&ann.home, &format!("notes/{name}"), name.as_bytes());
+    }
+    kept(&ann, 4);
+    ann.cli(["share", "notes", "cid"]).ok();
+    wait_for("all is in the Feed", || (feed(&cid).len() == 4).then_some(()));
+    let any = entry(&cid, "a.txt").unwrap();
+    let said = cid.cli(["feed", "keep", &text(&any, "id")]).ok().out;
+    assert!(said.contains("comes to Shared/ann/"), "{said}");
+    let shared = cid.home.join("Shared/ann");
+    for name in ["a.txt", "b.txt", "part/c.txt", "part/d.txt"] {
+        has(&shared.join(name), name.as_bytes());
+    }
+    assert!(matches!(entry(&cid, "b.txt").unwrap().get("kept"), Some(Value::Bool(true))));
+
+    // New files and versions come by themselves; a version that is replaced lies in the bin.
+    plant(&ann.home, "notes/new.txt", b"new");
+    has(&shared.join("new.txt"), b"new");
+    plant(&ann.home, "notes/a.txt", b"a later version");
+    has(&shared.join("a.txt"), b"a later version");
+    has(&cid.home.join("Shared/.grove/bin/ann/a.txt"), b"a.txt");
+
+    // They are nobody's copies and not imported; what else is put there is the cell's own.
+    plant(&cid.home, "Shared/ann/own.txt", b"own");
+    cid.cli(["add", "--help"]).ok();
+    kept(&cid, 1);
+    let listed = cid.cli(["ls", "Shared/ann"]).ok().out;
+    assert!(listed.contains("own.txt") && !listed.contains("a.txt"), "{listed}");
+
+    // What was changed here is set aside, is this cell's own, and the friend's version comes back.
+    plant(&cid.home, "Shared/ann/b.txt", b"changed here");
+    plant(&ann.home, "notes/b.txt", b"changed there");
+    has(&shared.join("b.txt"), b"changed there");
+    has(&shared.join("b (mine).txt"), b"changed here");
+    kept(&cid, 2);
+    assert_eq!(cid.content("Shared/ann/b (mine).txt").unwrap(), b"changed here");
+
+    // A rename moves, a deletion goes to the bin, and so does what is moved out of the folder.
+    fs::rename(ann.home.join("notes/new.txt"), ann.home.join("notes/renamed.txt")).unwrap();
+    has(&shared.join("renamed.txt"), b"new");
+    is_gone(&shared.join("new.txt"));
+    fs::remove_file(ann.home.join("notes/part/c.txt")).unwrap();
+    is_gone(&shared.join("part/c.txt"));
+    has(&cid.home.join("Shared/.grove/bin/ann/c.txt"), b"part/c.txt");
+    fs::rename(ann.home.join("notes/part/d.txt"), ann.home.join("d.txt")).unwrap();
+    is_gone(&shared.join("part"));
+
+    // Kept no more: what is here stays, and is this cell's own.
+    let said = cid.cli(["feed", "keep", &text(&any, "id"), "--off"]).ok().out;
+    assert!(said.contains("3 files in Shared/ann/ stay and are yours"), "{said}");
+    kept(&cid, 5);
+    assert_eq!(cid.content("Shared/ann/a.txt").unwrap(), b"a later version");
+    ann.cli(["unshare", "notes", "cid"]).ok();
+    wait_for("nothing is left in the Feed", || feed(&cid).is_empty().then_some(()));
+    has(&shared.join("a.txt"), b"a later version");
+}
+
+#[test]
+fn the_brake_of_the_sharer_stops_deletions_and_changes_at_its_friends() {
+    let folder = TempDir::new("braked");
+    let (ann, cid) = friends(&folder);
+    let name = |n: usize| format!("notes/f{n:02}");
+    for n in 0..40 {
+        plant(&ann.home, &name(n), b"as it was");
+    }
+    kept(&ann, 40);
+    ann.cli(["share", "notes", "cid"]).ok();
+    wait_for("all is in the Feed", || (feed(&cid).len() == 40).then_some(()));
+    cid.cli(["feed", "keep", &text(&entry(&cid, "f00").unwrap(), "id")]).ok();
+    let at = |n: usize| cid.home.join(format!("Shared/ann/f{n:02}"));
+    (0..40).for_each(|n| has(&at(n), b"as it was"));
+    // All at once, as by mistake.
+    (0..40).for_each(|n| fs::remove_file(ann.home.join(name(n))).unwrap());
+    wait_for("the brake is on", || ann.alert("brake"));
+    ann.cli(["sync", "--wait"]).ok();
+    cid.cli(["sync", "--wait"]).ok();
+    assert!((0..40).filter(|n| at(*n).exists()).count() >= 19, "the brake holds back what comes after it");
+}
+
+#[test]
+fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
+    let folder = TempDir::new("resealed");
+    let (ann, cid) = friends(&folder);
+    let mut chance = Chance::seeded("resealed");
+    let big = chance.bytes(9 << 20);
+    plant(&ann.home, "folder/big.bin", &big);
+    plant(&ann.home, "folder/small.txt", b"small");
+    kept(&ann, 2);
+    copied_within(&ann, Duration::from_secs(60));
+    ann.cli(["share", "folder", "cid"]).ok();
+    wait_for("all is in the Feed", || (feed(&cid).len() == 2).then_some(()));
+    let said = ann.cli(["unshare", "folder", "cid", "--reseal"]);
+    assert!(
+        !said.status.success() && said.err.contains("9.0 MiB of 2 files") && said.err.contains("--yes"),
+        "{said:?}"
+    );
+    ann.cli(["share", "folder", "cid"]).ok();
+    let said = ann.cli(["unshare", "folder", "cid", "--reseal", "--yes"]).ok().out;
+    assert!(said.contains("2 files are sealed anew"), "{said}");
+    assert_eq!(ann.content("folder/big.bin").unwrap(), big);
+    // The brake has nothing to do with it, and the version before is no version of its own.
+    let versions = ann.cli(["versions", "folder/big.bin"]).ok().out;
+    assert_eq!(versions.lines().filter(|line| line.contains("9.0 MiB")).count(), 1, "{versions}");
+    copied_within(&ann, Duration::from_secs(60));
+    // A later version goes on under the new keys.
+    plant(&ann.home, "folder/small.txt", b"small and later");
+    wait_for("the later version is kept", || {
+        ann.content("folder/small.txt").is_ok_and(|bytes| bytes == b"small and later").then_some(())
+    });
+    ann.verify_deep();
+}
+
+#[test]
+fn names_that_are_tricks_are_harmless_on_disk_in_json_and_in_the_terminal() {
+    let folder = TempDir::new("names");
+    let (ann, cid) = friends(&folder);
+    let longest = "x".repeat(255);
+    let tricks = [
+        "..\\..\\.ssh\\authorized_keys",
+        "CON",
+        "nul.txt",
+        "com1.tar.gz",
+        "\u{202e}gpj.exe",
+        "\u{1b}[31mred\u{7}",
+        "two\nlines",
+        "<img src=x onerror=alert(1)>",
+        ".groveignore",
+        ".grove-home",
+        "...",
+        " ",
+        "-rf",
+        "a:b|c?d*",
+        "\u{200b}",
+        "aux ",
+        "\u{feff}x",
+        &longest,
+    ];
+    for (n, name) in tricks.iter().enumerate() {
+        plant(&ann.home, &format!("notes/{n}/{name}"), name.as_bytes());
+    }
+    kept(&ann, tricks.len() as u64 - 1);
+    ann.cli(["share", "notes", "cid"]).ok();
+    let count = tricks.len() - 1;
+    wait_for("all is in the Feed", || (feed(&cid).len() >= count).then_some(()));
+    let to = folder.path().join("fetched");
+    for entry in feed(&cid) {
+        let name = text(&entry, "name");
+        assert!(
+            name.chars().all(|c| !c.is_control() && !"/\\:<>\"|?*\u{202e}\u{200b}\u{feff}".contains(c)),
+            "{name:?}"
+        );
+        assert!(
+            !name.is_empty()
+                && name.len() <= 255
+                && name != "."
+                && name != ".."
+                && !name.ends_with(['.', ' '])
+        );
+        let stem = name.split('.').next().unwrap().to_ascii_uppercase();
+        assert!(!["CON", "NUL", "AUX", "COM1"].contains(&stem.trim()), "{name:?}");
+        let to = to.join(text(&entry, "id"));
+        fs::create_dir_all(&to).unwrap();
+        fetch(&cid, &entry, &to).ok();
+        let there: Vec<_> = fs::read_dir(&to).unwrap().map(|there| there.unwrap().file_name()).collect();
+        assert_eq!(there, [name.as_str()]);
+    }
+    let shown = cid.cli(["feed"]).ok().out;
+    assert!(shown.chars().all(|c| c == '\n' || !c.is_control()) && !shown.contains('\u{202e}'), "{shown:?}");
+    cid.cli(["feed", "keep", &text(&feed(&cid)[0], "id")]).ok();
+    let kept_files = || {
+        let mut count = 0;
+        common::walk(&cid.home.join("Shared/ann"), &mut |path| count += usize::from(path.is_file()));
+        count
+    };
+    wait_for("all is kept", || (kept_files() >= count).then_some(()));
+    let outside: Vec<_> = fs::read_dir(&cid.home).unwrap().map(|there| there.unwrap().file_name()).collect();
+    assert!(outside.iter().all(|name| name == "Shared" || name == ".grove-home"), "{outside:?}");
 }

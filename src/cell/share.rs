@@ -15,7 +15,7 @@ use crate::grant::numbered_names;
 use crate::id::{CellId, hex};
 use crate::keys::sha256;
 use crate::manifest::Kind;
-use crate::placement::{Node, NodeState};
+use crate::placement::{Node, NodeId, NodeState};
 use crate::sync::{FeedEntry, ShareRow, Sync, Told};
 use crate::vault::{Vault, VaultError};
 
@@ -380,7 +380,7 @@ impl Resealing {
             VaultError::Refused(format!("there is no {} in GroveHome", crate::files::unix::show(path)))
         })?;
         let mut found = Self::default();
-        let mut stack = vec![(top.id, Vec::new())];
+        let mut stack: Vec<(NodeId, Vec<u8>)> = Vec::new();
         let mut page = vec![top];
         loop {
             for node in page {

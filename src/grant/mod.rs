@@ -22,6 +22,7 @@ mod ticket;
 mod tree;
 
 pub use name::{NameError, granted_name, numbered_names, offered_name, safe_name, with_mark};
+pub(crate) use private::seal as seal_unchecked;
 pub use private::{
     FOLDERS_MAX, GRANT_BYTES_MAX, HOLDERS_MAX, Holder, MEDIA_BYTES_MAX, Opened, PRIVATE_BYTES_MAX, Party,
     Private, Share, THUMBNAIL_BYTES_MAX, make, open, ticket_of,

@@ -144,7 +144,7 @@ pub fn make(
 }
 
 /// Seals a grant without looking at what it says.
-pub(super) fn seal(
+pub(crate) fn seal(
     me: &Identity,
     recipient_x25519: &[u8; 32],
     ticket: &Ticket,
@@ -300,7 +300,7 @@ impl Private {
         folders.iter().try_for_each(|name| granted_name(name.as_bytes()).map(drop)).map_err(GrantError::Name)
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut to = Writer::with_label(PRIVATE_LABEL);
         to.raw(&self.manifest.0).raw(&self.file.0).u64(self.version).short(self.name.as_bytes());
         to.u8(self.kind as u8).short(self.media.as_bytes()).u64(self.size);

@@ -453,7 +453,8 @@ impl Sync {
             return self.serve_recovery(arrived.established, owner).await;
         }
         if arrived.established.kind == Right::Ticket {
-            return self.serve_bearer(arrived.established, owner).await;
+            let (session, driver) = session::start(arrived.established.stream, false, &Limits::default());
+            return self.serve_bearer(session, driver, owner).await;
         }
         let is_new = matches!(arrived.established.kind, Right::Invite(_));
         self.attach(arrived).await;
@@ -464,7 +465,12 @@ impl Sync {
     }
 
     /// Somebody who may be anybody: reads what tickets let it, for as long as it shows some that hold.
-    async fn serve_bearer(self: Rc<Self>, established: Established<BoxStream>, id: CellId) {
+    async fn serve_bearer(
+        self: Rc<Self>,
+        session: Session,
+        driver: impl Future<Output = SessionError>,
+        id: CellId,
+    ) {
         let began = self.vault.clock.steady();
         let is_room = {
             let mut bearers = self.bearers.borrow_mut();
@@ -479,7 +485,6 @@ impl Sync {
         if !is_room {
             return self.refusals.note(format_args!("{}: too many bearers of tickets at once", id.short()));
         }
-        let (session, driver) = session::start(established.stream, false, &Limits::default());
         let caller = Caller { owner: id, is_recovering: false, is_bearer: true, ip: None };
         let served = self.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
         let idle = async {
@@ -507,6 +512,12 @@ impl Sync {
         if let Some(at) = bearers.iter().position(|(known, _)| *known == id) {
             bearers.remove(at);
         }
+    }
+
+    /// Somebody who has this id reads by tickets over a session in memory: for simulations.
+    pub(crate) fn bear_in_memory(self: &Rc<Self>, id: CellId, driven: Driven) {
+        let sync = Rc::clone(self);
+        self.spawn(async move { sync.serve_bearer(driven.0, driven.1, id).await }).detach();
     }
 
     /// A bearer has shown a ticket that holds.

@@ -35,7 +35,7 @@ use crate::wire::message::{
 };
 use crate::wire::session::Stream;
 use crate::wire::within;
-use crate::world::Timer;
+use crate::world::{Sabotage, Timer, is_sabotaged};
 
 /// Files that one change of the books notes as granted or taken back.
 const FILES_AT_ONCE: usize = 1000;
@@ -593,8 +593,8 @@ impl Sync {
                     false => Err(GrantError::NotFromCreator),
                 });
             let (seen, list) = match &ticket {
-                Ok(ticket) => books.list_of(&ticket.creator)?,
-                Err(_) => (0, None),
+                Ok(ticket) if !is_sabotaged(Sabotage::ServesTakenBack) => books.list_of(&ticket.creator)?,
+                _ => (0, None),
             };
             let verdict = ticket.and_then(|ticket| {
                 let presented =
@@ -833,7 +833,7 @@ fn ungrant_moved(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId)
             Ok(gone)
         })?);
     }
-    if gone.is_empty() {
+    if gone.is_empty() || is_sabotaged(Sabotage::GrantsWhatMovedOut) {
         return Ok(false);
     }
     for slice in gone.chunks(FILES_AT_ONCE) {
