@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::fleet::{copied_within, kept, plant};
@@ -60,7 +60,7 @@ fn online(cell: &Cell, peer: &str) {
     });
 }
 
-fn fetch(cell: &Cell, entry: &Object, to: &PathBuf) -> common::Said {
+fn fetch(cell: &Cell, entry: &Object, to: &Path) -> common::Said {
     cell.cli(["fetch", &text(entry, "id"), "--to", to.to_str().unwrap()])
 }
 

@@ -347,7 +347,7 @@ pub fn tickets(seed: u64) -> Result<(), Broken> {
     let now = world.sync(CID)?.unix_now();
     draft.ticket.expires = now + 7200;
     let (ann, bob, eve) = (world.identity(ANN), world.identity(BOB), world.identity(EVE));
-    let party = Party { id: &ann.id(), x25519: &ann.x_public().to_owned() };
+    let party = Party { id: &ann.id(), x25519: ann.x_public() };
     let opened = grant::open(&draft.bytes(), &bob, party).map_err(|why| Broken(why.to_string()))?;
     let (ticket, chunks) = (opened.ticket.as_bytes().to_vec(), chunks_of(&opened));
     let served = format!("served {}", chunks.len());

@@ -473,7 +473,7 @@ impl Story {
                     self.sim.machines[reader].master.identity(0, 0),
                     self.sim.machines[owner].master.identity(0, 0),
                 );
-                let party = Party { id: &by.id(), x25519: &by.x_public() };
+                let party = Party { id: &by.id(), x25519: by.x_public() };
                 match grant::open(&row.grant, &me, party) {
                     Ok(opened) => self.tickets.push(Ticket { owner, reader, opened }),
                     Err(why) => return self.sim.broken(format_args!("{reader} keeps a bad grant: {why}")),

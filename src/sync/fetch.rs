@@ -6,34 +6,30 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-
-use futures_util::future::join_all;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::connect::Bearing;
 use super::driver::Sync;
 use super::link::{For, Link};
-use super::shares::{GRANTS_FOLDER, ReceivedRow};
+use super::part::Part;
+use super::received::ReceivedRow;
 use crate::card::Card;
-use crate::codec::Writer;
 use crate::grant::{self, ListSum, Opened, Party, Place, safe_name};
-use crate::id::{CellId, ChunkName, hex};
+use crate::id::{CellId, ChunkName};
 use crate::keys::{Secret, sha256};
 use crate::manifest::{Entry, read_list};
 use crate::pool::unblock;
 use crate::seal::{ENCODING_RAW, TAG_BYTES, open_chunk, padded_len};
-use crate::vault::{VaultError, lock};
+use crate::vault::VaultError;
 use crate::wire::message::{self, AskError, GetStatus};
 use crate::wire::session::Session;
 use crate::wire::within;
 use crate::world;
+use futures_util::future::join_all;
 
 /// Chunks that one request asks for.
 const BATCH: usize = 4;
@@ -47,8 +43,6 @@ const SOURCES_MAX: usize = 16;
 const BREAKS_MAX: u32 = 4;
 /// A holder that is no peer is dialled within this.
 const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
-/// Chunks after which what has come is made durable, so that it need not come again.
-const NOTE_EVERY: usize = 4;
 
 /// A granted file, for people. All texts are harmless to show and to write.
 #[derive(Debug, Clone)]
@@ -199,138 +193,6 @@ impl Source {
 /// What is wanted of one stage, and who was asked for it in vain: a bit for each source.
 type Wanted = RefCell<VecDeque<(Piece, u32)>>;
 
-/// A file on its way.
-struct Part {
-    file: File,
-    path: PathBuf,
-    journal: File,
-    journal_path: PathBuf,
-    done: Mutex<Vec<u64>>,
-    unnoted: Mutex<Vec<u32>>,
-}
-
-fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> VaultError {
-    VaultError::io(format!("cannot {what} {}", path.display()))
-}
-
-impl Part {
-    /// Goes on where a fetch of this version to this place broke off, or begins.
-    ///
-    /// `dir` is the state folder.
-    fn open(dir: &Path, row: &ReceivedRow, path: PathBuf) -> Result<Self, VaultError> {
-        let folder = dir.join(GRANTS_FOLDER);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(doing("make", &folder))?;
-        let mut key = Writer::with_label("grove part v1");
-        key.raw(&row.creator.0).raw(&row.ticket).u64(row.version).long(path.as_os_str().as_encoded_bytes());
-        let key = sha256(key.as_slice());
-        let journal_path = folder.join(format!("{}.part", hex(&key[..16])));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-            .open(&path)
-            .map_err(doing("write", &path))?;
-        let meta = file.metadata().map_err(doing("write", &path))?;
-        let mut head = key.to_vec();
-        head.extend_from_slice(&meta.dev().to_le_bytes());
-        head.extend_from_slice(&meta.ino().to_le_bytes());
-        let mut known = Vec::new();
-        if let Ok(mut journal) = File::open(&journal_path) {
-            journal.read_to_end(&mut known).map_err(doing("read", &journal_path))?;
-        }
-        let goes_on = known.starts_with(&head) && meta.len() == row.size;
-        if !goes_on {
-            known.clone_from(&head);
-            file.set_len(0).and_then(|()| file.set_len(row.size)).map_err(doing("write", &path))?;
-            let mut journal = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&journal_path)
-                .map_err(doing("write", &journal_path))?;
-            journal.write_all(&head).map_err(doing("write", &journal_path))?;
-        }
-        let journal =
-            OpenOptions::new().append(true).open(&journal_path).map_err(doing("write", &journal_path))?;
-        let mut done = Vec::new();
-        for ordinal in known[head.len()..].chunks_exact(4) {
-            set_bit(&mut done, u32::from_le_bytes(ordinal.try_into().expect("4 bytes")).into());
-        }
-        Ok(Self { file, path, journal, journal_path, done: Mutex::new(done), unnoted: Mutex::default() })
-    }
-
-    fn has(&self, ordinal: u64) -> bool {
-        let done = lock(&self.done);
-        done.get(ordinal as usize / 64).is_some_and(|word| word >> (ordinal % 64) & 1 == 1)
-    }
-
-    /// Writes a chunk's bytes. Now and then what came is made durable and noted.
-    fn put(&self, piece: &Piece, bytes: &[u8]) -> Result<(), VaultError> {
-        self.file.write_all_at(bytes, piece.offset).map_err(doing("write", &self.path))?;
-        set_bit(&mut lock(&self.done), piece.ordinal);
-        let is_due = {
-            let mut unnoted = lock(&self.unnoted);
-            unnoted.push(piece.ordinal as u32);
-            unnoted.len() >= NOTE_EVERY
-        };
-        if is_due { self.note() } else { Ok(()) }
-    }
-
-    fn note(&self) -> Result<(), VaultError> {
-        let ordinals = std::mem::take(&mut *lock(&self.unnoted));
-        if ordinals.is_empty() {
-            return Ok(());
-        }
-        // The bytes first: what is noted is never fetched again.
-        self.file.sync_data().map_err(doing("write", &self.path))?;
-        let bytes: Vec<u8> = ordinals.iter().flat_map(|ordinal| ordinal.to_le_bytes()).collect();
-        (&self.journal).write_all(&bytes).map_err(doing("write", &self.journal_path))
-    }
-
-    /// All is there: gives the file its time, mode and one of these names, the first that is free.
-    fn finish(&self, opened: &Opened, names: &[PathBuf]) -> Result<PathBuf, VaultError> {
-        let wrong = || doing("write", &self.path);
-        // What the sharer may do with the file is not what others may do with the copy.
-        let mode = opened.manifest.mode & 0o755 & !0o022 | 0o600;
-        self.file.set_permissions(fs::Permissions::from_mode(mode)).map_err(wrong())?;
-        let mtime = opened.manifest.mtime;
-        let time = rustix::fs::Timespec { tv_sec: mtime.s, tv_nsec: mtime.ns.into() };
-        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-        rustix::fs::futimens(&self.file, &times).map_err(|why| wrong()(why.into()))?;
-        self.file.sync_all().map_err(wrong())?;
-        for name in names {
-            match renameat_with(CWD, &self.path, CWD, name, RenameFlags::NOREPLACE) {
-                Ok(()) => {
-                    if let Some(folder) = name.parent() {
-                        File::open(folder)
-                            .and_then(|folder| folder.sync_all())
-                            .map_err(doing("write", folder))?;
-                    }
-                    let _ = fs::remove_file(&self.journal_path);
-                    return Ok(name.clone());
-                }
-                Err(rustix::io::Errno::EXIST) => {}
-                Err(why) => return Err(doing("write", name)(why.into())),
-            }
-        }
-        let name = names.first().map_or_else(String::new, |name| name.display().to_string());
-        Err(VaultError::Refused(format!("{name} is there already; choose another name with --to")))
-    }
-}
-
-fn set_bit(bits: &mut Vec<u64>, at: u64) {
-    let word = at as usize / 64;
-    if word >= bits.len() {
-        bits.resize(word + 1, 0);
-    }
-    bits[word] |= 1 << (at % 64);
-}
-
 /// Opens a chunk that came for a ticket: the bytes of the file in it.
 fn open_piece(piece: &Piece, sealed: Vec<u8>) -> Result<Vec<u8>, &'static str> {
     if sealed.len() != piece.sealed_len() as usize || sha256(&sealed) != piece.name.0 {
@@ -480,7 +342,7 @@ impl Sync {
                     let part = Arc::clone(&part);
                     let (came, there) = (&came, &there);
                     async move {
-                        unblock(move || part.put(&piece, &bytes)).await?;
+                        unblock(move || part.put((piece.ordinal, piece.offset), &bytes)).await?;
                         came.set(came.get() + len);
                         there.set(there.get() + len);
                         told(there.get());

@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use super::books::Books;
 use super::driver::Sync;
 use super::kept::KeptFile;
-use super::shares::ReceivedRow;
+use super::received::ReceivedRow;
 use crate::files::kept::{OWN, SHARED, set_kept};
 use crate::files::marker;
 use crate::files::unix::{Folder, Stat};
@@ -126,6 +126,17 @@ impl<'a> Shelf<'a> {
         let home = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
         marker::check(vault, &home)?;
         Ok(Self { vault, books, home, _alone: lock(&books.shelf) })
+    }
+
+    /// The reserve is for nobody, and least of all for others' files.
+    fn check_room(&self, bytes: u64) -> Result<(), VaultError> {
+        let disk = rustix::fs::fstatvfs(self.home.fd())
+            .map_err(|why| VaultError::io("cannot ask for free space in GroveHome")(why.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        match free.saturating_sub(bytes) >= self.vault.store.free()?.reserve {
+            true => Ok(()),
+            false => Err(VaultError::Refused("GroveHome's disk has no room for it".into())),
+        }
     }
 
     fn stat(&self, path: &[Vec<u8>]) -> Result<Option<Stat>, VaultError> {
@@ -440,8 +451,10 @@ impl Sync {
         let name =
             hex(&sha256(&[&row.creator.0[..], &row.ticket, &row.version.to_le_bytes()].concat())[..16]);
         let (books, vault, staged) = (Arc::clone(&self.books), Arc::clone(&self.vault), name.clone());
+        let size = row.size;
         let place = unblock(move || -> Result<PathBuf, VaultError> {
             let shelf = Shelf::open(&vault, &books)?;
+            shelf.check_room(size)?;
             let incoming = shelf.own_folder(&[b"incoming"]);
             // From before a break, whole but not put in its place.
             shelf.folder(&incoming)?.remove_file(staged.as_bytes()).map_err(doing("remove", &incoming))?;

@@ -5,7 +5,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::books::{Books, wrong};
-use super::shares::{RECEIVED_COLUMNS, ReceivedRow, received_key, received_row};
+use super::received::{RECEIVED_COLUMNS, ReceivedRow, received_key, received_row};
 use crate::grant::{GrantReceived, Hash, numbered_names};
 use crate::id::{CellId, FileId};
 use crate::manifest::FileTime;

@@ -9,6 +9,7 @@
 mod audit;
 #[cfg(test)]
 mod audit_tests;
+mod bearers;
 mod books;
 mod connect;
 mod digest;
@@ -22,8 +23,11 @@ pub mod health;
 mod keep;
 mod kept;
 mod link;
+mod offer;
 mod outlook;
+mod part;
 mod prove;
+mod received;
 mod recover;
 mod relays;
 mod round;
@@ -49,13 +53,14 @@ pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
 pub use outlook::fleet_at_rest;
+pub use received::ReceivedRow;
 pub(crate) use recover::bring_back;
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use round::Moved;
 pub use serve::{OWNERS_LOG, adopt_heads};
 pub use share::{Shared, Told, Unshared};
-pub use shares::{ReceivedRow, ShareRow};
+pub use shares::ShareRow;
 
 /// The first wait after a failed dial.
 const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
