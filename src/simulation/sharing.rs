@@ -63,6 +63,8 @@ struct Story {
     shares: BTreeMap<(usize, What, usize), Option<Duration>>,
     /// Versions that a reader was ever allowed to read, with their owner.
     may: BTreeSet<(usize, usize, FileId, u64)>,
+    /// Versions that are nothing but a move: they have the key of the version before.
+    moves: BTreeSet<(FileId, u64)>,
     tickets: Vec<Ticket>,
     got: BTreeSet<(usize, CellId, [u8; 16], u64)>,
     off: BTreeSet<usize>,
@@ -82,6 +84,7 @@ pub fn story(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
         friends: BTreeSet::new(),
         shares: BTreeMap::new(),
         may: BTreeSet::new(),
+        moves: BTreeSet::new(),
         tickets: Vec::new(),
         got: BTreeSet::new(),
         off: BTreeSet::new(),
@@ -272,6 +275,7 @@ impl Story {
         })?;
         if let Some(Some(version)) = moved {
             self.sim.note(format_args!("{at} moves file {name} from {from:?} to {to:?}"));
+            self.moves.insert((known.file, version));
             self.files.insert((at, name), Known { version, folder: to, ..known });
         }
         Ok(())
@@ -701,7 +705,9 @@ impl Story {
             else {
                 continue;
             };
-            if self.may.contains(&(reader, owner, file, known.version)) {
+            // A file is taken back when it has been moved out of a shared folder: that version was signed by then.
+            let is_move = self.moves.contains(&(file, known.version));
+            if is_move || self.may.contains(&(reader, owner, file, known.version)) {
                 continue;
             }
             let key = FileKey(ticket.opened.private.file_key.clone());
