@@ -63,8 +63,9 @@ struct Story {
     shares: BTreeMap<(usize, What, usize), Option<Duration>>,
     /// Versions that a reader was ever allowed to read, with their owner.
     may: BTreeSet<(usize, usize, FileId, u64)>,
-    /// Versions that are nothing but a move: they have the key of the version before.
-    moves: BTreeSet<(FileId, u64)>,
+    /// Versions that may have the key of the version before: they are nothing but a move, or were written by one who had not
+    /// heard yet that a friendship was over.
+    unaware: BTreeSet<(FileId, u64)>,
     tickets: Vec<Ticket>,
     got: BTreeSet<(usize, CellId, [u8; 16], u64)>,
     off: BTreeSet<usize>,
@@ -84,7 +85,7 @@ pub fn story(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
         friends: BTreeSet::new(),
         shares: BTreeMap::new(),
         may: BTreeSet::new(),
-        moves: BTreeSet::new(),
+        unaware: BTreeSet::new(),
         tickets: Vec::new(),
         got: BTreeSet::new(),
         off: BTreeSet::new(),
@@ -235,6 +236,7 @@ impl Story {
             plains.push(plain);
         }
         self.sim.files_made += 1;
+        let is_unaware = self.has_not_heard(at);
         let kept = self.sim.ask(at, move |vault| {
             let folder = folder.map_or(Ok(NodeId::ROOT), |n| files::folder(vault, &folder_name(n)))?;
             files::keep_in(vault, folder, &file_name(name), &plains)
@@ -242,9 +244,19 @@ impl Story {
         if let Some(kept) = kept {
             self.sim.note(format_args!("{at} writes file {name} version {}", kept.version));
             let known = Known { file: kept.file, version: kept.version, content: kept.content, folder };
+            if is_unaware {
+                self.unaware.insert((known.file, known.version));
+            }
             self.files.insert((at, name), known);
         }
         Ok(())
+    }
+
+    /// Whether a cell takes somebody for a friend who is none any more.
+    fn has_not_heard(&self, at: usize) -> bool {
+        let Some(sync) = self.sync(at) else { return false };
+        (0..self.sim.len())
+            .any(|other| sync.is_friend(&self.id(other)) && !self.friends.contains(&pair(at, other)))
     }
 
     fn some_file(&mut self, at: usize) -> Option<(u64, Known)> {
@@ -275,7 +287,7 @@ impl Story {
         })?;
         if let Some(Some(version)) = moved {
             self.sim.note(format_args!("{at} moves file {name} from {from:?} to {to:?}"));
-            self.moves.insert((known.file, version));
+            self.unaware.insert((known.file, version));
             self.files.insert((at, name), Known { version, folder: to, ..known });
         }
         Ok(())
@@ -365,7 +377,17 @@ impl Story {
                 self.sim.note(format_args!("{at} takes {what:?} back from {with}; {:?} know", told.told));
                 self.shares.remove(&(at, what, with));
                 self.collect()?;
-                self.try_in_vain(at, with, |name| told.told.iter().any(|known| known == name))
+                // What was deleted or moved a moment ago is taken back in the next round.
+                let of_share: BTreeSet<FileId> = match what {
+                    What::File(file) => BTreeSet::from([file]),
+                    What::Folder(_) => {
+                        let mine = self.files.iter().filter(|((owner, _), _)| *owner == at);
+                        let inside = mine.filter(|(_, known)| known.folder.map(What::Folder) == Some(what));
+                        inside.map(|(_, known)| known.file).collect()
+                    }
+                };
+                let has_heard = |name: &str| told.told.iter().any(|known| known == name);
+                self.try_in_vain(at, with, |file| of_share.contains(file), has_heard)
             }
             Some(Err(_)) if is_over => Ok(()),
             Some(Err(why)) => self.sim.broken(format_args!("{at} cannot take back: {why}")),
@@ -605,7 +627,7 @@ impl Story {
     fn check_taken_back(&mut self) -> Checked {
         for owner in 0..self.sim.len() {
             for reader in (0..self.sim.len()).filter(|reader| *reader != owner) {
-                self.try_in_vain(owner, reader, |_| true)?;
+                self.try_in_vain(owner, reader, |_| true, |_| true)?;
             }
         }
         let Some(ticket) = self.tickets.last() else { return Ok(()) };
@@ -624,7 +646,13 @@ impl Story {
     }
 
     /// Shows all tickets for what `reader` may not read of `owner` any more to those who should have heard of it.
-    fn try_in_vain(&mut self, owner: usize, reader: usize, has_heard: impl Fn(&str) -> bool) -> Checked {
+    fn try_in_vain(
+        &mut self,
+        owner: usize,
+        reader: usize,
+        concerns: impl Fn(&FileId) -> bool,
+        has_heard: impl Fn(&str) -> bool,
+    ) -> Checked {
         let may: BTreeSet<FileId> = self
             .allowed()
             .into_iter()
@@ -635,6 +663,7 @@ impl Story {
             let ticket = &self.tickets[at];
             let is_over = ticket.owner == owner
                 && ticket.reader == reader
+                && concerns(&ticket.opened.private.file)
                 && !may.contains(&ticket.opened.private.file);
             if !is_over {
                 continue;
@@ -706,8 +735,8 @@ impl Story {
                 continue;
             };
             // A file is taken back when it has been moved out of a shared folder: that version was signed by then.
-            let is_move = self.moves.contains(&(file, known.version));
-            if is_move || self.may.contains(&(reader, owner, file, known.version)) {
+            let is_unaware = self.unaware.contains(&(file, known.version));
+            if is_unaware || self.may.contains(&(reader, owner, file, known.version)) {
                 continue;
             }
             let key = FileKey(ticket.opened.private.file_key.clone());
