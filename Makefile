@@ -17,6 +17,8 @@ CELL       := "$(GROVE)" --dir "$(DIR)" --home "$(HOME_TREE)" --port $(PORT) --p
 # Seeds of whole years in `make sim`, and days of a year.
 SIM_SEEDS ?= 2000
 SIM_DAYS  ?= 365
+# Stories of sharing in `make sim`.
+SIM_SHARING ?= 1000
 
 export CARGO PYTHON
 
@@ -35,6 +37,8 @@ run: release ## build, make a cell if there is none, serve its dashboard
 sim: ## thousands of virtual years of whole fleets, with every fault (SIM_SEEDS=2000 SIM_DAYS=365)
 	GROVE_SIM_SEEDS=$(SIM_SEEDS) GROVE_SIM_DAYS=$(SIM_DAYS) GROVE_SIM_CELLS=50 \
 	  $(CARGO) test --locked --profile quick --test simulation -- --nocapture --test-threads 1
+	GROVE_SIM_SHARING=$(SIM_SHARING) \
+	  $(CARGO) test --locked --profile quick --test sharing_simulation -- --nocapture --test-threads 1
 
 test: ## every test; the last line counts them
 	@scripts/test

@@ -12,7 +12,9 @@
 
 mod files;
 mod machine;
+pub mod refusals;
 pub mod rules;
+pub mod sharing;
 mod story;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -396,6 +396,7 @@ impl Liar {
             Request::Ping => Reply::Pong,
             Request::Observe => Reply::Observe { ip: String::new() },
             Request::Release { .. } => Reply::Release { count: 0 },
+            Request::TakenBack => return message::answer_taken_back(stream, &[]).await,
             _ => Reply::Done,
         };
         message::write_reply(stream, &reply).await?;

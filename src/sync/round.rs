@@ -158,6 +158,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
 async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), RoundError> {
     introduce(sync, link).await?;
     sync.tell_wish(link).await?;
+    sync.share_round(link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
     let hello = unblock(move || keeper.hello(&owner, quota)).await?;
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
@@ -171,6 +172,9 @@ async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Res
     sync.welcome_back(link).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
     let pushed = push_chunks(sync, link, moved, &mut head, was_full).await;
+    if moved.pushed_chunks > 0 {
+        sync.offer_all();
+    }
     let pushed = if pushed.is_ok() { push_head(sync, link, moved, &mut head).await } else { pushed };
     link.head_there.set(head);
     pushed
