@@ -10,6 +10,7 @@ mod audit;
 #[cfg(test)]
 mod audit_tests;
 mod books;
+mod chat;
 mod connect;
 mod digest;
 mod drill;
@@ -37,6 +38,7 @@ use crate::id::BodyHash;
 
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};

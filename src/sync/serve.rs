@@ -811,12 +811,12 @@ pub(super) async fn serve(sync: Rc<Sync>, session: Session, caller: Caller) {
 
 pub(super) type Answered = Result<(), AskError>;
 
-async fn reply(stream: &mut Stream, reply: &Reply) -> Answered {
+pub(super) async fn reply(stream: &mut Stream, reply: &Reply) -> Answered {
     message::write_reply(stream, reply).await?;
     Ok(message::finish(stream).await?)
 }
 
-fn failed(why: &VaultError) -> Reply {
+pub(super) fn failed(why: &VaultError) -> Reply {
     log::warn!("a peer's request failed: {why}");
     Reply::Error(Refusal::new(ErrorCode::Failed, "something failed at this cell", "try again later"))
 }
@@ -957,6 +957,8 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             }
             Err(why) => Err(why),
         },
+        Request::Messages(head) => return sync.answer_messages(owner, head, stream).await,
+        Request::Receipts(told) => Ok(sync.answer_receipts(owner, told).await),
         Request::Goodbye { reason } => {
             reply(stream, &Reply::Done).await?;
             if reason == Farewell::Removed {
