@@ -173,6 +173,7 @@ impl Cell {
             (Method::Post, ["doctor", "adopt-home"]) => {
                 json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))
             }
+            (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
     }

@@ -3,6 +3,7 @@
 //! Promise: exit code 0 means that what was asked for is done, 1 that it is not, 2 that the words made no sense.
 
 pub mod ask;
+mod chat;
 pub mod client;
 mod files;
 pub mod inside;
@@ -238,6 +239,7 @@ enum Command {
     Join(peers::Join),
     Peer(peers::Peer),
     Sync(peers::Sync),
+    Chat(chat::Chat),
     Placement(placement::Placement),
     Routes(routes::Routes),
     Recover(making::Recover),
@@ -270,6 +272,7 @@ impl Command {
             Self::Join(command) => command.run(context),
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
+            Self::Chat(command) => command.run(context),
             Self::Recover(command) => command.run(context),
             Self::Relay(command) => command.run(context),
         }
@@ -534,7 +537,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync routes recover bin relay"
+                        invite join peer sync chat routes recover bin relay"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");
