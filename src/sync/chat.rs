@@ -30,8 +30,8 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Batches of one friend that are taken in at once: one, and one over a connection that breaks.
 const HEARING_MAX: u32 = 2;
-/// Who waits for news of chat at once; more look again after a moment.
-const WAITERS_MAX: usize = 32;
+/// Who waits for news of chat at once; others get their answer after a moment. Each has a handler of the API meanwhile.
+const WAITERS_MAX: usize = 6;
 const WAITER_PAUSE: Duration = Duration::from_millis(500);
 
 /// What was said, and who waits for news of it.
@@ -480,7 +480,7 @@ impl Sync {
         while chats.change.get() == seen {
             if chats.waiters.borrow().len() >= WAITERS_MAX {
                 crate::world::Timer::after(WAITER_PAUSE).await;
-                continue;
+                return;
             }
             let (ring, rung) = channel::bounded(1);
             chats.waiters.borrow_mut().push(ring);

@@ -11,6 +11,8 @@ mod audit;
 mod audit_tests;
 mod books;
 mod chat;
+#[cfg(test)]
+mod chat_tests;
 mod connect;
 mod digest;
 mod drill;
