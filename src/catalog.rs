@@ -54,6 +54,8 @@ pub enum RecordKind {
     StatementHead = 10,
     /// A chat message.
     Chat = 11,
+    /// A run of the program that published: its random id → version u8 = 1, u64 number of its first record.
+    Run = 12,
 }
 
 /// The key of a file version's record.

@@ -13,6 +13,7 @@ use crate::catalog::{
     Head, RecordKind, Run, SegmentWriter, open_segment, plan_merge, read_segment, record_key, version_key,
     version_key_prefix,
 };
+use crate::codec::{BadBytes, Reader, Writer};
 use crate::config::RECORDS_PER_CHANGE;
 use crate::files::version::{self, hash_of};
 use crate::id::{BodyHash, ChunkName, FileId};
@@ -21,6 +22,9 @@ use crate::placement::{BinRow, DbError, Device, Node, NodeId, NodeState, Own, Ta
 use crate::state_files::StateFiles;
 use crate::store::Staged;
 use crate::vault::{Vault, VaultError};
+
+/// Starts of the program that are looked through when two logs are compared.
+const RUNS_MAX: usize = 1_000_000;
 
 /// File name of the newest published head.
 pub const HEAD_FILE: &str = "catalog.head";
@@ -66,6 +70,7 @@ pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, 
     if top <= published && merged.is_empty() && has_head && lacking.is_empty() {
         return Ok(false);
     }
+    let top = if top > published { note_run(vault, published)? } else { top };
     // Runs as they will be: (id, bytes, kept or to be written).
     let mut runs: Vec<(u64, u64, bool)> = Vec::new();
     for (run, _, len) in &segments {
@@ -103,6 +108,17 @@ pub fn publish_with_parents(vault: &Vault, merged: &[BodyHash]) -> Result<bool, 
     }
     finish_publication(vault, merged, &segments, &runs, made, top, forgets_up_to)?;
     Ok(true)
+}
+
+/// Says in the log, once a run of the program, from where on it wrote. Gives the newest number.
+fn note_run(vault: &Vault, published: u64) -> Result<u64, DbError> {
+    let key = record_key(RecordKind::Run, &vault.run);
+    vault.db.change(|t| {
+        if t.record_seq(&key)?.is_none() {
+            t.add_record(&key, Writer::new().u8(1).u64(published + 1).as_slice())?;
+        }
+        Ok(t.top_seq())
+    })
 }
 
 /// Runs of which a segment does not lie here, because its bytes went bad. No peer need have it; the records are here.
@@ -465,6 +481,43 @@ fn put_in_folder(t: &Tables<'_>, mut node: Node, parent: NodeId) -> Result<(), V
     Ok(t.set_node(&node)?)
 }
 
+/// Up to this number the log here and the one in the table of foreign records are one: what was written so far was known to
+/// whoever wrote the other. Each run that published says from where on it wrote; the two part where the first run begins that
+/// only one of them has. 0 where the other says nothing of its runs.
+fn common_top(t: &Tables<'_>) -> Result<u64, DbError> {
+    let first_of = |body: &[u8]| {
+        let mut from = Reader::new(body);
+        if from.u8()? != 1 {
+            return Err(BadBytes("version of a run's record"));
+        }
+        from.u64()
+    };
+    let prefix = [RecordKind::Run as u8];
+    // What is not published yet nobody knows.
+    let mut first = t.meta_u64("published")?.unwrap_or(0) + 1;
+    for (seq, key) in t.records_with_prefix(&prefix, RUNS_MAX)? {
+        if !t.has_foreign(&key)? {
+            first = first.min(t.record_at(seq)?.and_then(|body| first_of(&body).ok()).unwrap_or(1));
+        }
+    }
+    let mut tells = false;
+    let mut after = prefix.to_vec();
+    loop {
+        let page = t.foreign_after(&after, RECORDS_PER_CHANGE)?;
+        let runs = page.iter().take_while(|(key, _)| key[0] == prefix[0]);
+        for (key, body) in runs.clone() {
+            tells = true;
+            if t.record_seq(key)?.is_none() {
+                first = first.min(first_of(body).unwrap_or(1));
+            }
+        }
+        match page.last() {
+            Some((last, _)) if runs.count() == page.len() => after.clone_from(last),
+            _ => return Ok(if tells { first.saturating_sub(1) } else { 0 }),
+        }
+    }
+}
+
 /// Takes in a head of mine that another machine, or an older life, wrote: the union of files; where both changed a file,
 /// this cell's version stays the newest and the other is a version before it.
 pub fn merge_head(
@@ -484,27 +537,20 @@ pub fn merge_head(
         })?;
     }
     let mut touched: BTreeSet<FileId> = BTreeSet::new();
-    // Up to this number the two logs are one.
-    let mut common = 0;
+    let common = vault.db.read(common_top)?;
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;
-        let Some((last, ..)) = page.last() else { break };
+        let Some((last, _)) = page.last() else { break };
         after.clone_from(last);
         vault.db.change(|t| -> Result<(), VaultError> {
-            for (key, seq, body) in page {
-                let is_version = key.first() == Some(&(RecordKind::File as u8));
-                let here = t.record_seq(&key)?;
-                // The key of a version has its hash in it: the same at the same place was written once.
-                if is_version && !body.is_empty() && here == Some(seq) {
-                    common = seq.max(common);
-                }
-                // A key that was forgotten here stays forgotten, and one that is known here counts.
-                if body.is_empty() || here.is_some() {
+            for (key, body) in page {
+                // A key that was forgotten here stays forgotten, and one that is known here counts. Runs belong to their log.
+                if body.is_empty() || key[0] == RecordKind::Run as u8 || t.record_seq(&key)?.is_some() {
                     continue;
                 }
                 t.add_record(&key, &body)?;
-                if is_version {
+                if key[0] == RecordKind::File as u8 {
                     touched.extend(file_of_key(&key));
                 }
             }

@@ -86,6 +86,20 @@ fn nothing_acknowledged_is_ever_lost() {
     run_seeds("nothing_acknowledged_is_ever_lost", seeds(100), scale(), year);
 }
 
+/// 1,000 cells in `make sim`.
+#[test]
+fn quiet_round_in_a_large_fleet_costs_next_to_nothing() {
+    let cells = if number("GROVE_SIM_SEEDS").is_some_and(|seeds| seeds >= 1000) { 1000 } else { 60 };
+    let (outcome, quiet) = rules::large_fleet(1, cells);
+    assert_eq!(outcome.broken, None, "{}", outcome.log);
+    let quiet = quiet.expect("nothing was broken");
+    println!(
+        "a fleet of {cells} cells: a quiet round takes {} bytes and {} us of CPU a pair",
+        quiet.bytes, quiet.cpu_us
+    );
+    assert!(quiet.bytes < 1024 && quiet.cpu_us < 2 * 10_000, "{quiet:?}");
+}
+
 #[test]
 fn same_seed_gives_the_same_run() {
     for seed in [1, 2, 3] {

@@ -175,8 +175,8 @@ pub struct StoredHead {
     pub body: Vec<u8>,
 }
 
-/// A record of another catalog of mine: key, number, body.
-pub type ForeignRecord = (Vec<u8>, u64, Vec<u8>);
+/// A record's key and body.
+pub type KeyAndBody = (Vec<u8>, Vec<u8>);
 
 /// The tables within a transaction.
 pub struct Tables<'a> {
@@ -355,13 +355,18 @@ impl<'a> Tables<'a> {
         .map(drop)
     }
 
-    /// Up to `limit` foreign records with keys over `after`, by key: key, number, body.
-    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<ForeignRecord>, DbError> {
+    /// Up to `limit` foreign records with keys over `after`, by key.
+    pub fn foreign_after(&self, after: &[u8], limit: usize) -> Result<Vec<KeyAndBody>, DbError> {
         self.list(
-            "SELECT key, seq, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
+            "SELECT key, body FROM foreign_records WHERE key > ?1 ORDER BY key LIMIT ?2",
             params![after, limit as i64],
-            |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get(2)?)),
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )
+    }
+
+    /// Whether there is a foreign record with this key.
+    pub fn has_foreign(&self, key: &[u8]) -> Result<bool, DbError> {
+        Ok(self.number("SELECT count(*) FROM foreign_records WHERE key = ?1", [key])? > 0)
     }
 
     /// Forgets a record, in a way that reaches every copy of the catalog.

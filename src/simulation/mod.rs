@@ -435,12 +435,36 @@ impl Sim {
         }
     }
 
+    /// Bytes that have passed on all wires that are whole.
+    fn passed(&self) -> u64 {
+        self.wires.values().map(Wire::passed).sum()
+    }
+
+    /// Pairs of peers that are connected.
+    fn pairs(&self) -> usize {
+        self.wires.len()
+    }
+
     /// Makes two cells peers of each other.
     pub fn befriend(&mut self, a: usize, b: usize) -> Checked {
+        self.befriend_all(vec![(a, b)])
+    }
+
+    /// Makes all these pairs peers of each other, at once.
+    fn befriend_all(&mut self, pairs: Vec<(usize, usize)>) -> Checked {
+        for (a, b) in pairs {
+            self.introduce(a, b);
+        }
+        self.settle()?;
+        self.connect_all();
+        self.settle()
+    }
+
+    fn introduce(&mut self, a: usize, b: usize) {
         for (own, other) in [(a, b), (b, a)] {
             let (Some(here), Some(there)) = (&self.machines[own].running, &self.machines[other].running)
             else {
-                return Ok(());
+                return;
             };
             let (sync, card) = (Rc::clone(&here.sync), there.sync.card());
             self.spawn(own, async move {
@@ -451,9 +475,6 @@ impl Sim {
         }
         self.friends.insert(pair(a, b));
         self.note(format_args!("{a} and {b} are peers"));
-        self.settle()?;
-        self.connect_all();
-        self.settle()
     }
 
     // ---- What cells do by themselves ----
@@ -697,6 +718,13 @@ impl Sim {
         })
     }
 
+    /// A part of an owner's catalog rotted at a peer so lately that nobody need have found it.
+    fn may_catalog_be_rotten(&self, owner: usize) -> bool {
+        let Some(vault) = self.vault(owner) else { return false };
+        let segments = vault.db.read(|t| t.segments()).unwrap_or_default();
+        segments.iter().any(|(_, name, _)| self.may_be_rotten(*name))
+    }
+
     /// Whether a machine is on and keeps all of what the phrase of another leads to.
     fn can_help(&self, helper: usize, at: usize) -> bool {
         let Some(running) = &self.machines[helper].running else { return false };
@@ -782,6 +810,17 @@ impl Sim {
                 if self.sound_at(name).iter().all(|holder| *holder == at) {
                     return false;
                 }
+            }
+            // After an old backup a peer may be the only one that knows of a version.
+            let Some(vault) = self.vault(owner) else { continue };
+            let knows = |one: &Expected| {
+                vault
+                    .db
+                    .read(|t| t.record(&one.kept.key()))
+                    .is_ok_and(|body| body.is_some_and(|b| !b.is_empty()))
+            };
+            if !self.needed(owner).iter().all(knows) {
+                return false;
             }
         }
         true
@@ -940,8 +979,13 @@ impl Sim {
         for one in needed {
             if let Err(why) = files::check(&vault, &one.kept) {
                 let name = String::from_utf8_lossy(&one.name).into_owned();
-                return self
-                    .broken(format_args!("{at} cannot read {name} version {}: {why}", one.kept.version));
+                let chunks: Vec<String> =
+                    one.kept.chunks.iter().map(|chunk| self.describe(at, *chunk)).collect();
+                return self.broken(format_args!(
+                    "{at} cannot read {name} version {}: {why}; {}",
+                    one.kept.version,
+                    chunks.join("; ")
+                ));
             }
         }
         Ok(())

@@ -196,6 +196,52 @@ fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
     (0..sim.len()).filter(|at| *at != owner).filter(holds).count()
 }
 
+/// What a quiet round costs in a large fleet, for each peer of each cell: bytes, and CPU in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet {
+    /// Of requests and replies, both ways together, for a pair of peers and turn.
+    pub bytes: u64,
+    /// Of both cells of a pair, for a turn; the simulation's own work is part of it.
+    pub cpu_us: u64,
+}
+
+/// A fleet of so many cells, each with six peers somewhere in it: all copies are made, and then a turn in which nothing has
+/// changed is measured.
+pub fn large_fleet(seed: u64, cells: usize) -> (Outcome, Option<Quiet>) {
+    let mut sim = Sim::new(seed, cells);
+    let mut quiet = None;
+    let broken = large_fleet_in(&mut sim, &mut quiet).err();
+    (told(sim, broken), quiet)
+}
+
+fn large_fleet_in(sim: &mut Sim, quiet: &mut Option<Quiet>) -> Checked {
+    const QUIET_TURNS: u64 = 5;
+    let cells = sim.len();
+    sim.befriend_all((0..cells).flat_map(|at| [1, 7, 41].map(|step| (at, (at + step) % cells))).collect())?;
+    for number in 0..cells * 2 {
+        sim.write(number % cells, format!("file {number}").as_bytes())?;
+    }
+    sim.turns(4)?;
+    sim.check_copies()?;
+    // A day later all sums over names have been compared, and first proofs been asked for.
+    sim.pass(DAY)?;
+    sim.turns(6)?;
+    let (bytes, cpu) = (sim.passed(), cpu_us());
+    sim.turns(QUIET_TURNS as usize)?;
+    let pairs = sim.pairs() as u64;
+    *quiet = Some(Quiet {
+        bytes: (sim.passed() - bytes) / pairs / QUIET_TURNS,
+        cpu_us: (cpu_us() - cpu) / pairs / QUIET_TURNS,
+    });
+    sim.check_nothing_is_lost()
+}
+
+/// CPU that this thread has used. us.
+fn cpu_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
 /// Every damage on an honest cell's disk is found within 30 days.
 pub fn damage(seed: u64) -> Outcome {
     let mut dice = crate::world::Dice::new(seed, "damage");

@@ -449,6 +449,9 @@ impl Story {
             let friends: Vec<usize> =
                 (0..self.sim.len()).filter(|other| self.sim.can_help(*other, at)).collect();
             if friends.is_empty() {
+                if self.sim.may_catalog_be_rotten(at) {
+                    continue;
+                }
                 return self.sim.broken(format_args!("no peer of {at} could help it after a calm week"));
             }
             let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];

@@ -407,6 +407,7 @@ struct WireInside {
     is_over: Cell<bool>,
     is_stalled: Cell<bool>,
     bytes_left: Cell<u64>,
+    bytes_passed: Cell<u64>,
     loss: RefCell<Option<(Dice, u64)>>,
 }
 
@@ -419,6 +420,11 @@ impl Wire {
     /// Breaks it as soon as so many more bytes have passed.
     pub fn cut_after(&self, bytes: u64) {
         self.inside.bytes_left.set(bytes);
+    }
+
+    /// Bytes of requests and replies that have passed, both ways together.
+    pub fn passed(&self) -> u64 {
+        self.inside.bytes_passed.get()
     }
 
     /// Lets nothing through, though nobody hears of it.
@@ -478,6 +484,8 @@ impl Shared {
         self.bytes_out.set(self.bytes_out.get() + *n as u64);
         let wire = self.joint.borrow().as_ref().map(|joint| joint.wire.clone());
         if let Some(wire) = wire {
+            let passed = &wire.inside.bytes_passed;
+            passed.set(passed.get() + *n as u64);
             let left = wire.inside.bytes_left.get();
             wire.inside.bytes_left.set(left.saturating_sub(*n as u64));
             if left <= *n as u64 {
@@ -499,6 +507,7 @@ pub fn pair(limits: &Limits) -> (Driven, Driven, Wire) {
             is_over: Cell::new(false),
             is_stalled: Cell::new(false),
             bytes_left: Cell::new(u64::MAX),
+            bytes_passed: Cell::new(0),
             loss: RefCell::default(),
         }),
     };
