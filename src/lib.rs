@@ -46,3 +46,5 @@ pub mod sync;
 pub mod vault;
 pub mod wire;
 pub mod world;
+#[cfg(test)]
+mod wycheproof;

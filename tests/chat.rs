@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -264,6 +265,95 @@ fn a_friend_that_goes_back_to_a_backup_gets_the_rest_again() {
     wait_texts(&bob, "ann", &["1", "2", "3", "4", "5", "6", "7"]);
 }
 
+/// The state folder as it is, somewhere else; the cell does not run.
+fn copy_folder(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
+    assert!(copied.status.success(), "{copied:?}");
+}
+
+/// Everything, not chat.db alone, goes back to an older state, first on one side, then on the other: what was said since by
+/// the friend comes again, and what is said from then on is neither taken for old nor kept back.
+#[test]
+fn an_old_backup_of_a_whole_folder_hides_no_message_on_either_side() {
+    let folder = TempDir::new("chat");
+    let (mut ann, mut bob) = friends(&folder);
+    say(&ann, "bob", "a1");
+    say(&bob, "ann", "b1");
+    wait_texts_in_any_order(&ann, "bob", &["a1", "b1"]);
+    wait_texts_in_any_order(&bob, "ann", &["a1", "b1"]);
+    for round in 0..2 {
+        let (back, other) = if round == 0 { (&mut bob, &mut ann) } else { (&mut ann, &mut bob) };
+        let (own, theirs) = if round == 0 { ("b", "a") } else { ("a", "b") };
+        let name = |letter: &str| if letter == "a" { "ann" } else { "bob" };
+        let (to, from) = (name(theirs), name(own));
+        let backup = folder.path().join("backup");
+        back.stop();
+        copy_folder(&back.dir, &backup);
+        back.run();
+        wait_online(&[back, other]);
+        let before = texts(other, from);
+        // Both say something that the backup does not know, in this start of theirs and in a later one.
+        for start in 0..2 {
+            say(back, to, &format!("{own} lost {round} {start}"));
+            say(other, from, &format!("{theirs} kept {round} {start}"));
+            wait_for("both have both", || {
+                let len = before.len() + 2 * (start + 1);
+                (texts(other, from).len() == len && texts(back, to).len() == len).then_some(())
+            });
+            other.stop();
+            other.run();
+            wait_online(&[back, other]);
+        }
+        back.stop();
+        fs::remove_dir_all(&back.dir).unwrap();
+        copy_folder(&backup, &back.dir);
+        back.run();
+        say(back, to, &format!("{own} new {round}"));
+        say(other, from, &format!("{theirs} new {round}"));
+        let mut wanted = before.clone();
+        wanted.extend((0..2).map(|start| format!("{theirs} kept {round} {start}")));
+        wanted.extend([own, theirs].map(|letter| format!("{letter} new {round}")));
+        // What it said itself since the backup is gone with the folder; the friend still has it.
+        wait_texts_in_any_order(back, to, &wanted);
+        wanted.extend((0..2).map(|start| format!("{own} lost {round} {start}")));
+        wait_texts_in_any_order(other, from, &wanted);
+        // In the order in which each was said.
+        let order = |cell: &Cell, with: &str, letter: &str| -> Vec<String> {
+            let all = texts(cell, with).into_iter();
+            all.filter(|text| {
+                text.starts_with(letter) && text.ends_with(&round.to_string())
+                    || text.starts_with(letter) && text.contains(&format!("kept {round}"))
+            })
+            .collect()
+        };
+        let told = [0, 1].map(|start| format!("{theirs} kept {round} {start}")).to_vec();
+        let new = vec![format!("{theirs} new {round}")];
+        assert!(order(back, to, theirs).ends_with(&[told, new].concat()), "{:?}", texts(back, to));
+        // Nothing comes twice later on.
+        for cell in [&mut *back, &mut *other] {
+            cell.stop();
+            cell.run();
+        }
+        wait_online(&[back, other]);
+        say(back, to, &format!("{own} last {round}"));
+        wait_for("it came", || (texts(other, from).last()? == &format!("{own} last {round}")).then_some(()));
+        for (cell, with) in [(&*back, to), (&*other, from)] {
+            let all = texts(cell, with);
+            let some: BTreeSet<&String> = all.iter().collect();
+            assert_eq!(some.len(), all.len(), "{all:?}");
+        }
+    }
+}
+
+fn wait_texts_in_any_order<T: AsRef<str>>(cell: &Cell, with: &str, wanted: &[T]) {
+    let wanted: BTreeSet<&str> = wanted.iter().map(AsRef::as_ref).collect();
+    wait_for(&format!("{wanted:?} are there"), || {
+        let all = texts(cell, with);
+        (all.len() == wanted.len() && all.iter().all(|text| wanted.contains(text.as_str()))).then_some(())
+    });
+}
+
 fn is_harmless(printed: &str) -> bool {
     printed.chars().all(|c| c == '\n' || !grove::logger::is_odd(c))
 }
@@ -330,6 +420,53 @@ fn hostile_texts_are_kept_as_they_are_and_shown_harmlessly() {
     {
         assert!(ann.try_post("/chat/send", &format!(r#"{{"peer":"bob",{bad}}}"#)).is_err(), "{bad}");
     }
+}
+
+/// A name is chosen by its owner, and stands in every answer.
+#[test]
+fn a_friend_with_a_hostile_name_is_shown_harmlessly_everywhere() {
+    let folder = TempDir::new("chat");
+    let ann = started(&folder, "ann");
+    let mut bob = Cell::at(folder.path(), "bob");
+    let name = "\u{202e}<script>x()</script>../../.ssh\u{200b}\u{e0041}$(id)";
+    assert!(name.len() <= 64);
+    for refused in ["bell\u{7}", "two\nlines", "c1\u{9b}31m", &"x".repeat(65), &"x".repeat(100_000)] {
+        let said = bob.cli(["init", "--name", refused]);
+        assert!(!said.status.success() && is_harmless(&said.err), "{refused:?}: {said:?}");
+    }
+    bob.init(name, &[]);
+    bob.run();
+    let token = ann.cli(["invite", "--friend"]).ok().out.trim().to_owned();
+    bob.cli(["join", &token]).ok();
+    wait_online(&[&ann, &bob]);
+    let id = text(&peer_of(&ann), "id");
+    assert_eq!(text(&peer_of(&ann), "name"), name, "kept as it is");
+    let said = ann.cli(["chat", &id[..16], "hello"]).ok();
+    assert!(is_harmless(&said.out) && is_harmless(&said.err), "{said:?}");
+    say(&bob, "ann", "\u{1b}]52;c;b3duZWQ=\u{7}hello");
+    wait_for("it came", || (texts(&ann, &id).len() == 2).then_some(()));
+    for words in [
+        vec!["chat"],
+        vec!["chat", "--search", "hello"],
+        vec!["chat", &id[..8], "--history", "9"],
+        vec!["chat", &id[..8], "--delete", "999"],
+        vec!["chat", name, "--history", "9"],
+        vec!["peers"],
+        vec!["routes"],
+        vec!["status"],
+        vec!["placement"],
+        vec!["peer", "unfriend", &id[..8]],
+        vec!["chat", &id[..8], "no"],
+        vec!["peer", "friend", &id[..8]],
+    ] {
+        let json: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+        for words in [&words, &json] {
+            let said = ann.cli(words);
+            assert!(is_harmless(&said.out) && is_harmless(&said.err), "{words:?}: {said:?}");
+        }
+    }
+    assert!(is_harmless(&ann.log_text()), "{}", ann.log_text());
+    assert!(is_harmless(&bob.log_text()), "{}", bob.log_text());
 }
 
 /// A terminal: its own end, and the end that a program takes for a person.

@@ -40,8 +40,10 @@ pub const QUEUE_BYTES_MAX: u64 = 64 << 20;
 pub const HISTORY_BYTES_MAX: u64 = 1 << 30;
 /// Receipts told at once: those of the newest runs.
 pub const RECEIPTS_MAX: usize = 64;
-/// Runs of one friend's that are remembered without a message of theirs being kept.
+/// Runs of one friend's beyond which those are forgotten of which no message is kept, the oldest first.
 pub const EMPTY_RUNS_MAX: u64 = 4096;
+/// Runs of one friend's altogether: a friend that speaks after each of ten starts a day needs eighteen years for them.
+pub const RUNS_MAX: u64 = 65_536;
 /// What a message counts beside its text.
 const MESSAGE_COST: u64 = 256;
 /// Bytes, as `cost`, that are taken of one friend in `FLOOD_TIME`.

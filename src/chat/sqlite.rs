@@ -9,8 +9,9 @@ use std::sync::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{
-    Amount, BATCH_MESSAGES_MAX, EMPTY_RUNS_MAX, Filling, HISTORY_BYTES_MAX, KEY_BYTES_MAX, Message,
-    QUEUE_MESSAGES_MAX, RECEIPTS_MAX, Receipt, Run, SayError, Sent, Take, check, cost, may_queue, take,
+    AT_MAX, Amount, BATCH_MESSAGES_MAX, EMPTY_RUNS_MAX, Filling, HISTORY_BYTES_MAX, KEY_BYTES_MAX, Message,
+    QUEUE_MESSAGES_MAX, RECEIPTS_MAX, RUNS_MAX, Receipt, Run, SayError, Sent, Take, check, cost, may_queue,
+    take,
 };
 use crate::id::CellId;
 use crate::keys::random;
@@ -56,8 +57,15 @@ CREATE UNIQUE INDEX messages_by_key ON messages (peer, key) WHERE key IS NOT NUL
 const SCAN_ROWS: usize = 4096;
 /// And their bytes.
 const SCAN_BYTES: usize = 8 << 20;
-/// Rows of one page are read until they have so many bytes of text.
-const PAGE_BYTES: usize = 2 << 20;
+/// Rows of one page, or found by one search, are read until they have so many bytes of text. In JSON they are up to six
+/// times as many.
+const PAGE_BYTES: usize = 1 << 20;
+/// Letters of the newest message that the list of conversations shows.
+const PREVIEW_LETTERS: usize = 256;
+/// Unread messages of one conversation are counted up to here.
+const UNREAD_MAX: u64 = 100_000;
+/// Free pages that are given back to the disk at once.
+const PAGES_AT_ONCE: u32 = 1024;
 /// Messages that one transaction deletes.
 const DELETED_AT_ONCE: u64 = 1000;
 
@@ -130,11 +138,11 @@ pub struct Talk {
     pub peer: CellId,
     /// What it was called last.
     pub name: String,
-    /// Messages that have not been seen here.
+    /// Messages that have not been seen here; beyond 100,000 they are not counted.
     pub unread: u64,
     /// Messages that wait for the friend.
     pub queued: u64,
-    /// The newest message.
+    /// The newest message; of its text the first 256 letters.
     pub last: Option<Item>,
 }
 
@@ -314,7 +322,8 @@ impl Talks {
     fn with(conn: Connection, path: &Path) -> Result<Self, DbError> {
         let prepare = || {
             conn.execute_batch(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -256;
+                "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+                 PRAGMA cache_size = -256;
                  PRAGMA journal_size_limit = 1048576; PRAGMA busy_timeout = 5000; PRAGMA secure_delete = ON;",
             )?;
             conn.set_prepared_statement_cache_capacity(32);
@@ -365,6 +374,7 @@ impl Talks {
         drafts: &[Draft],
         key: Option<&str>,
     ) -> Result<Result<Vec<u64>, SayError>, DbError> {
+        let at = at.min(AT_MAX);
         let mut more = Amount::default();
         for draft in drafts {
             if let Err(why) = check(&draft.text, &draft.attachments) {
@@ -462,7 +472,8 @@ impl Talks {
     }
 
     /// The friend tells how far it is with our runs: all of them that it knows, or the newest 64. What it should have and
-    /// does not know of is sent again if `may_go_back`. Gives whether anything changed.
+    /// does not know of is sent again if `may_go_back`; of 64 runs that are told, the oldest stands for those before it.
+    /// Gives whether anything changed.
     pub fn heard_all(&self, peer: &CellId, receipts: &[Receipt], may_go_back: bool) -> Result<bool, DbError> {
         self.change(|t| {
             let mut known = Vec::with_capacity(receipts.len());
@@ -477,11 +488,13 @@ impl Talks {
                     is_changed = true;
                 }
             }
-            if may_go_back && receipts.len() < RECEIPTS_MAX {
-                let sql = "SELECT id FROM runs WHERE peer = ?1 AND is_ours = 1 AND stored > 0";
+            if may_go_back {
+                let is_all = receipts.len() < RECEIPTS_MAX;
+                let oldest = if is_all { 0 } else { known.iter().copied().min().unwrap_or(i64::MAX) };
+                let sql = "SELECT id FROM runs WHERE peer = ?1 AND is_ours = 1 AND stored > 0 AND id > ?2";
                 let ids: Vec<i64> = t
                     .prepare_cached(sql)?
-                    .query_map([peer.0], |row| row.get(0))?
+                    .query_map(params![peer.0, oldest], |row| row.get(0))?
                     .collect::<rusqlite::Result<_>>()?;
                 for id in ids.into_iter().filter(|id| !known.contains(id)) {
                     t.prepare_cached("UPDATE runs SET stored = 0 WHERE id = ?1")?.execute([id])?;
@@ -519,15 +532,15 @@ impl Talks {
             if history_bytes(t, peer)?.saturating_add(bytes) > HISTORY_BYTES_MAX {
                 return Ok(Took::Full);
             }
+            if stored == 0 && !has_room_for_run(t, peer)? {
+                return Ok(Took::Full);
+            }
             let (id, _) = run_row(t, peer, false, run)?;
             for message in new {
                 insert(t, peer, &New { run: id, is_ours: false, message, arrived, key: None })?;
             }
             t.prepare_cached("UPDATE runs SET last = ?2, stored = ?2 WHERE id = ?1")?
                 .execute(params![id, int(last)])?;
-            if stored == 0 {
-                forget_empty(t, peer)?;
-            }
             add_bytes(t, peer, name, bytes)?;
             Ok(Took::Level { stored: last, new: new.len() })
         })
@@ -547,15 +560,23 @@ impl Talks {
         })
     }
 
-    /// All up to the message `upto` has been seen here. Gives whether that is news.
+    /// All up to the message `upto` has been seen here. Gives whether that is news. Looks at no more than becomes read:
+    /// within a run, ids grow as numbers do.
     pub fn mark_read(&self, peer: &CellId, upto: u64) -> Result<bool, DbError> {
         self.change(|t| {
-            let sql = "UPDATE runs SET read = coalesce((
-                           SELECT m.number FROM messages m WHERE m.run = runs.id AND m.number > runs.read AND m.id <= ?2
-                           ORDER BY m.number DESC LIMIT 1), read)
-                       WHERE peer = ?1 AND is_ours = 0 AND read < stored AND EXISTS (
-                           SELECT 1 FROM messages m WHERE m.run = runs.id AND m.number > runs.read AND m.id <= ?2)";
-            Ok(t.prepare_cached(sql)?.execute(params![peer.0, int(upto)])? > 0)
+            let first = |column: &str, condition: &str| {
+                format!(
+                    "(SELECT {column} FROM messages m WHERE m.run = runs.id AND m.number > runs.read {condition}
+                      ORDER BY m.number LIMIT 1)"
+                )
+            };
+            let sql = format!(
+                "UPDATE runs SET read = coalesce({}, stored)
+                 WHERE peer = ?1 AND is_ours = 0 AND read < stored AND {} <= ?2",
+                first("m.number - 1", "AND m.id > ?2"),
+                first("m.id", ""),
+            );
+            Ok(t.prepare_cached(&sql)?.execute(params![peer.0, int(upto)])? > 0)
         })
     }
 
@@ -570,15 +591,23 @@ impl Talks {
                 .collect::<rusqlite::Result<_>>()?;
             let mut talks = Vec::with_capacity(peers.len());
             for (peer, name) in peers {
-                let sql = "SELECT count(*) FROM runs r JOIN messages m ON m.run = r.id AND m.number > r.read
-                           WHERE r.peer = ?1 AND r.is_ours = 0 AND r.read < r.stored";
-                let unread = t.prepare_cached(sql)?.query_row([peer.0], only_number)?;
+                let sql = "SELECT count(*) FROM (
+                               SELECT 1 FROM runs r JOIN messages m ON m.run = r.id AND m.number > r.read
+                               WHERE r.peer = ?1 AND r.is_ours = 0 AND r.read < r.stored LIMIT ?2)";
+                let unread =
+                    t.prepare_cached(sql)?.query_row(params![peer.0, int(UNREAD_MAX)], only_number)?;
                 let queued = queued(t, &peer)?.messages;
                 let sql = format!(
                     "SELECT {ITEM_COLUMNS} FROM messages m JOIN runs r ON r.id = m.run
                      WHERE m.peer = ?1 ORDER BY m.id DESC LIMIT 1"
                 );
-                let last = t.prepare_cached(&sql)?.query_row([peer.0], item).optional()?;
+                let mut last = t.prepare_cached(&sql)?.query_row([peer.0], item).optional()?;
+                if let Some(last) = &mut last {
+                    let end =
+                        last.text.char_indices().nth(PREVIEW_LETTERS).map_or(last.text.len(), |(at, _)| at);
+                    last.text.truncate(end);
+                    last.text.shrink_to_fit();
+                }
                 talks.push(Talk { peer, name, unread, queued, last });
             }
             talks.sort_by_key(|talk| std::cmp::Reverse(talk.last.as_ref().map_or(0, |last| last.id)));
@@ -622,12 +651,12 @@ impl Talks {
         self.change(|t| {
             let newest = |column: &str| -> rusqlite::Result<u64> {
                 let sql = format!(
-                    "SELECT m.id FROM runs r JOIN messages m ON m.run = r.id AND m.number <= max(r.read, r.{column})
-                     WHERE r.peer = ?1 AND r.is_ours = 1 AND max(r.read, r.{column}) > 0
-                     ORDER BY r.id DESC, m.number DESC LIMIT 1"
+                    "SELECT coalesce(max((
+                         SELECT m.id FROM messages m WHERE m.run = r.id AND m.number <= max(r.read, r.{column})
+                         ORDER BY m.number DESC LIMIT 1)), 0)
+                     FROM runs r WHERE r.peer = ?1 AND r.is_ours = 1"
                 );
-                let id = t.prepare_cached(&sql)?.query_row([peer.0], only_number).optional()?;
-                Ok(id.unwrap_or(0))
+                t.prepare_cached(&sql)?.query_row([peer.0], only_number)
             };
             Ok((newest("stored")?, newest("read")?))
         })
@@ -650,7 +679,7 @@ impl Talks {
         );
         self.change(|t| {
             let mut found = Found::default();
-            let (mut count, mut bytes) = (0, 0);
+            let (mut count, mut bytes, mut found_bytes) = (0, 0, 0);
             let mut sql = t.prepare_cached(&sql)?;
             let mut rows = sql.query(params![int(before), SCAN_ROWS as i64, peer.map(|peer| peer.0)])?;
             while let Some(row) = rows.next()? {
@@ -659,9 +688,11 @@ impl Talks {
                 let id = item.id;
                 let text = item.text.to_lowercase();
                 if words.iter().all(|word| text.contains(word.as_str())) {
+                    found_bytes += item.text.len();
                     found.items.push(item);
                 }
-                if count == SCAN_ROWS || bytes > SCAN_BYTES || found.items.len() == limit {
+                let is_enough = found.items.len() == limit || found_bytes > PAGE_BYTES;
+                if count == SCAN_ROWS || bytes > SCAN_BYTES || is_enough {
                     found.next = Some(id);
                     break;
                 }
@@ -708,6 +739,20 @@ impl Talks {
             Ok(rows.len() as u64)
         })
     }
+
+    /// Leaves nothing of what was deleted on the disk, and gives its space back.
+    pub fn wipe(&self) -> Result<(), DbError> {
+        let step = || -> rusqlite::Result<bool> {
+            let conn = lock(&self.conn);
+            let free: u32 = conn.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+            conn.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES_AT_ONCE})"))?;
+            Ok(free > PAGES_AT_ONCE)
+        };
+        // Others have their turn between the steps.
+        while step().map_err(wrong)? {}
+        // What was written before is in the log until its beginning is used again.
+        lock(&self.conn).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(wrong)
+    }
 }
 
 #[cfg(test)]
@@ -716,20 +761,36 @@ impl Talks {
         let sql = "SELECT count(*) FROM runs WHERE peer = ?1 AND is_ours = 0";
         self.change(|t| t.query_row(sql, [peer.0], only_number)).unwrap()
     }
+
+    /// As if so many runs of a friend's had come, one message each.
+    pub(super) fn pretend_runs(&self, peer: &CellId, count: u64, id: impl Fn(u64) -> [u8; 16]) {
+        let made = self.change(|t| {
+            for n in 0..count {
+                let (run, _) = run_row(t, peer, false, &Run { life: 1, id: id(n) })?;
+                t.prepare_cached("UPDATE runs SET last = 1, stored = 1 WHERE id = ?1")?.execute([run])?;
+                let message = Message { number: 1, at: 1, text: "x".into(), attachments: vec![] };
+                insert(t, peer, &New { run, is_ours: false, message: &message, arrived: 1, key: None })?;
+            }
+            Ok(())
+        });
+        made.unwrap();
+    }
 }
 
-/// Runs of a friend's of which nothing is kept are remembered in a bounded number.
-fn forget_empty(t: &Transaction<'_>, peer: &CellId) -> rusqlite::Result<()> {
+/// Whether one more run of a friend's is taken. Those of which nothing is kept are remembered in a bounded number.
+fn has_room_for_run(t: &Transaction<'_>, peer: &CellId) -> rusqlite::Result<bool> {
     let sql = "SELECT count(*) FROM runs WHERE peer = ?1 AND is_ours = 0";
     let count = t.prepare_cached(sql)?.query_row([peer.0], only_number)?;
-    if count > EMPTY_RUNS_MAX {
-        t.prepare_cached(
+    if count < EMPTY_RUNS_MAX {
+        return Ok(true);
+    }
+    let gone = t
+        .prepare_cached(
             "DELETE FROM runs WHERE id IN (
                  SELECT id FROM runs r WHERE peer = ?1 AND is_ours = 0
                      AND NOT EXISTS (SELECT 1 FROM messages WHERE run = r.id)
                  ORDER BY id LIMIT ?2)",
         )?
-        .execute(params![peer.0, int(count - EMPTY_RUNS_MAX)])?;
-    }
-    Ok(())
+        .execute(params![peer.0, int(count - EMPTY_RUNS_MAX + 1)])?;
+    Ok(count - gone as u64 + 1 <= RUNS_MAX)
 }

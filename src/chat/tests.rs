@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::id::CellId;
+use crate::id::{CellId, hex};
+use crate::keys::random;
 
 const ANN: CellId = CellId([1; 32]);
 const BOB: CellId = CellId([2; 32]);
@@ -181,6 +182,12 @@ fn what_cannot_be_said_is_refused_in_words() {
     }
     assert!(texts(&talks, &BOB).is_empty(), "all or nothing");
     assert!(talks.say(&BOB, "bob", 1, NOW, &[draft(&long[1..])], None).unwrap().is_ok());
+    // Whatever the clock says, the friend takes what is said.
+    for wrong in [0, u64::MAX] {
+        talks.say(&BOB, "bob", 1, wrong, &[draft("x")], None).unwrap().unwrap();
+    }
+    let out = talks.next(&BOB).unwrap().unwrap();
+    assert_eq!(read_batch(out.base, &batch_bytes(&out.messages)), Ok(out.messages));
 }
 
 #[test]
@@ -327,7 +334,108 @@ fn runs_of_a_friend_are_remembered_in_a_bounded_number() {
         }
     }
     assert_eq!(talks.receipts(&ANN).unwrap().len(), RECEIPTS_MAX);
-    assert!(talks.run_count(&ANN) <= EMPTY_RUNS_MAX + 1, "{}", talks.run_count(&ANN));
+    assert!(talks.run_count(&ANN) <= EMPTY_RUNS_MAX, "{}", talks.run_count(&ANN));
+}
+
+/// More runs than receipts tell of: what came after the backup comes again all the same, and nothing else.
+#[test]
+fn a_friend_that_goes_back_by_many_runs_gets_the_rest_again() {
+    let (mut ann, mut bob) = (Talks::in_memory().unwrap(), Talks::in_memory().unwrap());
+    let mut said = Vec::new();
+    let mut backup = None;
+    for start in 0..200 {
+        if start == 100 {
+            backup = Some(bob.copied().unwrap());
+        }
+        said.push(format!("start {start}"));
+        say(&ann, &BOB, said.last().unwrap());
+        carry(&ann, &bob);
+        ann = ann.copied().unwrap();
+    }
+    bob = backup.unwrap();
+    assert_eq!(texts(&bob, &ANN), said[..100]);
+    assert!(ann.heard_all(&BOB, &bob.receipts(&ANN).unwrap(), true).unwrap());
+    while carry(&ann, &bob) {}
+    assert_eq!(texts(&bob, &ANN), said);
+    // Level, and with 64 receipts: nothing is said again.
+    assert!(!ann.heard_all(&BOB, &bob.receipts(&ANN).unwrap(), true).unwrap());
+    assert_eq!(ann.next(&BOB).unwrap(), None);
+}
+
+/// What a hostile friend can heap up costs neither memory nor time at each look.
+#[test]
+fn a_hundred_thousand_unread_messages_are_looked_at_in_bounded_parts() {
+    let talks = Talks::in_memory().unwrap();
+    let run = Run { life: 1, id: [7; 16] };
+    for base in (0..101_000).step_by(250) {
+        let some: Vec<Message> = (base + 1..=base + 250).map(message).collect();
+        assert!(matches!(talks.take(&ANN, "ann", &run, base, &some, NOW), Ok(Took::Level { new: 250, .. })));
+    }
+    let long = "x".repeat(TEXT_BYTES_MAX);
+    let long: Vec<Message> =
+        (0..60).map(|n| Message { text: long.clone(), ..message(101_001 + n) }).collect();
+    talks.take(&ANN, "ann", &run, 101_000, &long, NOW).unwrap();
+    let talk = &talks.list().unwrap()[0];
+    assert_eq!(talk.unread, 100_000, "beyond this they are not counted");
+    assert_eq!(talk.last.as_ref().unwrap().text, "x".repeat(256));
+    let bytes = |items: &[Item]| items.iter().map(|item| item.text.len()).sum::<usize>();
+    let page = talks.page(&ANN, Side::Before(u64::MAX), 500).unwrap();
+    assert!(page.more && bytes(&page.items) <= (1 << 20) + TEXT_BYTES_MAX, "{}", bytes(&page.items));
+    let found = talks.search(&["x".into()], None, u64::MAX, 500).unwrap();
+    assert!(found.next.is_some() && bytes(&found.items) <= (1 << 20) + TEXT_BYTES_MAX);
+    // Seen page by page: each step marks what it has shown.
+    let mut seen = 0;
+    while let Some(last) = talks.page(&ANN, Side::After(seen), 500).unwrap().items.last() {
+        seen = last.id;
+        assert!(talks.mark_read(&ANN, seen).unwrap() && !talks.mark_read(&ANN, seen).unwrap());
+    }
+    assert_eq!(talks.list().unwrap()[0].unread, 0);
+}
+
+#[test]
+fn more_runs_than_a_friend_can_have_are_not_taken() {
+    let talks = Talks::in_memory().unwrap();
+    let run = |n: u64| {
+        let mut id = [7; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        Run { life: 1, id }
+    };
+    talks.pretend_runs(&ANN, RUNS_MAX - 1, |n| run(n).id);
+    let take = |n| talks.take(&ANN, "ann", &run(n), 0, &[message(1)], NOW).unwrap();
+    assert_eq!(take(RUNS_MAX), Took::Level { stored: 1, new: 1 });
+    assert_eq!(take(RUNS_MAX + 1), Took::Full);
+    assert_eq!(take(RUNS_MAX), Took::Level { stored: 1, new: 0 }, "those that are known go on");
+    let more = talks.take(&ANN, "ann", &run(3), 1, &[message(2)], NOW).unwrap();
+    assert_eq!(more, Took::Level { stored: 2, new: 1 });
+}
+
+#[test]
+fn what_is_deleted_leaves_nothing_on_the_disk() {
+    let folder = std::env::temp_dir().join(format!("grove-chat-{}", hex(&random::<8>())));
+    std::fs::create_dir(&folder).unwrap();
+    let talks = Talks::open(&folder.join("chat.db")).unwrap();
+    let bytes = || {
+        let files =
+            std::fs::read_dir(&folder).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        files.collect::<Vec<_>>().concat()
+    };
+    let holds = |what: &str| bytes().windows(what.len()).any(|some| some == what.as_bytes());
+    let secret = say(&talks, &BOB, "the secret of the soup");
+    for n in 0..300 {
+        say(&talks, &BOB, &format!("{n} {}", "nothing".repeat(1000)));
+    }
+    say(&talks, &ANN, "this stays");
+    assert!(holds("secret of the soup"));
+    assert!(talks.delete(&BOB, secret).unwrap());
+    talks.wipe().unwrap();
+    assert!(!holds("secret of the soup") && holds("nothing") && holds("this stays"));
+    let before = bytes().len();
+    while talks.delete_some(&BOB, u64::MAX).unwrap() > 0 {}
+    talks.wipe().unwrap();
+    assert!(!holds("nothing") && holds("this stays"));
+    assert!(before > 2_000_000 && bytes().len() < 200_000, "{before}, {}", bytes().len());
+    drop(talks);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 // ---- Two cells that lose, repeat and forget ----

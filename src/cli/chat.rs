@@ -16,8 +16,14 @@ use crate::chat::TEXT_BYTES_MAX;
 
 /// Messages that a conversation begins with.
 const HISTORY: u64 = 20;
+/// Unread messages that a conversation begins with, at most.
+const UNREAD_SHOWN_MAX: u64 = 500;
 /// Messages asked for at once.
 const PAGE: u64 = 100;
+/// Narrower terminals are taken for ones of so many columns.
+const COLUMNS_MIN: usize = 24;
+/// What stands before the further lines of a message.
+const MARGIN: &str = "    | ";
 /// Pages of a search without a match after which it says where it is.
 const SEARCH_PAGES_MAX: usize = 100_000;
 /// How long one request waits for news. ms.
@@ -158,22 +164,48 @@ fn begin(text: &str) -> String {
     format!("{}{dots}", one_line(&begin))
 }
 
-/// A message as it is shown. Lines after its first are set off, so that a text cannot look like another message.
-fn shown(item: &Fields, name: &str) -> String {
+/// A message as it is shown in so many columns. Lines after its first are set off, so that a text cannot look like another
+/// message.
+fn shown(item: &Fields, name: &str, columns: usize) -> String {
     let is_ours = item.is("ours");
     let who = if is_ours { "you".to_owned() } else { one_line(name) };
     let when = item.signed("arrived_unix").map_or("-".to_owned(), show::time);
     let state = if is_ours { format!("  ({})", item.text("state")) } else { String::new() };
     let text = show::text(item.text("text"));
-    let text = text.replace('\n', "\n    | ");
     let attached: String =
         item.texts("attachments").iter().map(|id| format!("\n    + attached: {}", show::text(id))).collect();
-    format!("#{} {when} {who}: {text}{state}{attached}\n", item.number("id"))
+    let told = folded(&format!("#{} {when} {who}: {text}{state}", item.number("id")), columns);
+    format!("{told}{attached}\n")
+}
+
+/// Breaks lines where the terminal would, and sets off what follows: otherwise blanks could move a part of a text to where
+/// another message begins. A letter beyond ASCII is taken for as wide as letters get.
+fn folded(text: &str, columns: usize) -> String {
+    let mut lines = String::with_capacity(text.len());
+    let mut column = 0;
+    for c in text.chars() {
+        let wide = if c.is_ascii() { 1 } else { 2 };
+        if c == '\n' || column + wide > columns {
+            lines.push('\n');
+            lines.push_str(MARGIN);
+            column = MARGIN.len();
+        }
+        if c != '\n' {
+            lines.push(c);
+            column += wide;
+        }
+    }
+    lines
+}
+
+/// Columns that messages are broken at: none where nobody sits.
+fn columns(context: &Context<'_>) -> usize {
+    if context.terminals.out { terminal::columns().max(COLUMNS_MIN) } else { usize::MAX }
 }
 
 fn search(context: &mut Context<'_>, friend: Option<&str>, words: &str, json: bool) -> Result<(), CliError> {
     let mut cell = context.cell()?;
-    let names = names(&mut *cell)?;
+    let (names, columns) = (names(&mut *cell)?, columns(context));
     let (mut before, mut count) = (None, 0u64);
     for _ in 0..SEARCH_PAGES_MAX {
         let mut query = vec![("words", words.as_bytes().to_vec()), ("limit", PAGE.to_string().into_bytes())];
@@ -192,7 +224,11 @@ fn search(context: &mut Context<'_>, friend: Option<&str>, words: &str, json: bo
                 let name = names.iter().find(|(id, _)| id == item.text("peer"));
                 let name = name.map_or(item.text("peer").get(..16).unwrap_or("?"), |(_, name)| name.as_str());
                 let with = if item.is("ours") { format!("[{}] ", one_line(name)) } else { String::new() };
-                write!(context.out, "{with}{}", shown(item, name))?;
+                write!(
+                    context.out,
+                    "{with}{}",
+                    shown(item, name, columns.saturating_sub(with.chars().count()))
+                )?;
             }
         }
         before = answer.fields.some("next");
@@ -239,15 +275,24 @@ fn delete(context: &mut Context<'_>, friend: &str, which: &str, json: bool) -> R
     Ok(())
 }
 
-/// Messages of a conversation before the one of number `before`.
-fn page(cell: &mut dyn Cell, friend: &str, before: Option<u64>, limit: u64) -> Result<Answer, CliError> {
+/// Part of a conversation: messages before or after one, or the newest.
+fn page(
+    cell: &mut dyn Cell,
+    friend: &str,
+    side: Option<(&'static str, u64)>,
+    limit: u64,
+) -> Result<Answer, CliError> {
     let mut query = vec![("peer", friend.as_bytes().to_vec()), ("limit", limit.to_string().into_bytes())];
-    query.extend(before.map(|before| ("before", before.to_string().into_bytes())));
+    query.extend(side.map(|(side, id)| (side, id.to_string().into_bytes())));
     cell.ask(Method::Get, "/chat/messages", &query, None)
 }
 
-fn mark_read(cell: &mut dyn Cell, friend: &str, items: &[Fields]) -> Result<(), CliError> {
-    let newest = items.iter().filter(|item| item.text("state") == "new").map(|item| item.number("id")).max();
+/// The newest message that was not seen before.
+fn newest_new(items: &[Fields]) -> Option<u64> {
+    items.iter().filter(|item| item.text("state") == "new").map(|item| item.number("id")).max()
+}
+
+fn mark_read(cell: &mut dyn Cell, friend: &str, newest: Option<u64>) -> Result<(), CliError> {
     if let Some(upto) = newest.filter(|_| cell.is_running()) {
         let body = object([("peer", string(friend)), ("upto", number(upto))]);
         cell.ask(Method::Post, "/chat/read", &[], Some(body))?;
@@ -255,39 +300,70 @@ fn mark_read(cell: &mut dyn Cell, friend: &str, items: &[Fields]) -> Result<(), 
     Ok(())
 }
 
+/// Messages of a conversation that have not been seen.
+fn unread(cell: &mut dyn Cell, id: &str) -> Result<u64, CliError> {
+    let mut answer = cell.ask(Method::Get, "/chat", &[], None)?;
+    let talks = answer.fields.list("conversations");
+    Ok(talks.iter().find(|talk| talk.text("id") == id).map_or(0, |talk| talk.number("unread")))
+}
+
+/// Unread messages that stand before those which are shown are told of, not passed over.
+fn tell_unshown(err: &mut dyn Write, name: &str, unread: u64, items: &[Fields]) -> std::io::Result<()> {
+    let shown = items.iter().filter(|item| item.text("state") == "new").count() as u64;
+    if unread > shown {
+        let count = show::of(unread - shown, "unread message stands", "unread messages stand");
+        let name = one_line(name);
+        writeln!(err, "{count} before these; `grove chat {name} --history {unread}` prints them too.")?;
+    }
+    Ok(())
+}
+
 fn history(context: &mut Context<'_>, friend: &str, count: u64, json: bool) -> Result<(), CliError> {
     let mut cell = context.cell()?;
+    let mut answer = page(&mut *cell, friend, None, if json { count } else { count.clamp(1, PAGE) })?;
+    let items = answer.fields.list("messages");
     if json {
-        let mut answer = page(&mut *cell, friend, None, count)?;
         writeln!(context.out, "{}", answer.text)?;
-        let items = answer.fields.list("messages");
-        return mark_read(&mut *cell, friend, &items);
+        return mark_read(&mut *cell, friend, newest_new(&items));
     }
-    // Pages come newest first, and are printed oldest first.
-    let (mut pages, mut left, mut before) = (Vec::new(), count, None);
-    let mut name = friend.to_owned();
-    while left > 0 {
-        let mut answer = page(&mut *cell, friend, before, left.min(PAGE))?;
-        let items = answer.fields.list("messages");
-        name = answer.fields.text("name").to_owned();
-        left -= left.min(items.len() as u64);
-        before = items.first().map(|item| item.number("id"));
-        let is_over = items.is_empty() || !answer.fields.is("more");
-        pages.push(items);
-        if is_over {
-            break;
+    let (name, columns) = (answer.fields.text("name").to_owned(), columns(context));
+    let id = |item: Option<&Fields>| item.map_or(0, |item| item.number("id"));
+    let (mut oldest, newest) = (id(items.first()), id(items.last()));
+    let mut left = count.saturating_sub(items.len() as u64);
+    if left > 0 && answer.fields.is("more") {
+        // Looked for from the newest on, printed from the oldest on, and never held together.
+        while left > 0 {
+            let mut answer = page(&mut *cell, friend, Some(("before", oldest)), left.min(PAGE))?;
+            let items = answer.fields.list("messages");
+            left -= left.min(items.len() as u64);
+            oldest = items.first().map_or(oldest, |item| item.number("id"));
+            if items.is_empty() || !answer.fields.is("more") {
+                break;
+            }
         }
+        let (mut after, mut new) = (oldest.saturating_sub(1), None);
+        while after < newest {
+            let items = page(&mut *cell, friend, Some(("after", after)), PAGE)?.fields.list("messages");
+            let Some(last) = items.last() else { break };
+            after = last.number("id");
+            for item in items.iter().filter(|item| item.number("id") <= newest) {
+                context.out.write_all(shown(item, &name, columns).as_bytes())?;
+            }
+            new = new.max(newest_new(&items));
+        }
+        context.out.flush()?;
+        return mark_read(&mut *cell, friend, new);
     }
-    for items in pages.iter().rev() {
-        for item in items {
-            context.out.write_all(shown(item, &name).as_bytes())?;
-        }
+    let new = newest_new(&items);
+    if new.is_some() {
+        let unread = unread(&mut *cell, answer.fields.text("id"))?;
+        tell_unshown(context.err, &name, unread, &items)?;
+    }
+    for item in &items {
+        context.out.write_all(shown(item, &name, columns).as_bytes())?;
     }
     context.out.flush()?;
-    match pages.first() {
-        Some(newest) => mark_read(&mut *cell, friend, newest),
-        None => Ok(()),
-    }
+    mark_read(&mut *cell, friend, new)
 }
 
 fn send(cell: &mut dyn Cell, friend: &str, text: &str) -> Result<Answer, CliError> {
@@ -332,6 +408,7 @@ enum Event {
 struct Screen {
     friend: String,
     name: String,
+    columns: usize,
     /// The newest message that is shown.
     last: u64,
     /// Messages that were typed here, and so stand there already.
@@ -354,7 +431,7 @@ impl Screen {
             }
             self.last = id;
             if !self.typed.remove(&id) {
-                text.push_str(&shown(item, &self.name));
+                text.push_str(&shown(item, &self.name, self.columns));
             }
         }
         let mark = if self.own == 0 {
@@ -418,7 +495,7 @@ impl Screen {
                     // Shown first, then told to the friend as seen.
                     out.write_all(text.as_bytes())?;
                     out.flush()?;
-                    let _ = mark_read(cell, &self.friend, &items);
+                    let _ = mark_read(cell, &self.friend, newest_new(&items));
                     String::new()
                 }
                 Event::Silent if self.is_silent => String::new(),
@@ -515,6 +592,10 @@ fn listen(events: &SyncSender<Event>) {
 fn converse(context: &mut Context<'_>, friend: &str) -> Result<(), CliError> {
     let mut cell = context.running_cell()?;
     let mut first = page(&mut *cell, friend, None, HISTORY)?;
+    let unread = unread(&mut *cell, first.fields.text("id"))?;
+    if unread > HISTORY {
+        first = page(&mut *cell, friend, None, unread.min(UNREAD_SHOWN_MAX))?;
+    }
     let change = first.fields.number("change");
     let name = first.fields.text("name").to_owned();
     let (delivered, read) = (first.fields.number("delivered"), first.fields.number("read"));
@@ -522,12 +603,14 @@ fn converse(context: &mut Context<'_>, friend: &str) -> Result<(), CliError> {
     let mut screen = Screen {
         friend: friend.to_owned(),
         name: name.clone(),
+        columns: columns(context),
         last: 0,
         typed: BTreeSet::new(),
         own: 0,
         told: 0,
         is_silent: false,
     };
+    tell_unshown(context.err, &name, unread, &items)?;
     context.out.write_all(screen.news(&items, delivered, read).as_bytes())?;
     if !first.fields.is("friend") {
         let why = format!(
@@ -537,7 +620,7 @@ fn converse(context: &mut Context<'_>, friend: &str) -> Result<(), CliError> {
         let _ = writeln!(context.err, "{why}");
     }
     context.out.flush()?;
-    mark_read(&mut *cell, friend, &items)?;
+    mark_read(&mut *cell, friend, newest_new(&items))?;
     let _ = writeln!(context.err, "Each line is sent to {}. Ctrl-D ends.", one_line(&name));
 
     let (tell, events) = mpsc::sync_channel(EVENTS_MAX);
@@ -565,7 +648,7 @@ mod tests {
     #[test]
     fn a_hostile_message_neither_commands_the_terminal_nor_looks_like_another() {
         let items = answer(HOSTILE, "").fields.list("messages");
-        let text = shown(&items[0], "bo\u{1b}b\n");
+        let text = shown(&items[0], "bo\u{1b}b\n", usize::MAX);
         assert!(text.chars().all(|c| c == '\n' || !crate::logger::is_odd(c)), "{text:?}");
         assert!(text.contains("\n    | #8 ") && text.ends_with("\n    + attached: 00ff\n"), "{text}");
         assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 1);
@@ -580,6 +663,7 @@ mod tests {
         let mut screen = Screen {
             friend: "bob".into(),
             name: "bob".into(),
+            columns: usize::MAX,
             last: 6,
             typed: BTreeSet::new(),
             own: 0,
@@ -631,8 +715,13 @@ mod tests {
 
         let page =
             |items: &str, more: bool| format!(r#"{{"name":"bob","messages":[{items}],"more":{more}}}"#);
-        setup.fake.answer("GET /chat/messages", &page(&format!("{HOSTILE},{OWN}"), true));
-        setup.fake.answer("GET /chat/messages", &page(r#"{"id":3,"text":"old"}"#, false));
+        let newest = page(&format!("{HOSTILE},{OWN}"), true);
+        let oldest = page(r#"{"id":3,"text":"old"}"#, false);
+        let all =
+            page(&format!(r#"{{"id":3,"text":"old"}},{HOSTILE},{OWN},{{"id":9,"text":"since"}}"#), true);
+        for answer in [&newest, &oldest, &all] {
+            setup.fake.answer("GET /chat/messages", answer);
+        }
         let told = setup.grove("chat bob --history 200", "");
         let ids: Vec<&str> =
             told.out.lines().filter_map(|line| line.strip_prefix('#')?.split(' ').next()).collect();
@@ -642,6 +731,38 @@ mod tests {
             "{:?}",
             setup.fake.told
         );
+    }
+
+    #[test]
+    fn unread_messages_before_those_shown_are_told_of() {
+        let setup = Setup::new();
+        setup
+            .fake
+            .answer("GET /chat", r#"{"conversations":[{"id":"cd","unread":9},{"id":"ab","unread":501}]}"#);
+        setup.fake.answer(
+            "GET /chat/messages",
+            &format!(r#"{{"id":"ab","name":"bob","messages":[{HOSTILE},{OWN}],"more":true}}"#),
+        );
+        let told = setup.grove("chat bob --history 2", "");
+        assert_eq!(
+            told.err,
+            "500 unread messages stand before these; `grove chat bob --history 501` prints them too.\n"
+        );
+    }
+
+    /// Where the terminal breaks a line, the rest of it must not stand where a message begins.
+    #[test]
+    fn blanks_and_wide_letters_move_nothing_to_the_beginning_of_a_line() {
+        for text in [format!("hi{}#8 2026 you: yes", " ".repeat(200)), "漢".repeat(100), "é#".repeat(100)] {
+            let item = answer(&format!(r#"{{"id":7,"text":"{text}"}}"#), "").fields.list("messages");
+            let told = shown(&item[0], "bob", 40);
+            let wide = |line: &str| line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>();
+            for (at, line) in told.lines().enumerate() {
+                assert!(wide(line) <= 40 && (at == 0 || line.starts_with(MARGIN)), "{line:?}");
+            }
+            let back: String = told.trim_end_matches('\n').split("\n    | ").collect();
+            assert!(back.ends_with(&text), "nothing is left out: {told}");
+        }
     }
 
     #[test]

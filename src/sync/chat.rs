@@ -374,6 +374,7 @@ impl Sync {
             }
             Ok(Some(Took::Full)) => {
                 self.refusals.note(format_args!("{}: its history here is full", owner.short()));
+                self.show_full_history(&owner);
                 refusal(
                     ErrorCode::Busy,
                     "the history with you is full there",
@@ -383,6 +384,15 @@ impl Sync {
             Ok(None) => refusal(ErrorCode::Busy, "the disk is full there", "try again later"),
             Err(why) => super::serve::failed(&why),
         })
+    }
+
+    fn show_full_history(&self, peer: &CellId) {
+        let name = self.name_of(peer);
+        let text = format!(
+            "the history with {name} is as long as it may be: what {name} says is not taken any more"
+        );
+        let remedy = format!("delete some of it: `grove chat {name} --delete NUMBER`, or `--delete all`");
+        self.vault.raise("chat-full", Alert { text, remedy });
     }
 
     // ---- What the user does ----
@@ -478,6 +488,8 @@ impl Sync {
 
     async fn chat_changed(&self, chats: &Chats, seen: u64) {
         while chats.change.get() == seen {
+            // Whoever has waited long enough is gone.
+            chats.waiters.borrow_mut().retain(|waiter| !waiter.is_closed());
             if chats.waiters.borrow().len() >= WAITERS_MAX {
                 crate::world::Timer::after(WAITER_PAUSE).await;
                 return;
@@ -521,6 +533,10 @@ impl Sync {
                     }
                 }
             }
+        }
+        if count > 0 {
+            self.with_talks(Talks::wipe).await?;
+            self.vault.clear("chat-full");
         }
         self.ring_chat();
         Ok(count)

@@ -71,9 +71,10 @@ fn what_waits_for_a_friend_outlives_both_and_unfriending_stops_it() {
         b.stop().await;
         drop(b);
         a.say(&bob_id, vec![draft("later"), draft("and more")], None).await.unwrap();
+        let port = a.port();
         a.stop().await;
         drop(a);
-        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        let (a, b) = (ann.start_at(&executor, port).await, bob.start(&executor).await);
         wait_texts(&b, &ann_id, &["later", "and more"]).await;
         a.set_friend(&bob_id, false).await.unwrap();
         while b.is_friend(&ann_id) {

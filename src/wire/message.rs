@@ -697,7 +697,7 @@ impl Request {
                 },
             },
             18 => Self::Bucket { bucket: from.u16()? },
-            25 => Self::Friendship(Friendship::read(&mut from)?),
+            25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::read_batch_head(&mut from)?,
             27 => Self::Receipts(Receipts::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
@@ -863,7 +863,7 @@ impl Reply {
                 let entry = |_| Ok((ChunkName(from.array()?), from.u32()?));
                 Self::Bucket { epoch, seq, entries: (0..count).map(entry).collect::<Result<_, BadBytes>>()? }
             }
-            25 => Self::Friendship(Friendship::read(&mut from)?),
+            25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
             27 => Self::Receipts(Receipts::read(&mut from)?),
             255 => Self::Error(Refusal {
