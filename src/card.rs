@@ -614,11 +614,14 @@ mod tests {
         assert!(Card::from_bytes(&vec![0; CARD_BYTES_MAX + 1]).is_err());
     }
 
+    /// One field, changed; and why the card is refused then.
+    type Corruptor = (&'static str, fn(&mut CardBody));
+
     /// Every field in turn, as a peer may sign it: refused with an error of its own, and not signed here either.
     #[test]
     fn card_with_a_field_over_its_limits_is_refused_with_its_own_error() {
         let cell = identity(1);
-        let corruptors: [(&str, fn(&mut CardBody)); 15] = [
+        let corruptors: [Corruptor; 15] = [
             ("a name has 1 to 64 bytes", |body| body.name = String::new()),
             ("a name has 1 to 64 bytes", |body| body.name = "a".repeat(65)),
             ("a name has no control characters", |body| body.name = "bell\u{7}".into()),

@@ -335,6 +335,9 @@ mod tests {
         assert_eq!(standings(&a, &b), (Standing::None, Standing::None));
     }
 
+    /// One field, changed; and why it is not heard then.
+    type Corruptor = (&'static str, fn(&mut Friendship));
+
     /// A peer that tells the largest numbers there are gets neither friendship nor the last word.
     #[test]
     fn numbers_at_the_end_of_all_numbers_are_not_heard_and_those_before_it_are_outlived() {
@@ -346,7 +349,7 @@ mod tests {
         };
         let wish = Wish { is_friend: true, number: TOLD_MAX, floor: TOLD_MAX };
         let most = Friendship { ours: wish, theirs: wish };
-        let cases: [(&str, fn(&mut Friendship)); 4] = [
+        let cases: [Corruptor; 4] = [
             ("number of a wish", |told| told.ours.number = u64::MAX),
             ("floor of a wish", |told| told.ours.floor = TOLD_MAX + 1),
             ("number of a wish as it was heard", |told| told.theirs.number = u64::MAX),

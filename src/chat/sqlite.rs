@@ -792,5 +792,5 @@ fn has_room_for_run(t: &Transaction<'_>, peer: &CellId) -> rusqlite::Result<bool
                  ORDER BY id LIMIT ?2)",
         )?
         .execute(params![peer.0, int(count - EMPTY_RUNS_MAX + 1)])?;
-    Ok(count - gone as u64 + 1 <= RUNS_MAX)
+    Ok(count - (gone as u64) < RUNS_MAX)
 }

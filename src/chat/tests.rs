@@ -92,6 +92,8 @@ fn a_batch_reads_back_and_has_one_form() {
 
 /// One field of a batch, changed.
 type Corruptor = (&'static str, fn(&mut u64, &mut Vec<Message>));
+/// One field of a receipt, changed.
+type ReceiptCorruptor = (&'static str, fn(&mut Vec<Receipt>));
 
 #[test]
 fn every_field_of_a_message_changed_in_turn_is_refused_with_its_own_error() {
@@ -136,7 +138,7 @@ fn every_field_of_a_message_changed_in_turn_is_refused_with_its_own_error() {
 
     let run = Run { life: 1, id: [1; 16] };
     let receipt = Receipt { run, stored: 7, read: 5 };
-    let receipts: [(&str, fn(&mut Vec<Receipt>)); 6] = [
+    let receipts: [ReceiptCorruptor; 6] = [
         ("life of a run of messages", |all| all[0].run.life = 0),
         ("id of a run of messages", |all| all[0].run.id = [0; 16]),
         ("number of a receipt", |all| all[0].stored = u64::MAX),

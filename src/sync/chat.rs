@@ -264,14 +264,14 @@ impl Sync {
 
     // ---- Answering ----
 
-    fn answers_chat(&self, owner: &CellId) -> Result<(Rc<Link>, Rc<Chats>), Reply> {
+    fn answers_chat(&self, owner: &CellId) -> Result<(Rc<Link>, Rc<Chats>), Refusal> {
         if !self.is_friend(owner) {
             self.refusals.note(format_args!("{}: chat, and it is no friend", owner.short()));
-            return Err(refusal(ErrorCode::NotAllowed, "only friends chat", ""));
+            return Err(Refusal::new(ErrorCode::NotAllowed, "only friends chat", ""));
         }
         match (self.link(owner), self.chats()) {
             (Some(link), Ok(chats)) => Ok((link, chats)),
-            _ => Err(refusal(ErrorCode::Failed, "there is no chat at this cell now", "try again later")),
+            _ => Err(Refusal::new(ErrorCode::Failed, "there is no chat at this cell now", "try again later")),
         }
     }
 
@@ -279,7 +279,7 @@ impl Sync {
     pub(super) async fn answer_receipts(&self, owner: CellId, told: Receipts) -> Reply {
         let (link, chats) = match self.answers_chat(&owner) {
             Ok(both) => both,
-            Err(reply) => return reply,
+            Err(why) => return Reply::Error(why),
         };
         let is_level = link.level_with.get() == Some(told.start);
         let talks = Arc::clone(&chats.talks);
@@ -314,7 +314,7 @@ impl Sync {
     ) -> Answered {
         let (link, chats) = match self.answers_chat(&owner) {
             Ok(both) => both,
-            Err(told) => return reply(stream, &told).await,
+            Err(why) => return reply(stream, &Reply::Error(why)).await,
         };
         if link.hearing.get() >= HEARING_MAX {
             return reply(stream, &refusal(ErrorCode::Busy, "a batch is being taken in", "try again later"))

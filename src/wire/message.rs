@@ -1373,7 +1373,7 @@ mod tests {
         assert_eq!(why(BatchHead { base: 1 << 63, ..head }), "base of a batch");
         let len = (1 << 20) + 1;
         assert!(
-            matches!(read(BatchHead { len, ..head }), Err(AskError::TooLong(told)) if told == len.into())
+            matches!(read(BatchHead { len, ..head }), Err(AskError::TooLong(told)) if told == u64::from(len))
         );
     }
 
