@@ -352,6 +352,37 @@ fn wait_texts_in_any_order<T: AsRef<str>>(cell: &Cell, with: &str, wanted: &[T])
     });
 }
 
+/// A page that cannot be read: said at once, and the next start begins anew with what the friend still has.
+#[test]
+fn damage_within_the_history_is_told_and_put_aside_by_the_next_start() {
+    let folder = TempDir::new("chat");
+    let (ann, mut bob) = friends(&folder);
+    let said: Vec<String> = (0..500).map(nth).collect();
+    for some in said.chunks(100) {
+        ann.post("/chat/send", &format!(r#"{{"peer":"bob","texts":{}}}"#, json::to_string(&some.to_vec())));
+    }
+    wait_for("all are there", || (texts(&bob, "ann") == said).then_some(()));
+    bob.stop();
+    let path = bob.dir.join("chat.db");
+    let mut bytes = fs::read(&path).unwrap();
+    let at =
+        bytes.windows(12).position(|some| some == b"message 250 ").expect("it stands there") / 4096 * 4096;
+    bytes[at..at + 4096].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    bob.run();
+    assert!(bob.alert("chat").is_none(), "what is damaged is not seen before it is read");
+    assert!(!bob.cli(["chat", "ann", "--history", "400"]).status.success());
+    assert!(bob.alert("chat").is_some_and(|told| told.contains("damaged")));
+    bob.stop();
+    bob.run();
+    assert!(bob.alert("chat").is_some_and(|told| told.contains("set-aside")));
+    wait_for("all are there again", || (texts(&bob, "ann") == said).then_some(()));
+    bob.stop();
+    bob.run();
+    assert!(bob.alert("chat").is_none());
+    assert_eq!(texts(&bob, "ann"), said);
+}
+
 fn is_harmless(printed: &str) -> bool {
     printed.chars().all(|c| c == '\n' || !grove::logger::is_odd(c))
 }
@@ -435,7 +466,7 @@ fn a_friend_with_a_hostile_name_is_shown_harmlessly_everywhere() {
     bob.cli(["join", &token]).ok();
     wait_online(&[&ann, &bob]);
     let id = text(&peer_of(&ann), "id");
-    assert_eq!(text(&peer_of(&ann), "name"), name, "all else is kept as it is");
+    assert_eq!(text(&peer_of(&ann), "name"), *name, "all else is kept as it is");
     let said = ann.cli(["chat", &id[..16], "hello"]).ok();
     assert!(is_harmless(&said.out) && is_harmless(&said.err), "{said:?}");
     say(&bob, "ann", "\u{1b}]52;c;b3duZWQ=\u{7}hello");

@@ -25,6 +25,8 @@ use crate::wire::within;
 
 /// The file.
 const CHAT_FILE: &str = "chat.db";
+/// Is there if the file was found damaged while it was in use.
+const DAMAGED_FILE: &str = "chat.db.damaged";
 /// After a failure it is tried again after this, and then more seldom.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(300);
@@ -96,25 +98,48 @@ pub struct Lookup {
 /// Opens chat.db in a state folder. One that is damaged is put aside and a new one begun: history is lost to nobody but its
 /// reader, and what friends have said comes again from them.
 fn open(dir: &Path) -> Result<(Talks, Option<PathBuf>), DbError> {
-    let path = dir.join(CHAT_FILE);
-    match Talks::open(&path) {
-        Err(why) if why.is_damaged() => {
-            let aside = dir.join(format!("{CHAT_FILE}.set-aside-{}", hex(&random::<4>())));
-            log::error!("{why}; it is kept as {}", aside.display());
-            for suffix in ["", "-wal", "-shm"] {
-                let from = dir.join(format!("{CHAT_FILE}{suffix}"));
-                let _ = std::fs::rename(from, format!("{}{suffix}", aside.display()));
-            }
-            Ok((Talks::open(&path)?, Some(aside)))
+    let (path, damaged) = (dir.join(CHAT_FILE), dir.join(DAMAGED_FILE));
+    if !damaged.exists() {
+        match Talks::open(&path) {
+            Err(why) if why.is_damaged() => log::error!("{why}"),
+            opened => return Ok((opened?, None)),
         }
-        opened => Ok((opened?, None)),
     }
+    let aside = dir.join(format!("{CHAT_FILE}.set-aside-{}", hex(&random::<4>())));
+    log::error!("chat.db is damaged; it is kept as {}", aside.display());
+    for suffix in ["", "-wal", "-shm"] {
+        let from = dir.join(format!("{CHAT_FILE}{suffix}"));
+        let _ = std::fs::rename(from, format!("{}{suffix}", aside.display()));
+    }
+    let talks = Talks::open(&path)?;
+    // Gone last: whatever happens in between, the damaged file is not used again.
+    let _ = std::fs::remove_file(damaged);
+    Ok((talks, Some(aside)))
 }
 
 /// The conversations of a cell that does not run.
 pub fn talks_at_rest(dir: &Path) -> Result<Option<Talks>, VaultError> {
     let path = dir.join(CHAT_FILE);
     if path.exists() { Ok(Some(Talks::open(&path)?)) } else { Ok(None) }
+}
+
+/// A batch that is being taken in, even if whoever takes it in is dropped half-way.
+struct Hearing<'a>(&'a Cell<u32>);
+
+impl<'a> Hearing<'a> {
+    fn begin(count: &'a Cell<u32>) -> Option<Self> {
+        if count.get() >= HEARING_MAX {
+            return None;
+        }
+        count.set(count.get() + 1);
+        Some(Self(count))
+    }
+}
+
+impl Drop for Hearing<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 fn refusal(code: ErrorCode, text: &str, hint: &str) -> Reply {
@@ -128,6 +153,11 @@ impl Sync {
         match unblock(move || open(&dir)).await {
             Ok((talks, aside)) => {
                 *self.chats.borrow_mut() = Some(Rc::new(Chats::new(talks)));
+                // Whoever says too much tries again, and then it is told again.
+                self.vault.clear("chat-full");
+                if aside.is_none() {
+                    self.vault.clear("chat");
+                }
                 if let Some(aside) = aside {
                     let text =
                         format!("chat.db was damaged and is kept as {}; a new one is begun", aside.display());
@@ -153,8 +183,32 @@ impl Sync {
         &self,
         work: impl FnOnce(&Talks) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, VaultError> {
-        let talks = Arc::clone(&self.chats()?.talks);
-        Ok(unblock(move || work(&talks)).await?)
+        Ok(self.on_talks(&*self.chats()?, work).await?)
+    }
+
+    async fn on_talks<T: Send + 'static>(
+        &self,
+        chats: &Chats,
+        work: impl FnOnce(&Talks) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let talks = Arc::clone(&chats.talks);
+        let done = unblock(move || work(&talks)).await;
+        if done.as_ref().is_err_and(|why| why.is_damaged()) {
+            self.note_damaged_chat().await;
+        }
+        done
+    }
+
+    /// A part of the file cannot be read. It is in use: the next start puts it aside.
+    async fn note_damaged_chat(&self) {
+        let marker = self.vault.dir.join(DAMAGED_FILE);
+        if let Err(why) = unblock(move || std::fs::write(marker, b"")).await {
+            log::warn!("{DAMAGED_FILE}: {why}");
+        }
+        self.vault.raise("chat", Alert {
+            text: "chat.db is damaged: some of what was said cannot be read".into(),
+            remedy: "start the cell again: the file is put aside then, and what friends have said comes again from them".into(),
+        });
     }
 
     fn ring_chat(&self) {
@@ -204,29 +258,35 @@ impl Sync {
         let may = || link.is_alive() && self.is_friend(&link.peer) && !self.vault.is_retired();
         let Ok(chats) = self.chats() else { return Ok(()) };
         let peer = link.peer;
+        let mut was_unknown = false;
         while may() {
             let Some(start) = link.level_with.get().filter(|_| link.told_receipts.get()) else {
                 self.exchange_receipts(link, &chats).await?;
                 continue;
             };
-            let talks = Arc::clone(&chats.talks);
-            let Some(out) = unblock(move || talks.next(&peer)).await.map_err(failed_here)? else {
+            let next = self.on_talks(&chats, move |talks| talks.next(&peer)).await;
+            let Some(out) = next.map_err(failed_here)? else {
                 return Ok(());
             };
             let body = chat::batch_bytes(&out.messages);
             let head = BatchHead { start, run: out.run, base: out.base, len: body.len() as u32 };
             let Some(stored) = link.say(head, &body).await? else {
                 link.level_with.set(None);
+                // It was started since, and is asked. Once: whoever says so again and again is not sent all of it as often.
+                if std::mem::replace(&mut was_unknown, true) {
+                    return Err(AskError::OutOfTurn);
+                }
                 continue;
             };
-            let (talks, run) = (Arc::clone(&chats.talks), out.run);
-            let is_further = unblock(move || talks.heard(&peer, &run, stored)).await.map_err(failed_here)?;
+            let run = out.run;
+            let heard = self.on_talks(&chats, move |talks| talks.heard(&peer, &run, stored)).await;
             chats.ring();
-            if !is_further {
+            if !heard.map_err(failed_here)? {
                 // It lacks something before, or takes nothing: what it has is asked for, and not without a pause.
                 link.level_with.set(None);
                 return Err(AskError::OutOfTurn);
             }
+            was_unknown = false;
         }
         Ok(())
     }
@@ -237,8 +297,8 @@ impl Sync {
         // What changes from here on is told once more.
         link.told_receipts.set(true);
         let asked = async {
-            let talks = Arc::clone(&chats.talks);
-            let receipts = unblock(move || talks.receipts(&peer)).await.map_err(failed_here)?;
+            let receipts = self.on_talks(chats, move |talks| talks.receipts(&peer)).await;
+            let receipts = receipts.map_err(failed_here)?;
             link.ask(&Request::Receipts(Receipts { start: chats.talks.start(), receipts })).await
         };
         let theirs = match asked.await {
@@ -253,8 +313,9 @@ impl Sync {
         // An exchange with a start that is known brings nothing back.
         let may_go_back = link.level_with.get() != Some(theirs.start) && gone_back.goes_back(now);
         link.gone_back.set(gone_back);
-        let (talks, start) = (Arc::clone(&chats.talks), theirs.start);
-        let heard = unblock(move || talks.heard_all(&peer, &theirs.receipts, may_go_back)).await;
+        let start = theirs.start;
+        let hear = move |talks: &Talks| talks.heard_all(&peer, &theirs.receipts, may_go_back);
+        let heard = self.on_talks(chats, hear).await;
         if heard.map_err(failed_here)? {
             chats.ring();
         }
@@ -269,6 +330,10 @@ impl Sync {
             self.refusals.note(format_args!("{}: chat, and it is no friend", owner.short()));
             return Err(Refusal::new(ErrorCode::NotAllowed, "only friends chat", ""));
         }
+        if self.vault.is_retired() {
+            // What it took in would be taken for delivered, and the newer life would never see it.
+            return Err(Refusal::new(ErrorCode::NotAllowed, "a newer life of this cell runs elsewhere", ""));
+        }
         match (self.link(owner), self.chats()) {
             (Some(link), Ok(chats)) => Ok((link, chats)),
             _ => Err(Refusal::new(ErrorCode::Failed, "there is no chat at this cell now", "try again later")),
@@ -282,14 +347,13 @@ impl Sync {
             Err(why) => return Reply::Error(why),
         };
         let is_level = link.level_with.get() == Some(told.start);
-        let talks = Arc::clone(&chats.talks);
-        let work = move || -> Result<_, DbError> {
+        let work = move |talks: &Talks| -> Result<_, DbError> {
             let is_news = is_level && talks.heard_all(&owner, &told.receipts, false)?;
             Ok((is_news, talks.receipts(&owner)?))
         };
         // The reply tells; what changes from here on is told once more.
         link.told_receipts.set(true);
-        match unblock(work).await {
+        match self.on_talks(&chats, work).await {
             Ok((is_news, receipts)) => {
                 if is_news {
                     chats.ring();
@@ -316,14 +380,12 @@ impl Sync {
             Ok(both) => both,
             Err(why) => return reply(stream, &Reply::Error(why)).await,
         };
-        if link.hearing.get() >= HEARING_MAX {
-            return reply(stream, &refusal(ErrorCode::Busy, "a batch is being taken in", "try again later"))
-                .await;
-        }
-        link.hearing.set(link.hearing.get() + 1);
-        let taken = self.hear(&link, &chats, head, stream).await;
-        link.hearing.set(link.hearing.get() - 1);
-        let answer = taken?;
+        let Some(hearing) = Hearing::begin(&link.hearing) else {
+            let busy = refusal(ErrorCode::Busy, "a batch is being taken in", "try again later");
+            return reply(stream, &busy).await;
+        };
+        let answer = self.hear(&link, &chats, head, stream).await?;
+        drop(hearing);
         reply(stream, &answer).await
     }
 
@@ -355,24 +417,24 @@ impl Sync {
                 return Ok(refusal(ErrorCode::Malformed, why.0, ""));
             }
         };
-        let (talks, vault, name) = (Arc::clone(&chats.talks), Arc::clone(&self.vault), self.name_of(&owner));
+        let vault = Arc::clone(&self.vault);
+        match unblock(move || vault.store.free()).await {
+            Ok(space) if space.free > space.reserve => {}
+            Ok(_) => return Ok(refusal(ErrorCode::Busy, "the disk is full there", "try again later")),
+            Err(why) => return Ok(super::serve::failed(&why.into())),
+        }
+        let name = self.name_of(&owner);
         let arrived = self.vault.clock.wall().max(0) as u64;
-        let work = move || -> Result<Option<Took>, VaultError> {
-            let space = vault.store.free()?;
-            if space.free <= space.reserve {
-                return Ok(None);
-            }
-            Ok(Some(talks.take(&owner, &name, &head.run, head.base, &messages, arrived)?))
-        };
-        Ok(match unblock(work).await {
-            Ok(Some(Took::Level { stored, new })) => {
+        let take = move |talks: &Talks| talks.take(&owner, &name, &head.run, head.base, &messages, arrived);
+        Ok(match self.on_talks(chats, take).await {
+            Ok(Took::Level { stored, new }) => {
                 // The answer tells it.
                 if new > 0 {
                     chats.ring();
                 }
                 Reply::Messages(Some(stored))
             }
-            Ok(Some(Took::Full)) => {
+            Ok(Took::Full) => {
                 self.refusals.note(format_args!("{}: its history here is full", owner.short()));
                 self.show_full_history(&owner);
                 refusal(
@@ -381,8 +443,7 @@ impl Sync {
                     "its user must delete some of it",
                 )
             }
-            Ok(None) => refusal(ErrorCode::Busy, "the disk is full there", "try again later"),
-            Err(why) => super::serve::failed(&why),
+            Err(why) => super::serve::failed(&why.into()),
         })
     }
 

@@ -8,7 +8,7 @@ use smol::Timer;
 use super::driver::Sync;
 use super::tests::{Cell, pair, rogue, run};
 use crate::card::Role;
-use crate::chat::{BATCH_BYTES_MAX, Draft, Message, Run, Side, batch_bytes};
+use crate::chat::{BATCH_BYTES_MAX, Draft, Message, Receipt, Run, Side, batch_bytes};
 use crate::id::CellId;
 use crate::wire::handshake::Approach;
 use crate::wire::message::{self, AskError, BatchHead, ErrorCode, Receipts, Reply, Request};
@@ -135,6 +135,27 @@ fn whoever_is_no_friend_is_not_heard_and_a_friend_only_within_bounds() {
         }
         assert_eq!(texts(&a, &bob_id).await, ["hello", "hello"]);
 
+        // The largest numbers there are: taken or refused, and what comes later is taken all the same.
+        let last = i64::MAX as u64;
+        let far = Run { life: u32::MAX, id: [10; 16] };
+        let body_far = batch_bytes(&[one(last)]);
+        let head_far = BatchHead { run: far, len: body_far.len() as u32, ..head };
+        assert_eq!(message::say(&session, head_far, &body_far).await.unwrap(), Some(last));
+        assert_eq!(message::say(&session, head_far, &body_far).await.unwrap(), Some(last));
+        let beyond = batch_bytes(&[one(last + 1)]);
+        assert_eq!(refusal(&session, head_far, &beyond).await.1, "number of a message");
+        let base = BatchHead { base: u64::MAX, ..head };
+        assert!(refusal(&session, base, &[]).await.1.contains("base of a batch"));
+        let long = BatchHead { len: u32::MAX, ..head };
+        assert!(refusal(&session, long, &[]).await.1.contains("4294967295 bytes"));
+        let stored = u64::MAX;
+        let told = Receipts { start: [4; 16], receipts: vec![Receipt { run, stored, read: 1 }] };
+        let asked = message::ask(&session, &Request::Receipts(told)).await;
+        assert!(matches!(asked, Err(AskError::Refused(why)) if why.code == ErrorCode::Malformed));
+        a.mark_read(&bob_id, u64::MAX).await.unwrap();
+        assert_eq!(a.talk_views().await.unwrap()[0].talk.unread, 0);
+        assert_eq!(texts(&a, &bob_id).await, ["hello"; 3]);
+
         let twisted = batch_bytes(&[one(2), one(1)]);
         let (code, why) = refusal(&session, head, &twisted).await;
         assert_eq!((code, why.as_str()), (ErrorCode::Malformed, "numbers of messages do not grow"));
@@ -148,7 +169,7 @@ fn whoever_is_no_friend_is_not_heard_and_a_friend_only_within_bounds() {
         assert!(codes.len() > 200 && codes[0] == ErrorCode::Malformed);
         ann.clock.pass(Duration::from_secs(3700));
         assert_eq!(message::say(&session, head, &body).await.unwrap(), Some(2), "heard again after an hour");
-        assert_eq!(texts(&a, &bob_id).await.len(), 2);
+        assert_eq!(texts(&a, &bob_id).await.len(), 3);
         assert!(a.say(&ann_id, vec![draft("to itself")], None).await.is_err());
     });
 }
