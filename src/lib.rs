@@ -13,6 +13,7 @@ pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;
+pub mod chat;
 pub mod cli;
 pub mod clock;
 pub mod codec;
@@ -45,3 +46,5 @@ pub mod sync;
 pub mod vault;
 pub mod wire;
 pub mod world;
+#[cfg(test)]
+mod wycheproof;

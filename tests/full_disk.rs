@@ -170,3 +170,57 @@ fn full_home_disk_stops_a_restore_with_words_and_leaves_nothing_half() {
     cell.verify_deep();
     assert!(cell.is_up());
 }
+
+/// What waits for a friend whose disk is full is not lost, and comes as soon as there is room; what cannot be kept is not
+/// said either.
+#[test]
+fn messages_wait_for_a_friend_whose_disk_is_full() {
+    let temp = TempDir::new("full-chat");
+    let Some((state, home)) = disks(&temp, 48, 16) else { return };
+    let mut bob = cell_on(&temp, &state, &home);
+    bob.init("bob", &[("disk.reserve_bytes_min", "4194304")]);
+    bob.run();
+    let mut ann = Cell::at(temp.path(), "ann");
+    ann.init("ann", &[]);
+    ann.run();
+    let token = ann.cli(["invite", "--friend"]).ok().out.trim().to_owned();
+    bob.cli(["join", &token]).ok();
+    common::fleet::wait_online(&[&ann, &bob]);
+    let texts = |cell: &Cell, with: &str| -> Vec<String> {
+        let page = cell.get(&format!("/chat/messages?peer={with}"));
+        let all = items(&page, "messages").iter();
+        all.map(|item| text(&object(&miniserde::json::to_string(item)), "text")).collect()
+    };
+    ann.cli(["chat", "bob", "before"]).ok();
+    wait_for("it came", || (texts(&bob, "ann") == ["before"]).then_some(()));
+
+    // Another program fills the disk to its last byte.
+    let others = state.0.join("others");
+    let mut file = fs::File::create(&others).unwrap();
+    let piece = vec![7; 64 * 1024];
+    while std::io::Write::write_all(&mut file, &piece).is_ok() {}
+    ann.cli(["chat", "bob", "while it is full"]).ok();
+    let long = "x".repeat(60_000);
+    let said = wait_for("nothing more can be kept", || {
+        let said = bob.cli(["chat", "ann", &long]);
+        (!said.status.success()).then_some(said)
+    });
+    assert!(said.err.to_lowercase().contains("full"), "{said:?}");
+    let kept = texts(&bob, "ann").len();
+    assert!(bob.is_up(), "{}", bob.log_text());
+    let talks = ann.get("/chat");
+    let talk = object(&miniserde::json::to_string(&items(&talks, "conversations")[0]));
+    assert_eq!(number(&talk, "queued"), 1);
+    assert!(!texts(&bob, "ann").contains(&"while it is full".to_owned()));
+
+    drop(file);
+    fs::remove_file(&others).unwrap();
+    wait_for("there is room again", || {
+        texts(&bob, "ann").contains(&"while it is full".to_owned()).then_some(())
+    });
+    bob.kill();
+    bob.run();
+    assert_eq!(texts(&bob, "ann").len(), kept + 1);
+    bob.cli(["chat", "ann", "after"]).ok();
+    wait_for("it came", || (texts(&ann, "bob").last()? == "after").then_some(()));
+}

@@ -13,7 +13,9 @@ use grove::card::{Card, CardBody, Extension as CardExtension, Invite, Role, Succ
 use grove::catalog::{
     CatalogError, Head, RecordKind, SegmentWriter, open_segment, read_segment, record_key, version_key,
 };
+use grove::chat::{self, Message, Receipt, Run};
 use grove::codec::Writer;
+use grove::friendship::{Friendship, Wish};
 use grove::grant::{
     self, Holder, ListSum, Party, Place as TreePlace, Presented, Private, Range, Ranges, Revocations,
     RevocationsBody, Share, Ticket, TicketBody, safe_name,
@@ -25,6 +27,8 @@ use grove::proof::{self, Parties};
 use grove::routes::beacon::{self, DATAGRAM_BYTES, Pair, Purpose, Said};
 use grove::seal::{ENCODING_RAW, Sealer, padded_len};
 use grove::store::{ChunkStore, DiskStore, PackId, Place, StoreError, StoreLimits};
+use grove::sync::PeerRow;
+use grove::wire::message::{BatchHead, Receipts, Reply, Request};
 use miniserde::json::{self, Value};
 
 /// JSON in the order it is written.
@@ -1400,6 +1404,132 @@ fn proofs() {
             ("prover", bytes(parties.prover.0)),
             ("owner", bytes(parties.owner.0)),
             ("chunks", array([0, 1, 65_535, 65_536, 65_537, 196_608, 400_000].map(of))),
+        ])
+    });
+}
+
+fn wish(wish: &Wish) -> Json {
+    Object(vec![
+        ("friend", Yes(wish.is_friend)),
+        ("number", number(wish.number)),
+        ("floor", number(wish.floor)),
+    ])
+}
+
+fn friendship_fields(friendship: &Friendship) -> Vec<(&'static str, Json)> {
+    vec![("ours", wish(&friendship.ours)), ("theirs", wish(&friendship.theirs))]
+}
+
+/// Records of peers in the catalog, and what friends say to each other on the wire.
+#[test]
+fn friends() {
+    let (_, card) = sample_cards().remove(0);
+    let card = Card::sign(&identity(), card).unwrap();
+    let asked = Friendship {
+        ours: Wish { is_friend: true, number: 1_800_000_000, floor: 0 },
+        theirs: Wish { is_friend: false, number: 1_700_000_000, floor: 1_600_000_001 },
+    };
+    let friends = Friendship { theirs: Wish { is_friend: true, number: 1_800_000_007, floor: 0 }, ..asked };
+    let peer = PeerRow::new(&card, 0);
+    let peers = [
+        ("a peer, version 1", peer.clone()),
+        (
+            "a friend from before wishes had numbers, version 1",
+            PeerRow {
+                friendship: Friendship::UNNUMBERED,
+                is_favorite: true,
+                quota_bytes: Some(1 << 40),
+                ..peer.clone()
+            },
+        ),
+        ("a peer that was asked for friendship, version 2", PeerRow { friendship: asked, ..peer.clone() }),
+        (
+            "a friend with a label, version 2",
+            PeerRow { friendship: friends, name: "attic".into(), ..peer.clone() },
+        ),
+    ];
+    let run = Run { life: 2, id: times(0x51) };
+    let say = |number, text: &str, attachments: &[[u8; 16]]| Message {
+        number,
+        at: 1_800_000_000,
+        text: text.into(),
+        attachments: attachments.to_vec(),
+    };
+    let messages = [say(8, "The soup is on \u{1f372}", &[]), say(10, "", &[times(0x61), times(0x62)])];
+    let body = chat::batch_bytes(&messages);
+    let head = BatchHead { start: times(0x52), run, base: 7, len: body.len() as u32 };
+    let receipts = Receipts { start: times(0x53), receipts: vec![Receipt { run, stored: 10, read: 8 }] };
+    check("friends.json", |_| {
+        let peers = peers.iter().map(|(about, peer)| {
+            let record = peer.to_record();
+            let read = PeerRow::from_record(&record, 0).unwrap();
+            assert_eq!(PeerRow { last_seen: peer.last_seen, ..read }, *peer);
+            let mut fields = vec![
+                ("about", text(about)),
+                ("record", bytes(&record)),
+                ("id", bytes(peer.id.0)),
+                ("name", text(&peer.name)),
+                ("friend", Yes(peer.role() == Role::Friend)),
+                ("favorite", Yes(peer.is_favorite)),
+                ("quota", peer.quota_bytes.map_or(Null, number)),
+            ];
+            fields.extend(friendship_fields(&peer.friendship));
+            Object(fields)
+        });
+        let requests =
+            [Request::Friendship(asked), Request::Messages(head), Request::Receipts(receipts.clone())];
+        let [asking, saying, telling] = requests.map(|request| {
+            assert_eq!(Request::from_bytes(&request.to_bytes()).unwrap(), request);
+            bytes(request.to_bytes())
+        });
+        let replies = [
+            Reply::Friendship(friends),
+            Reply::Messages(None),
+            Reply::Messages(Some(10)),
+            Reply::Receipts(receipts.clone()),
+        ];
+        let [answered, not_level, level, told] = replies.map(|reply| {
+            assert_eq!(Reply::from_bytes(&reply.to_bytes()).unwrap(), reply);
+            bytes(reply.to_bytes())
+        });
+        assert_eq!(chat::read_batch(head.base, &body).unwrap(), messages);
+        let message = |message: &Message| {
+            Object(vec![
+                ("number", number(message.number)),
+                ("time", number(message.at)),
+                ("text", text(&message.text)),
+                ("attachments", array(message.attachments.iter().map(bytes))),
+            ])
+        };
+        let friendship =
+            [friendship_fields(&asked), vec![("request", asking), ("reply_as_friends", answered)]];
+        Object(vec![
+            ("peers", array(peers)),
+            ("friendship", Object(friendship.into_iter().flatten().collect())),
+            (
+                "messages",
+                Object(vec![
+                    ("start", bytes(head.start)),
+                    ("life", number(run.life)),
+                    ("run", bytes(run.id)),
+                    ("base", number(head.base)),
+                    ("messages", array(messages.iter().map(message))),
+                    ("request", saying),
+                    ("body", bytes(&body)),
+                    ("reply_not_level", not_level),
+                    ("reply_stored_10", level),
+                ]),
+            ),
+            (
+                "receipts",
+                Object(vec![
+                    ("start", bytes(receipts.start)),
+                    ("stored", number(10)),
+                    ("read", number(8)),
+                    ("request", telling),
+                    ("reply", told),
+                ]),
+            ),
         ])
     });
 }

@@ -4,9 +4,26 @@ use std::fmt::Write;
 
 use miniserde::json::{self, Number, Value};
 
-/// A JSON text of a string.
+use crate::logger::is_odd;
+
+/// A JSON text of a string. What would move a cursor or turn text where it is printed as it stands is written as `\u202e`,
+/// which reads back as the same.
 pub fn text(value: &str) -> String {
-    json::to_string(&value.to_owned())
+    let plain = json::to_string(&value.to_owned());
+    if !plain.chars().any(is_odd) {
+        return plain;
+    }
+    let mut text = String::with_capacity(plain.len() + 64);
+    for c in plain.chars() {
+        if is_odd(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 /// An object that is being written.
@@ -98,5 +115,19 @@ impl Fields {
             .iter()
             .map(|item| if let Value::String(text) = item { Some(text.clone()) } else { None })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_letters_are_never_raw_and_read_back() {
+        let hostile = "a\u{1b}[2J\u{9b}31m\u{202e}\u{e0041}\u{7f}\0\n\"\\</script>é";
+        let json = text(hostile);
+        assert!(!json.chars().any(is_odd), "{json}");
+        assert_eq!(json::from_str::<String>(&json).unwrap(), hostile);
+        assert_eq!(text("plain é"), "\"plain é\"");
     }
 }

@@ -3,6 +3,7 @@
 //! Promise: exit code 0 means that what was asked for is done, 1 that it is not, 2 that the words made no sense.
 
 pub mod ask;
+mod chat;
 pub mod client;
 mod files;
 pub mod inside;
@@ -239,6 +240,7 @@ enum Command {
     Join(peers::Join),
     Peer(peers::Peer),
     Sync(peers::Sync),
+    Chat(chat::Chat),
     Placement(placement::Placement),
     Routes(routes::Routes),
     Share(share::Share),
@@ -279,6 +281,7 @@ impl Command {
             Self::Join(command) => command.run(context),
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
+            Self::Chat(command) => command.run(context),
             Self::Recover(command) => command.run(context),
             Self::Relay(command) => command.run(context),
         }
@@ -543,7 +546,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync routes recover bin relay share unshare feed fetch"
+                        invite join peer sync chat routes recover bin relay share unshare feed fetch"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");

@@ -144,7 +144,8 @@ impl PeerRow {
         if self.friendship.are_friends() { Role::Friend } else { Role::Peer }
     }
 
-    fn to_record(&self) -> Vec<u8> {
+    /// Its record in the catalog.
+    pub fn to_record(&self) -> Vec<u8> {
         let mut to = Writer::new();
         let version = if is_unnumbered(&self.friendship) { 1 } else { 2 };
         to.u8(version).long(&self.card).u8(role_byte(self.role())).u8(self.is_favorite.into());

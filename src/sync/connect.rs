@@ -670,6 +670,7 @@ impl Sync {
         self.spawn(async move { sync.look_over(&of, &new).await }).detach();
         if !was_alive {
             link.nudge();
+            link.talk();
         }
         line
     }
@@ -680,9 +681,11 @@ impl Sync {
             return Rc::clone(link);
         }
         let (wake, woken) = channel::bounded(1);
-        let link = Rc::new(Link::new(&self.vault.id(), peer, cell, wake));
+        let (talk, called) = channel::bounded(1);
+        let link = Rc::new(Link::new(&self.vault.id(), peer, cell, wake, talk));
         self.links.borrow_mut().insert(peer, Rc::clone(&link));
         self.spawn(Rc::clone(self).rounds_with(Rc::clone(&link), woken)).detach();
+        self.spawn(Rc::clone(self).talk_with(Rc::clone(&link), called)).detach();
         link
     }
 

@@ -17,6 +17,7 @@ use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow, is_label};
+use super::chat::Chats;
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
@@ -252,6 +253,8 @@ pub struct Sync {
     waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
+    /// Conversations, where their file is open.
+    pub(super) chats: RefCell<Option<Rc<Chats>>>,
     tasks: RefCell<Vec<Task<()>>>,
     pub(super) recovering: Cell<usize>,
     pub(super) is_stopping: Cell<bool>,
@@ -269,6 +272,7 @@ impl Sync {
         let other = |why: VaultError| io::Error::other(why.to_string());
         let door = Door::open(listen).await?;
         let sync = Self::assemble(&executor, vault, books, door.address()?).await.map_err(other)?;
+        sync.open_chat().await;
         let tasks = [
             sync.spawn(Rc::clone(&sync).listen_on(door)),
             sync.spawn(Rc::clone(&sync).keep_time()),
@@ -339,6 +343,7 @@ impl Sync {
             digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
+            chats: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),

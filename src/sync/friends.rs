@@ -50,6 +50,7 @@ impl Sync {
             }
             self.show_friend_requests();
             self.publish_soon();
+            self.wake_talk(id);
         }
         if let Some(link) = self.link(id) {
             let told = within(TELL_TIME_MAX, self.tell_wish(&link)).await;
@@ -134,6 +135,7 @@ impl Sync {
             }
             self.show_friend_requests();
             self.publish_soon();
+            self.wake_talk(id);
         }
         Ok(now)
     }

@@ -13,13 +13,14 @@ use smol::channel::{self, Sender};
 use smol::net::TcpStream;
 
 use super::round::Moved;
+use crate::chat::Allowance;
 use crate::friendship::Wish;
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
 use crate::pool::Turns;
 use crate::routes::{Kind, LineFacts, Signs, Speed, Way, pick, pick_quick};
-use crate::wire::message::{self, AskError, Reply, Request, Usage};
+use crate::wire::message::{self, AskError, BatchHead, Reply, Request, Usage};
 use crate::wire::session::{Session, SessionError};
 use crate::wire::tcp::unanswered;
 use crate::wire::within;
@@ -172,6 +173,17 @@ pub(super) struct Link {
     pub(super) told_wish: Cell<Option<Wish>>,
     /// Since when, and how many changes of its wish were taken.
     wished: Cell<(Duration, u32)>,
+    /// Wakes whoever brings it what is said.
+    talk: Sender<()>,
+    /// The start of its with which we are level since it was connected.
+    pub(super) level_with: Cell<Option<[u8; 16]>>,
+    /// It has heard how far we are with its messages.
+    pub(super) told_receipts: Cell<bool>,
+    /// What it has said, and how often it has gone back.
+    pub(super) said: Cell<Allowance>,
+    pub(super) gone_back: Cell<Allowance>,
+    /// Batches of its that are being taken in.
+    pub(super) hearing: Cell<u32>,
     pub(super) usage: Cell<Option<Usage>>,
     pub(super) is_full: Cell<bool>,
     /// Chunks wait that would fit neither here nor with anybody else.
@@ -196,7 +208,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(own: &CellId, peer: CellId, cell: CellNumber, wake: Sender<()>) -> Self {
+    pub(super) fn new(
+        own: &CellId,
+        peer: CellId,
+        cell: CellNumber,
+        wake: Sender<()>,
+        talk: Sender<()>,
+    ) -> Self {
         Self {
             peer,
             cell,
@@ -219,6 +237,12 @@ impl Link {
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
             wished: Cell::new((Duration::ZERO, 0)),
+            talk,
+            level_with: Cell::new(None),
+            told_receipts: Cell::new(false),
+            said: Cell::default(),
+            gone_back: Cell::default(),
+            hearing: Cell::new(0),
             usage: Cell::new(None),
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
@@ -254,6 +278,11 @@ impl Link {
         let _ = self.wake.try_send(());
     }
 
+    /// Something is to be said, or to be told of what was heard.
+    pub(super) fn talk(&self) {
+        let _ = self.talk.try_send(());
+    }
+
     /// Takes a connection in. Where there are too many, the oldest that is not in use is closed.
     pub(super) fn add(&self, new: NewLine) -> Rc<Line> {
         if !self.is_alive() {
@@ -262,6 +291,8 @@ impl Link {
             self.told_wish.set(None);
             self.has_heard_list.set(false);
             self.told_list.set(0);
+            self.level_with.set(None);
+            self.told_receipts.set(false);
             self.segments.borrow_mut().clear();
             self.is_full.set(false);
             self.lacks_room.set(false);
@@ -384,6 +415,12 @@ impl Link {
         }
     }
 
+    /// Brings a batch of messages over; it may come twice, and is told apart there.
+    pub(super) async fn say(&self, head: BatchHead, body: &[u8]) -> Result<Option<u64>, AskError> {
+        let line = self.line(For::Small).await?;
+        message::say(&line.session, head, body).await
+    }
+
     /// Breaks off lines that stand still where another one answers: what is under way there goes on over that one.
     pub(super) fn give_up_stalled(&self) {
         if self.is_stalled() {
@@ -472,6 +509,7 @@ impl Link {
         self.is_over.set(true);
         self.close();
         self.nudge();
+        self.talk();
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -11,6 +11,9 @@ mod audit;
 mod audit_tests;
 mod bearers;
 mod books;
+mod chat;
+#[cfg(test)]
+mod chat_tests;
 mod connect;
 mod digest;
 mod drill;
@@ -46,6 +49,7 @@ use crate::id::BodyHash;
 
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};

@@ -967,6 +967,8 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             }
             Err(why) => Err(why),
         },
+        Request::Messages(head) => return sync.answer_messages(owner, head, stream).await,
+        Request::Receipts(told) => Ok(sync.answer_receipts(owner, told).await),
         Request::Goodbye { reason } => {
             reply(stream, &Reply::Done).await?;
             if reason == Farewell::Removed {

