@@ -169,8 +169,7 @@ mod tests {
         let name = format!("grove-test-{}", hex(&random::<8>()));
         let path = std::env::temp_dir().join(&name);
         let abstract_name = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
-        let sockets =
-            [UnixDatagram::bind(&path).unwrap(), UnixDatagram::bind_addr(&abstract_name).unwrap()];
+        let sockets = [UnixDatagram::bind(&path).unwrap(), UnixDatagram::bind_addr(&abstract_name).unwrap()];
         let names = [path.clone().into_os_string(), format!("@{name}").into()];
         for (socket, name) in sockets.iter().zip(names) {
             let service = Service { socket: Some(connect(&name).unwrap()), watchdog: None };

@@ -57,7 +57,8 @@ impl Drop for Ends {
 }
 
 fn stop(child: &mut Child) {
-    rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM)
+        .unwrap();
     assert!(wait_for("the service stops", || child.try_wait().unwrap()).success());
 }
 
@@ -126,7 +127,13 @@ fn dashboard_answers_on_sockets_that_were_handed_over_and_on_its_own() {
     // The shell gives its number to the program it becomes.
     let mut command = Command::new("sh");
     command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]).arg(&cell.program);
-    command.arg("--dir").arg(&cell.dir).arg("--home").arg(&cell.home).args(["--port", "0", "--peer-port", "0", "run"]);
+    command.arg("--dir").arg(&cell.dir).arg("--home").arg(&cell.home).args([
+        "--port",
+        "0",
+        "--peer-port",
+        "0",
+        "run",
+    ]);
     command.env("LISTEN_FDS", "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let fd = listener.as_raw_fd();
     // SAFETY: dup2 may be called between fork and exec.

@@ -96,7 +96,12 @@ impl Run {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         if self.init && !lives_in(&context.paths.dir) {
             let made = context.house.create(&context.paths, None, None)?;
-            writeln!(context.out, "Made the cell {} in {}.", show::text(&made.name), context.paths.dir.display())?;
+            writeln!(
+                context.out,
+                "Made the cell {} in {}.",
+                show::text(&made.name),
+                context.paths.dir.display()
+            )?;
             context.out.flush()?;
         }
         super::ask::need_cell(&context.paths)?;
