@@ -135,11 +135,13 @@ fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<V
         "fail",
         &format!("chmod -R go= {}", vault.dir.display()),
     ));
-    let limit = read_number("/proc/sys/fs/inotify/max_user_watches").unwrap_or(0);
+    // A service may not be allowed to see it.
+    let limit = read_number("/proc/sys/fs/inotify/max_user_watches")
+        .map_or(String::new(), |limit| format!("; the kernel allows {limit}"));
     checks.push(check(
         "watch",
         !watches_full,
-        format!("{watched} folders watched; the kernel allows {limit}"),
+        format!("{watched} folders watched{limit}"),
         "warn",
         "raise it: echo fs.inotify.max_user_watches=524288 | sudo tee /etc/sysctl.d/50-grove.conf && sudo sysctl --system; \
          until then changes are found by scans",
