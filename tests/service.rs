@@ -106,7 +106,7 @@ fn manager_of_a_stuck_cell_hears_nothing_more() {
     cell.env.push(("WATCHDOG_USEC".into(), "200000".into()));
     cell.run();
     manager.hear_of("WATCHDOG=1");
-    let pid = rustix::process::Pid::from_raw(cell.pid().cast_signed()).unwrap();
+    let pid = rustix::process::Pid::from_raw(cell.pid() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     // What was said before it got stuck is heard, then silence.
     manager.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
