@@ -37,6 +37,7 @@ pub mod recovery_card;
 pub mod relay;
 pub mod routes;
 pub mod seal;
+pub mod service;
 pub mod sha256;
 #[doc(hidden)]
 pub mod simulation;

@@ -169,6 +169,39 @@ pub fn open_part(key: &Secret, label: &str, sealed: &[u8]) -> Result<Vec<u8>, No
     Ok(bytes)
 }
 
+/// By what ChaCha20 is computed, in words: the library, and the vector instructions that it uses on this processor.
+pub fn cipher_words() -> String {
+    if !cfg!(feature = "ring") {
+        return "RustCrypto".to_owned();
+    }
+    match vectors() {
+        Some(vectors) => format!("ring, with {vectors}"),
+        None => "ring, without vector instructions".to_owned(),
+    }
+}
+
+/// The vector instructions that ring's ChaCha20 uses here: it looks for the same ones.
+fn vectors() -> Option<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+        return Some(if has_avx2 { "AVX2" } else { "SSE" });
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        return std::arch::is_aarch64_feature_detected!("neon").then_some("NEON");
+    }
+    #[cfg(target_arch = "arm")]
+    {
+        /// The kernel's word for NEON in AT_HWCAP (asm/hwcap.h).
+        const HWCAP_NEON: libc::c_ulong = 1 << 12;
+        // SAFETY: getauxval only reads what the kernel gave this process.
+        return (unsafe { libc::getauxval(libc::AT_HWCAP) } & HWCAP_NEON != 0).then_some("NEON");
+    }
+    #[allow(unreachable_code, reason = "nothing is known of other processors")]
+    None
+}
+
 fn chunk_aad(encoding: u8) -> [u8; 15] {
     let mut aad = *b"grove chunk v1\0";
     aad[14] = encoding;

@@ -94,6 +94,22 @@ impl Hashing {
     }
 }
 
+/// Whether the processor has instructions for SHA-256. They are used where they are: it is looked for when the program runs.
+pub fn has_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        return is_x86_feature_detected!("sha")
+            && is_x86_feature_detected!("ssse3")
+            && is_x86_feature_detected!("sse4.1");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        return std::arch::is_aarch64_feature_detected!("sha2");
+    }
+    #[allow(unreachable_code, reason = "other processors have none that the `sha2` crate knows")]
+    false
+}
+
 /// The hashes of `inputs`, in order, two at a time.
 pub fn each(inputs: &[&[u8]]) -> Vec<[u8; 32]> {
     let mut hashes = Vec::with_capacity(inputs.len());

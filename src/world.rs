@@ -28,6 +28,10 @@ pub enum Sabotage {
     HealsNothing,
     /// Garbage collection takes chunks that only a peer's claim is on.
     CollectsClaims,
+    /// Holders serve what was taken back.
+    ServesTakenBack,
+    /// What is moved out of a shared folder stays granted.
+    GrantsWhatMovedOut,
 }
 
 struct World {

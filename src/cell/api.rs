@@ -173,6 +173,9 @@ impl Cell {
             (Method::Post, ["doctor", "adopt-home"]) => {
                 json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))
             }
+            (_, ["share" | "unshare" | "shares" | "feed" | "reseal", ..]) => {
+                self.answer_about_shares(&request, rest, &fields).await
+            }
             (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
@@ -213,7 +216,7 @@ impl Cell {
     }
 
     /// Turns paths below GroveHome into what a pass looks at; new folders above them are found on the way.
-    async fn scope_of(&self, inside: Vec<Vec<Vec<u8>>>) -> Result<Scope, VaultError> {
+    pub(super) async fn scope_of(&self, inside: Vec<Vec<Vec<u8>>>) -> Result<Scope, VaultError> {
         if inside.iter().any(Vec::is_empty) {
             return Ok(Scope::Whole);
         }

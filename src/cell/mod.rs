@@ -15,6 +15,7 @@ mod peers;
 pub mod placement;
 mod run;
 pub(crate) mod scrub;
+mod share;
 mod watching;
 
 use std::cell::RefCell;

@@ -22,6 +22,7 @@ use crate::files::watch::WatchList;
 use crate::id::CellId;
 use crate::placement::NodeId;
 use crate::relay::{self, Hub};
+use crate::service::Service;
 use crate::vault::{Alert, Vault, VaultError, home_alert};
 
 /// Observed time is saved this often.
@@ -34,6 +35,8 @@ const TIDY: Duration = Duration::from_secs(6 * 3600);
 const TIDY_FIRST: Duration = Duration::from_secs(120);
 /// Records that one command brings over to `manifests/` itself.
 const MIRROR_AT_ONCE: u64 = 500;
+/// The service manager is told how it goes this often, where it asks for no more.
+const TELL_SERVICE: Duration = Duration::from_secs(30);
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
@@ -156,6 +159,7 @@ async fn serve(
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
+        opened: crate::service::sockets().into_iter().map(Arc::new).collect(),
         socket_dir: vault.dir.join("run"),
         secret: secret(&vault.dir)?,
         auth_file: vault.dir.join("dashboard_auth"),
@@ -178,8 +182,13 @@ async fn serve(
         if let Some(code) = dashboard.setup_code() {
             println!("To set the dashboard's password there, use the code {code}");
         }
+        note_setup_code(dashboard.setup_code());
     }
+    // A cell that lives for one command is nobody's service.
+    let service = Rc::new(if says_address { Service::from_env() } else { Service::default() });
+    service.ready(&how_it_goes(&cell));
     let tasks = vec![
+        executor.spawn(tell_service(Rc::clone(&cell), Rc::clone(&service))),
         executor.spawn(answer_calls(Rc::clone(&cell), calls)),
         executor.spawn(Rc::clone(&cell.keeper).listen()),
         executor.spawn({
@@ -200,6 +209,7 @@ async fn serve(
         Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
         None => stop_signal().await,
     }
+    service.stopping();
     // In order: nobody asks any more, then nobody works, then what is known is saved.
     let stopping = async {
         if let Some(hub) = hub {
@@ -221,6 +231,42 @@ async fn serve(
     })
     .await;
     Ok(())
+}
+
+/// Puts the code for the first visit into the file that `GROVE_SETUP_FILE` names, for those who see no terminal; an empty
+/// file when there is a password. A code is good until the cell stops, so whoever makes the file's folder removes it then.
+fn note_setup_code(code: Option<String>) {
+    let Some(path) = std::env::var_os("GROVE_SETUP_FILE").filter(|path| !path.is_empty()) else { return };
+    let text = code.map_or(String::new(), |code| code + "\n");
+    if let Err(why) = crate::vault::write_whole(Path::new(&path), text.as_bytes()) {
+        log::warn!("the setup code cannot be written to {}: {why}", Path::new(&path).display());
+    }
+}
+
+/// One line for `systemctl status`.
+fn how_it_goes(cell: &Cell) -> String {
+    let peers = cell.synced().map_or(0, |sync| sync.reached().len());
+    let peers = if peers == 1 { "1 peer".to_owned() } else { format!("{peers} peers") };
+    match cell.vault.alerts().len() {
+        0 => format!("{peers} connected"),
+        1 => format!("{peers} connected; one thing needs attention (grove status)"),
+        some => format!("{peers} connected; {some} things need attention (grove status)"),
+    }
+}
+
+/// Feeds the watchdog, from the thread that must not get stuck, and says how it goes.
+async fn tell_service(cell: Rc<Cell>, service: Rc<Service>) {
+    let every = service.alive_every().unwrap_or(TELL_SERVICE);
+    let mut told = String::new();
+    loop {
+        service.alive();
+        let now = how_it_goes(&cell);
+        if now != told {
+            service.status(&now);
+            told = now;
+        }
+        smol::Timer::after(every).await;
+    }
 }
 
 /// Makes this cell a relay for others, if its settings say so.

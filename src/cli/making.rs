@@ -78,11 +78,32 @@ fn refuse_second(context: &Context<'_>) -> Result<(), CliError> {
 
 /// run the cell until Ctrl-C or SIGTERM
 #[derive(FromArgs, Debug, PartialEq)]
-#[argh(subcommand, name = "run", help_triggers("-h", "--help"))]
-pub struct Run {}
+#[argh(
+    subcommand,
+    name = "run",
+    help_triggers("-h", "--help"),
+    note = "As a service it tells systemd when it serves and how it goes, and feeds its watchdog (Type=notify, \
+            WatchdogSec=); sockets that systemd opened are served as the dashboard's. While there is no password, the \
+            setup code is also put into the file that GROVE_SETUP_FILE names."
+)]
+pub struct Run {
+    /// make a cell first if there is none here
+    #[argh(switch)]
+    init: bool,
+}
 
 impl Run {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        if self.init && !lives_in(&context.paths.dir) {
+            let made = context.house.create(&context.paths, None, None)?;
+            writeln!(
+                context.out,
+                "Made the cell {} in {}.",
+                show::text(&made.name),
+                context.paths.dir.display()
+            )?;
+            context.out.flush()?;
+        }
         super::ask::need_cell(&context.paths)?;
         if let Holder::Cell(port) = holder(&context.paths.dir)? {
             let who = super::ask::holder_pid(&context.paths.dir)
@@ -302,6 +323,20 @@ mod tests {
         let told = grove(&fake, "init --from-phrase", &words().replacen(' ', " abandn ", 1));
         assert_eq!(told.code, 1);
         assert!(told.err.contains("\"abandn\"") && told.err.contains("abandon"), "{told:?}");
+    }
+
+    #[test]
+    fn run_makes_a_cell_only_where_there_is_none_and_only_when_told() {
+        let fake = Fake::default();
+        assert_eq!(grove(&fake, "run", "").code, 1);
+        assert!(fake.told.borrow().iter().all(|told| !told.starts_with("create")));
+        let told = grove(&fake, "run --init", "");
+        assert!(told.out.contains("Made the cell"), "{told:?}");
+        assert_eq!(fake.told.borrow().first().unwrap(), "create None None");
+
+        let setup = Setup::new();
+        let told = setup.grove("run --init", "");
+        assert!(!told.out.contains("Made"), "{told:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod placement;
 mod relay;
 mod restore;
 mod routes;
+mod share;
 pub mod show;
 mod state;
 pub mod terminal;
@@ -242,6 +243,10 @@ enum Command {
     Chat(chat::Chat),
     Placement(placement::Placement),
     Routes(routes::Routes),
+    Share(share::Share),
+    Unshare(share::Unshare),
+    Feed(share::Feed),
+    Fetch(share::Fetch),
     Recover(making::Recover),
     Relay(relay::Relay),
 }
@@ -268,6 +273,10 @@ impl Command {
             Self::Peers(command) => command.run(context),
             Self::Placement(command) => command.run(context),
             Self::Routes(command) => command.run(context),
+            Self::Share(command) => command.run(context),
+            Self::Unshare(command) => command.run(context),
+            Self::Feed(command) => command.run(context),
+            Self::Fetch(command) => command.run(context),
             Self::Invite(command) => command.run(context),
             Self::Join(command) => command.run(context),
             Self::Peer(command) => command.run(context),
@@ -537,7 +546,7 @@ mod tests {
         let help = grove(&Fake::default(), "--help", "").out;
         for command in
             "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync chat routes recover bin relay"
+                        invite join peer sync chat routes recover bin relay share unshare feed fetch"
                 .split_whitespace()
         {
             assert!(help.contains(&format!("\n  {command}")), "{command}");

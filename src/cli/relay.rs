@@ -17,6 +17,7 @@ use crate::id::CellId;
 use crate::logger;
 use crate::relay::hub::{CIRCUITS_MAX, Limits};
 use crate::relay::{self, Hub, listener};
+use crate::service::Service;
 
 /// Where a relay listens unless something else is said.
 const LISTEN: &str = "[::]:5680";
@@ -91,7 +92,10 @@ impl Relay {
         let listener = Async::new(listener).map_err(CliError::io("listening"))?;
         smol::block_on(executor.run(async {
             let accepting = executor.spawn(listener::accept(listener, Rc::clone(&hub), Rc::clone(&executor)));
-            stop_signal().await;
+            let service = Service::from_env();
+            service.ready(&format!("serves at {address}"));
+            smol::future::or(stop_signal(), feed_watchdog(&service)).await;
+            service.stopping();
             accepting.cancel().await;
             hub.stop(smear).await;
         }));
@@ -126,6 +130,15 @@ impl Relay {
             }
         }
         Ok(Some(allowed))
+    }
+}
+
+/// Says to the service manager that this thread is not stuck; never ends.
+async fn feed_watchdog(service: &Service) {
+    let Some(every) = service.alive_every() else { return std::future::pending().await };
+    loop {
+        service.alive();
+        smol::Timer::after(every).await;
     }
 }
 

@@ -53,6 +53,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub struct Config {
     /// Where to listen. `[::]` takes IPv4 too. With port 0 the first address gets any port, the others the same.
     pub listen: Vec<SocketAddr>,
+    /// Further sockets that listen already: the service manager's.
+    pub opened: Vec<Arc<TcpListener>>,
     /// Folder for the handlers' socket; made, and made 0700, if need be.
     pub socket_dir: PathBuf,
     /// The cell's own secret, as in the file `peer_secret`; at least 32 characters.
@@ -84,7 +86,10 @@ impl Dashboard {
     /// The door runs on `executor`. Blocks for as long as a few files take. Fails if an address is in use, the
     /// folder cannot be made, or `dashboard_auth` is damaged; the error says which.
     pub fn start(executor: &LocalExecutor<'static>, config: Config) -> io::Result<(Self, Receiver<Call>)> {
-        let listeners = bind_all(&config.listen)?;
+        let mut listeners = bind_all(&config.listen)?;
+        for opened in &config.opened {
+            listeners.push(opened.try_clone()?);
+        }
         let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let port = addresses.first().map_or(0, SocketAddr::port);
         let auth = Arc::new(Auth::open(&config.auth_file, &config.secret, &format!("grove_{port}"))?);

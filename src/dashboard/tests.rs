@@ -41,6 +41,7 @@ impl Cell {
             auth_file: folder.join("dashboard_auth"),
             name: "Attic".to_owned(),
             hosts: vec!["cell.example.org".to_owned()],
+            opened: Vec::new(),
             body_bytes_max: BODY_BYTES_MAX,
         };
         change(&mut config);
@@ -667,6 +668,7 @@ fn address_in_use_is_named() {
         auth_file: cell.folder.join("other_auth"),
         name: String::new(),
         hosts: vec![],
+        opened: Vec::new(),
         body_bytes_max: BODY_BYTES_MAX,
     };
     let error = Dashboard::start(&executor, config).err().unwrap();

@@ -98,6 +98,10 @@ impl IgnoreRules {
         if path.len() == 1 && name == MARKER_NAME || name.starts_with(super::unix::TEMP_PREFIX) {
             return true;
         }
+        // What is on its way from friends, and their bin.
+        if path.len() == 2 && path[0] == super::kept::SHARED && name == super::kept::OWN {
+            return true;
+        }
         let joined = if self.has_tied { path.join(&b'/') } else { Vec::new() };
         let last = self.rules.iter().rev().find(|rule| {
             (is_folder || !rule.folders_only) && rule.pattern.matches(if rule.tied { &joined } else { name })

@@ -202,7 +202,7 @@ fn prepare_one(
             let mut padded = Vec::with_capacity(padded_len(size) + TAG_BYTES);
             padded.extend_from_slice(buffer);
             padded.resize(padded_len(size), 0);
-            let key = vault.sealer.chunk_key(ENCODING_RAW, &padded);
+            let key = vault.sealer_of(known.epoch(vault)).chunk_key(ENCODING_RAW, &padded);
             let old = known.manifest.as_ref().and_then(|manifest| match manifest.entries.first() {
                 Some(entry @ Entry::Chunk { key: old, .. }) if *old == key => entry.chunk(),
                 _ => None,
@@ -217,7 +217,7 @@ fn prepare_one(
             entries.push(Entry::Chunk { name, key, encoding: ENCODING_RAW, len: size as u32 });
             parts.push(Part { name, own: Own::Data, staged });
         }
-        let content = Content { entries, target: vec![], size: size as u64, epoch: vault.sealer.epoch() };
+        let content = Content { entries, target: vec![], size: size as u64, epoch: known.epoch(vault) };
         return finish(vault, candidate, known, content, parts, Some(after));
     }
     Ok(Outcome::Later(Box::new(candidate), vault.config.settle_open_ms))
@@ -425,7 +425,7 @@ impl LargeImporter {
             if !settled {
                 return Ok(Outcome::Later(Box::new(candidate), CLOCK_TICK_MS));
             }
-            let epoch = self.vault.sealer.epoch();
+            let epoch = known.epoch(&self.vault);
             let content = Content { entries, target: vec![], size: candidate.stat.size, epoch };
             let vault = Arc::clone(&self.vault);
             return smol::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
@@ -447,7 +447,8 @@ impl LargeImporter {
         let uses_lists = size.div_ceil(CHUNK_BYTES as u64) > ENTRIES_INLINE_MAX as u64;
         let mut old = OldEntries::new(&self.vault, known.manifest.as_ref());
         let mut running = FuturesOrdered::new();
-        let mut made = Collected::new(Arc::clone(&self.vault), uses_lists);
+        let epoch = known.epoch(&self.vault);
+        let mut made = Collected::new(Arc::clone(&self.vault), uses_lists, epoch);
         let mut offset = 0;
         while offset < size || !running.is_empty() {
             while offset < size && running.len() < self.jobs {
@@ -458,7 +459,7 @@ impl LargeImporter {
                     stretches.push(Stretch { offset, len, old });
                     offset += len as u64;
                 }
-                running.push_back(self.seal_some(Arc::clone(file), stretches, has_holes));
+                running.push_back(self.seal_some(Arc::clone(file), stretches, has_holes, epoch));
             }
             for sealed in running.next().await.expect("something runs")? {
                 let len = sealed.entry.len();
@@ -475,12 +476,13 @@ impl LargeImporter {
         file: Arc<File>,
         stretches: Vec<Stretch>,
         has_holes: bool,
+        epoch: u32,
     ) -> Result<Vec<SealedPart>, VaultError> {
         let permit = self.permits.acquire_arc().await;
         let vault = Arc::clone(&self.vault);
         smol::unblock(move || {
             let _permit = permit;
-            seal_stretches(&vault, &file, stretches, has_holes)
+            seal_stretches(&vault, &file, stretches, has_holes, epoch)
         })
         .await
     }
@@ -491,7 +493,9 @@ fn seal_stretches(
     file: &File,
     stretches: Vec<Stretch>,
     has_holes: bool,
+    epoch: u32,
 ) -> Result<Vec<SealedPart>, VaultError> {
+    let sealer = vault.sealer_of(epoch);
     let mut parts: Vec<Option<SealedPart>> = Vec::with_capacity(stretches.len());
     let mut read = Vec::with_capacity(stretches.len());
     for (at, stretch) in stretches.iter().enumerate() {
@@ -507,8 +511,8 @@ fn seal_stretches(
         }
     }
     let keys: Vec<Secret> = match &read[..] {
-        [(_, x), (_, y)] => vault.sealer.chunk_keys(ENCODING_RAW, x, y).into(),
-        some => some.iter().map(|(_, padded)| vault.sealer.chunk_key(ENCODING_RAW, padded)).collect(),
+        [(_, x), (_, y)] => sealer.chunk_keys(ENCODING_RAW, x, y).into(),
+        some => some.iter().map(|(_, padded)| sealer.chunk_key(ENCODING_RAW, padded)).collect(),
     };
     let mut places = Vec::with_capacity(read.len());
     let mut fresh = Vec::with_capacity(read.len());
@@ -587,6 +591,7 @@ impl<'a> OldEntries<'a> {
 struct Collected {
     vault: Arc<Vault>,
     uses_lists: bool,
+    epoch: u32,
     entries: Vec<Entry>,
     list: Vec<Entry>,
     parts: Vec<Part>,
@@ -594,8 +599,8 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(vault: Arc<Vault>, uses_lists: bool) -> Self {
-        Self { vault, uses_lists, entries: vec![], list: vec![], parts: vec![], staged_bytes: 0 }
+    fn new(vault: Arc<Vault>, uses_lists: bool, epoch: u32) -> Self {
+        Self { vault, uses_lists, epoch, entries: vec![], list: vec![], parts: vec![], staged_bytes: 0 }
     }
 
     async fn add(&mut self, sealed: SealedPart) -> Result<(), VaultError> {
@@ -619,12 +624,12 @@ impl Collected {
 
     async fn seal_list(&mut self) -> Result<(), VaultError> {
         let list = std::mem::take(&mut self.list);
-        let vault = Arc::clone(&self.vault);
+        let (vault, epoch) = (Arc::clone(&self.vault), self.epoch);
         let (entry, part) = smol::unblock(move || -> Result<_, VaultError> {
             let len = list.iter().map(Entry::len).sum();
             let mut plain = write_list(&list);
             plain.resize(padded_len(plain.len()), 0);
-            let chunk = vault.sealer.seal(plain);
+            let chunk = vault.sealer_of(epoch).seal(plain);
             let staged = vault.store.stage(chunk.name, &chunk.bytes)?;
             let entry = Entry::List { name: chunk.name, key: chunk.key, entries: list.len() as u32, len };
             Ok((entry, Part { name: chunk.name, own: Own::List, staged: Some(staged) }))
@@ -754,13 +759,17 @@ pub fn commit(vault: &Vault, mut files: Vec<Prepared>) -> Result<Committed, Vaul
                 }
                 folders.insert(at.node);
             }
+            let is_resealed = file.known.is_resealed_by(file.new.epoch, &file.stat);
             super::brake::count_rewrite(
                 vault,
                 t,
                 file.known.node.as_ref(),
                 file.known.manifest.as_ref(),
-                file.parts_changed(),
+                !is_resealed && file.parts_changed(),
             )?;
+            if is_resealed {
+                file.known.forget_newest(t)?;
+            }
             done.files += 1;
             done.bytes += file.stat.size;
             let seen = version::Seen {

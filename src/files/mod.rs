@@ -7,6 +7,7 @@ pub mod brake;
 pub mod deletion;
 pub mod ignore;
 pub mod import;
+pub mod kept;
 pub mod marker;
 pub mod mirror;
 pub mod restore;

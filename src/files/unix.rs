@@ -206,16 +206,21 @@ impl Folder {
 
     /// Renames within the folder; `replace` or fail with `AlreadyExists`.
     pub fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> io::Result<()> {
+        self.rename_into(from, self, to, replace)
+    }
+
+    /// Renames into another folder of the file system; `replace` or fail with `AlreadyExists`.
+    pub fn rename_into(&self, from: &[u8], folder: &Folder, to: &[u8], replace: bool) -> io::Result<()> {
         if replace {
-            return Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?);
+            return Ok(rustix::fs::renameat(&self.fd, from, &folder.fd, to)?);
         }
-        match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
+        match rustix::fs::renameat_with(&self.fd, from, &folder.fd, to, RenameFlags::NOREPLACE) {
             // Some file systems know no flags: then a look before has to do.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                if self.stat_if_there(to)?.is_some() {
+                if folder.stat_if_there(to)?.is_some() {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
-                Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
+                Ok(rustix::fs::renameat(&self.fd, from, &folder.fd, to)?)
             }
             other => Ok(other?),
         }

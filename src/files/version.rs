@@ -16,6 +16,10 @@ pub struct Known {
     /// Its newest version.
     pub manifest: Option<Manifest>,
     hash: Option<BodyHash>,
+    /// A salt that somebody knows who must not read later versions.
+    burnt: Option<Vec<u8>>,
+    /// Under which its next version is sealed, at least.
+    epoch: u32,
 }
 
 impl Known {
@@ -24,17 +28,65 @@ impl Known {
         let Some(node) = node else { return Ok(Self::default()) };
         // GroveHome itself has no record before it is first seen.
         let Some(bytes) = t.record_at(node.seq)?.filter(|bytes| !bytes.is_empty()) else {
-            return Ok(Self { node: Some(node), manifest: None, hash: None });
+            return Ok(Self { node: Some(node), manifest: None, hash: None, burnt: None, epoch: 0 });
         };
         let manifest = Manifest::open(&bytes, &vault.master, Check::Trusted)?;
         let hash = hash_of(&bytes);
-        Ok(Self { node: Some(node), manifest: Some(manifest), hash: Some(hash) })
+        let burnt = t.meta(&burnt_key(node.file))?;
+        // A file goes on under the epoch of its newest version: going back would make the old chunks again.
+        let asked = t.meta_u64(&epoch_key(node.file))?.unwrap_or(0) as u32;
+        let epoch = manifest.epoch.max(asked);
+        Ok(Self { node: Some(node), manifest: Some(manifest), hash: Some(hash), burnt, epoch })
+    }
+
+    /// The epoch under which the next version's chunks are sealed.
+    pub fn epoch(&self, vault: &Vault) -> u32 {
+        self.epoch.max(vault.sealer.epoch())
+    }
+
+    /// The salt of the next version: that of the newest, unless it was given away and taken back since.
+    fn next_salt(&self) -> [u8; 16] {
+        match &self.manifest {
+            Some(manifest) if self.burnt.as_deref() != Some(&manifest.salt[..]) => manifest.salt,
+            _ => random(),
+        }
+    }
+
+    /// Whether a version of this content is its newest in other seals: `mtime` and `size` as before, the epoch not.
+    pub fn is_resealed_by(&self, epoch: u32, stat: &Stat) -> bool {
+        self.manifest.as_ref().is_some_and(|newest| {
+            newest.epoch < epoch && newest.size == stat.size && newest.mtime == stat.mtime
+        })
+    }
+
+    /// Its newest version goes: nothing but its seals was its own.
+    pub fn forget_newest(&self, t: &Tables<'_>) -> Result<(), DbError> {
+        let (Some(newest), Some(hash)) = (&self.manifest, self.hash) else { return Ok(()) };
+        t.forget_record(&version_key(newest.file, newest.version, hash))
     }
 
     /// The file's id, random for what is new.
     fn file(&self) -> FileId {
         self.node.as_ref().map_or_else(|| FileId(random()), |node| node.file)
     }
+}
+
+fn burnt_key(file: FileId) -> String {
+    format!("burnt:{file}")
+}
+
+fn epoch_key(file: FileId) -> String {
+    format!("epoch:{file}")
+}
+
+/// The next version of a file is sealed under an epoch that its newest is not: all its chunks get other keys and names.
+pub fn next_epoch(t: &Tables<'_>, file: FileId, newest: &Manifest) -> Result<(), DbError> {
+    t.set_meta_u64(&epoch_key(file), u64::from(newest.epoch) + 1)
+}
+
+/// A grant of a file was taken back: its later versions get another salt than this one, and so another file key.
+pub fn burn_salt(t: &Tables<'_>, file: FileId, salt: &[u8; 16]) -> Result<(), DbError> {
+    t.set_meta(&burnt_key(file), salt)
 }
 
 /// Hash of a signed manifest's body.
@@ -68,6 +120,8 @@ pub struct NewVersion {
     size: u64,
     mtime: FileTime,
     mode: u32,
+    /// Under which its chunks are sealed.
+    pub epoch: u32,
 }
 
 /// How a version's file was seen here.
@@ -128,7 +182,7 @@ impl NewVersion {
             mtime: stat.mtime,
             mode: stat.mode,
             link_group,
-            salt: known.manifest.as_ref().map_or_else(random, |manifest| manifest.salt),
+            salt: known.next_salt(),
             epoch: content.epoch,
             entries: content.entries,
             target: content.target,
@@ -156,6 +210,7 @@ impl NewVersion {
             size: manifest.size,
             mtime: manifest.mtime,
             mode: manifest.mode,
+            epoch: manifest.epoch,
         }
     }
 
@@ -168,8 +223,8 @@ impl NewVersion {
         manifest.previous = known.hash;
         manifest.owner_part.parent = parent;
         manifest.owner_part.name = name.to_vec();
-        if let Some(newest) = &known.manifest {
-            manifest.salt = newest.salt;
+        if known.manifest.is_some() {
+            manifest.salt = known.next_salt();
         }
         Self::from_manifest(vault, &manifest)
     }

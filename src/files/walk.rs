@@ -9,10 +9,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::ignore::{IgnoreRules, RULES_BYTES_MAX, RULES_NAME};
-use super::marker;
 use super::unix::{Folder, Names, Stat, TEMP_PREFIX, show, show_name};
 use super::version::{self, NewVersion};
 use super::watch::WatchList;
+use super::{kept, marker};
 use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES, WALK_NAMES};
 use crate::id::FileId;
 use crate::manifest::Kind;
@@ -324,7 +324,8 @@ impl Walk {
                 continue;
             }
             path.push(name);
-            let ignored = self.rules.ignores(&path, stat.kind == Some(Kind::Folder));
+            let ignored =
+                self.rules.ignores(&path, stat.kind == Some(Kind::Folder)) || self.is_kept(&path)?;
             let name = path.pop().expect("pushed above");
             if ignored {
                 continue;
@@ -348,6 +349,11 @@ impl Walk {
             }
         }
         self.keep_folders(at, folders, recurse, found)
+    }
+
+    /// A friend's file is not this cell's.
+    fn is_kept(&self, path: &[Vec<u8>]) -> Result<bool, DbError> {
+        Ok(kept::may_be_kept(path) && self.vault.db.read(|t| kept::is_kept(t, path))?)
     }
 
     fn is_stale(&self, stat: &Stat) -> bool {

@@ -21,12 +21,15 @@ mod tests;
 mod ticket;
 mod tree;
 
-pub use name::{NameError, granted_name, offered_name, safe_name};
+pub use name::{NameError, granted_name, numbered_names, offered_name, safe_name, with_mark};
+pub(crate) use private::seal as seal_unchecked;
 pub use private::{
     FOLDERS_MAX, GRANT_BYTES_MAX, HOLDERS_MAX, Holder, MEDIA_BYTES_MAX, Opened, PRIVATE_BYTES_MAX, Party,
-    Private, Share, THUMBNAIL_BYTES_MAX, make, open,
+    Private, Share, THUMBNAIL_BYTES_MAX, make, open, ticket_of,
 };
-pub use record::{GrantMade, GrantReceived, revocations_from_bytes, revocations_key, revocations_to_bytes};
+pub use record::{
+    GrantMade, GrantReceived, ShareMade, revocations_from_bytes, revocations_key, revocations_to_bytes,
+};
 pub use revoke::{
     LIST_BYTES_MAX, Presented, RANGES_MAX, Range, Ranges, Revocations, RevocationsBody, allows, allows_chunk,
 };

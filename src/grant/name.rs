@@ -69,6 +69,27 @@ pub fn safe_name(name: &[u8]) -> Result<String, NameError> {
     Ok(cut(&safe, NAME_BYTES_MAX).trim_end_matches(|c: char| c == '.' || c.is_whitespace()).to_owned())
 }
 
+/// `photo.jpg`, `photo (2).jpg`, `photo (3).jpg`, …: for a place where a name may be taken.
+pub fn numbered_names(name: &str, count: usize) -> impl Iterator<Item = String> + use<> {
+    let name = name.to_owned();
+    let more = {
+        let name = name.clone();
+        (2..=count).map(move |n| with_mark(&name, &n.to_string()))
+    };
+    std::iter::once(name).chain(more)
+}
+
+/// `photo (MARK).jpg`; what is before the mark is cut so that it stays a name.
+pub fn with_mark(name: &str, mark: &str) -> String {
+    let (stem, ending) = match name.rfind('.') {
+        // What is so long is no ending.
+        Some(at) if at > 0 && name.len() - at <= 32 => name.split_at(at),
+        _ => (name, ""),
+    };
+    let room = NAME_BYTES_MAX.saturating_sub(ending.len() + mark.len() + 3);
+    format!("{} ({mark}){ending}", cut(stem, room))
+}
+
 /// Whether a letter shows as itself, in order, and can stand in a name anywhere.
 fn is_harmless(c: char) -> bool {
     let turns_or_hides = matches!(c,
@@ -190,5 +211,15 @@ mod tests {
         assert_eq!(offered_name(b"caf\xe9.txt"), "caf\u{fffd}.txt");
         let offered = offered_name(&[0xff; 255]);
         assert!(granted_name(offered.as_bytes()).is_ok() && offered.len() == 255);
+    }
+
+    #[test]
+    fn a_taken_name_gets_a_number_before_its_ending_and_stays_a_name() {
+        let names: Vec<String> = numbered_names("a.b.txt", 3).collect();
+        assert_eq!(names, ["a.b.txt", "a.b (2).txt", "a.b (3).txt"]);
+        assert_eq!(numbered_names(".bashrc", 2).last().unwrap(), ".bashrc (2)");
+        assert_eq!(with_mark("notes", "mine"), "notes (mine)");
+        let long = format!("{}.txt", "é".repeat(125));
+        assert!(numbered_names(&long, 100).all(|name| name.len() <= NAME_BYTES_MAX));
     }
 }

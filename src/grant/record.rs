@@ -10,6 +10,8 @@ use super::revoke::Revocations;
 use super::ticket::Ticket;
 
 const VERSION: u8 = 1;
+/// A record of kind 4 that tells of a share, not of one grant.
+const SHARE_VERSION: u8 = 2;
 
 /// A grant that this cell made. The private part can be made again from the file's manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,57 @@ pub struct GrantReceived {
     pub is_kept: bool,
     /// As it came; `grant::open` reads it.
     pub grant: Vec<u8>,
+}
+
+/// That a file or folder is shared with a cell: what grants are made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareMade {
+    /// Random.
+    pub id: [u8; 16],
+    /// With whom.
+    pub recipient: CellId,
+    /// The file or folder.
+    pub file: FileId,
+    /// All files in it are granted.
+    pub is_folder: bool,
+    /// Since this Unix time in seconds.
+    pub since: u64,
+    /// The last Unix second in which it holds; 0: for good.
+    pub until: u64,
+}
+
+impl ShareMade {
+    /// Kind 4 and the share's id.
+    pub fn key(&self) -> Vec<u8> {
+        record_key(RecordKind::Grant, &self.id)
+    }
+
+    /// The record's body.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut to = Writer::new();
+        to.u8(SHARE_VERSION).raw(&self.recipient.0).raw(&self.file.0).u8(self.is_folder.into());
+        to.u64(self.since).u64(self.until);
+        to.finish()
+    }
+
+    /// Reads the body of a record under this key; a grant's record is `UnknownVersion`.
+    pub fn from_bytes(key: &[u8], bytes: &[u8]) -> Result<Self, GrantError> {
+        let mut from = Reader::new(bytes);
+        if from.u8()? != SHARE_VERSION {
+            return Err(GrantError::UnknownVersion);
+        }
+        let id = key.get(1..).and_then(|id| id.try_into().ok()).ok_or(BadBytes("key of a share"))?;
+        let share = Self {
+            id,
+            recipient: CellId(from.array()?),
+            file: FileId(from.array()?),
+            is_folder: read_flag(&mut from)?,
+            since: from.u64()?,
+            until: from.u64()?,
+        };
+        from.end()?;
+        Ok(share)
+    }
 }
 
 impl GrantMade {

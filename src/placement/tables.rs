@@ -280,6 +280,11 @@ impl<'a> Tables<'a> {
         self.set_meta(key, &value.to_le_bytes())
     }
 
+    /// Forgets what was kept by name.
+    pub fn forget_meta(&self, key: &str) -> Result<(), DbError> {
+        self.run("DELETE FROM meta WHERE key = ?1", [key]).map(drop)
+    }
+
     // Catalog.
 
     pub(super) fn highest_seq(&self) -> Result<u64, DbError> {

@@ -45,6 +45,16 @@ fn stat(size: u64) -> Stat {
 
 /// Keeps a new version of the file `name` with these contents, as an import does: chunks first, then record and node.
 pub(super) fn keep(vault: &Vault, name: &[u8], plains: &[Vec<u8>]) -> Result<Kept, VaultError> {
+    keep_in(vault, NodeId::ROOT, name, plains)
+}
+
+/// The same in a folder.
+pub(super) fn keep_in(
+    vault: &Vault,
+    folder: NodeId,
+    name: &[u8],
+    plains: &[Vec<u8>],
+) -> Result<Kept, VaultError> {
     let mut entries = Vec::new();
     let mut sealed = Vec::new();
     for plain in plains {
@@ -75,20 +85,60 @@ pub(super) fn keep(vault: &Vault, name: &[u8], plains: &[Vec<u8>]) -> Result<Kep
             let row = t.chunk(name)?.ok_or_else(|| VaultError::Record("a chunk without a row".into()))?;
             claim_row(vault, t, row.id, Own::Data)?;
         }
-        let known = Known::load(vault, t, t.child(NodeId::ROOT, name)?)?;
+        let known = Known::load(vault, t, t.child(folder, name)?)?;
         let content = Content { entries, size, ..Content::default() };
         let stat = stat(size);
-        let new = NewVersion::sign(vault, &known, FileId::ROOT, name, Kind::File, &stat, content);
+        let parent = version::file_of(t, folder)?;
+        let new = NewVersion::sign(vault, &known, parent, name, Kind::File, &stat, content);
         let (file, version, hash) = (new.file, new.version, new.signed.hash);
-        let seen = Seen {
-            parent: NodeId::ROOT,
-            name,
-            stat: Some(&stat),
-            device: Device(0),
-            state: NodeState::Present,
-        };
+        let seen =
+            Seen { parent: folder, name, stat: Some(&stat), device: Device(0), state: NodeState::Present };
         version::record(vault, t, known, new, seen)?;
         Ok(Kept { file, version, hash, chunks: chunks.clone(), content: sha256(&plains.concat()) })
+    })
+}
+
+/// The folder of this name, made where there is none.
+pub(super) fn folder(vault: &Vault, name: &[u8]) -> Result<NodeId, VaultError> {
+    vault.db.change(|t| {
+        if let Some(node) = t.child(NodeId::ROOT, name)? {
+            return Ok(node.id);
+        }
+        let stat = Stat { kind: Some(Kind::Folder), mode: 0o700, ..stat(0) };
+        let known = Known::default();
+        let new = NewVersion::folder(vault, &known, t, NodeId::ROOT, name, &stat)?;
+        let state = NodeState::Present;
+        let seen = Seen { parent: NodeId::ROOT, name, stat: Some(&stat), device: Device(0), state };
+        version::record(vault, t, known, new, seen)
+    })
+}
+
+/// Moves a file to another folder; its new version.
+pub(super) fn move_to(
+    vault: &Vault,
+    from: NodeId,
+    to: NodeId,
+    name: &[u8],
+) -> Result<Option<u64>, VaultError> {
+    vault.db.change(|t| {
+        let Some(node) = t.child(from, name)? else { return Ok(None) };
+        let known = Known::load(vault, t, Some(node))?;
+        let Some(manifest) = known.manifest.clone() else { return Ok(None) };
+        let stat = stat(manifest.size);
+        let new = NewVersion::again(vault, &known, &manifest, version::file_of(t, to)?, name);
+        let number = new.version;
+        let seen = Seen { parent: to, name, stat: Some(&stat), device: Device(0), state: NodeState::Present };
+        version::record(vault, t, known, new, seen)?;
+        Ok(Some(number))
+    })
+}
+
+/// Deletes a file of a folder; whether there was one.
+pub(super) fn delete_in(vault: &Vault, folder: NodeId, name: &[u8]) -> Result<bool, VaultError> {
+    vault.db.change(|t| {
+        let Some(node) = t.child(folder, name)? else { return Ok(false) };
+        version::delete(vault, t, node)?;
+        Ok(true)
     })
 }
 
@@ -122,11 +172,7 @@ pub(super) fn restore(vault: &Vault, name: &[u8], old: &Kept) -> Result<Option<K
 
 /// Deletes a file; whether there was one.
 pub(super) fn delete(vault: &Vault, name: &[u8]) -> Result<bool, VaultError> {
-    vault.db.change(|t| {
-        let Some(node) = t.child(NodeId::ROOT, name)? else { return Ok(false) };
-        version::delete(vault, t, node)?;
-        Ok(true)
-    })
+    delete_in(vault, NodeId::ROOT, name)
 }
 
 /// Reads a version back from the local store by its record, as a restore does, and compares. The error says what is wrong.

@@ -416,7 +416,7 @@ fn check_counted(sim: &mut Sim, owner: usize) -> Checked {
 // ---- Somebody who does as he likes ----
 
 /// A session with `to` in which whoever `from` is may ask what he likes; `from` must be off.
-fn rogue(sim: &mut Sim, from: usize, to: usize) -> Checked<Session> {
+pub(super) fn rogue(sim: &mut Sim, from: usize, to: usize) -> Checked<Session> {
     let card = match &sim.machines[from].running {
         Some(running) => running.sync.card(),
         None => return sim.broken(format_args!("{from} is off")),
@@ -440,7 +440,11 @@ fn rogue(sim: &mut Sim, from: usize, to: usize) -> Checked<Session> {
 }
 
 /// Asks in the name of the rogue; the work is done by the tasks of `to`, and by nobody else.
-fn ask<T: 'static>(sim: &mut Sim, to: usize, work: impl Future<Output = T> + 'static) -> Checked<T> {
+pub(super) fn ask<T: 'static>(
+    sim: &mut Sim,
+    to: usize,
+    work: impl Future<Output = T> + 'static,
+) -> Checked<T> {
     let outcome = Rc::new(std::cell::RefCell::new(None));
     let told = Rc::clone(&outcome);
     sim.spawn(to, async move { *told.borrow_mut() = Some(work.await) });

@@ -271,7 +271,7 @@ impl Story {
             return Ok(());
         }
         let name = names[self.sim.dice.below(names.len() as u64) as usize];
-        if self.sim.sound_at(name).iter().any(|holder| *holder != at) {
+        if self.sim.kept_at(name).any(|holder| holder != at) {
             self.sim.rot(at, name);
         }
         Ok(())

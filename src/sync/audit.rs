@@ -27,6 +27,7 @@ use crate::id::{CellId, ChunkName};
 use crate::keys::{random, sha256};
 use crate::placement::{CellNumber, ChunkId, Copy, CopyState, DbError, Tables, Unanswered};
 use crate::proof::{self, Challenge, Nonce, Parties, Root};
+use crate::publish;
 use crate::vault::{Alert, Vault, VaultError};
 use crate::wire::message::{self, AUDIT_NAMES_MAX, AuditStatus, GetStatus};
 
@@ -70,6 +71,9 @@ const SUSPENDED_S: u64 = DAY_S;
 const MANY_LOSSES: u64 = 64;
 /// What was lost is told this long.
 const TOLD_S: u64 = 3 * DAY_S;
+
+/// Segments of the catalog of which proof is asked in one turn, besides the copies.
+const SEGMENTS_A_TURN: usize = 2;
 
 /// While somebody waits: the pause after a peer that can prove no more for now, and how often it may be fruitless.
 const BUSY_PAUSE: Duration = Duration::from_secs(3);
@@ -711,17 +715,67 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<(), RoundErr
             break;
         }
     }
-    if let Some(then) = plan.then {
+    if let Some(then) = &plan.then {
         let record = sync.audits.change(&peer, |record| {
             (record.cycle, record.ran_at, record.next_at) = (then.cycle, then.ran_at, then.next_at);
         });
         save(vault, peer, record).await?;
+    }
+    if plan.then.is_some() {
+        all.add(&prove_segments(sync, link).await?);
     }
     if all.lost() > 0 {
         // The next round gives again what is lost.
         link.nudge();
     }
     Ok(())
+}
+
+/// Asks for proofs of a few segments of the newest catalog, if the peer says that it holds that. They are few, all lie here, and
+/// of all chunks they matter most to a recovery.
+async fn prove_segments(sync: &Rc<Sync>, link: &Rc<Link>) -> Result<Proved, RoundError> {
+    let mut found = Proved::default();
+    let Some(there) = link.head_there.get() else { return Ok(found) };
+    let asks = with_vault(&sync.vault, move |vault| {
+        vault.db.read(|t| -> Result<Vec<Ask>, DbError> {
+            if publish::current_head(t)?.is_none_or(|(hash, ..)| hash != there) {
+                return Ok(Vec::new());
+            }
+            let segments = t.segments()?;
+            let mut asks = Vec::new();
+            for _ in 0..SEGMENTS_A_TURN.min(segments.len()) {
+                let (_, name, _) = segments[u64::from_le_bytes(random()) as usize % segments.len()];
+                let row = t.chunk(&name)?.filter(|row| row.place.is_some());
+                asks.extend(row.map(|row| Ask { chunk: row.id, name, len: row.len, how: How::Whole }));
+            }
+            asks.dedup_by_key(|ask| ask.name);
+            Ok(asks)
+        })
+    });
+    let asks = asks.await?;
+    if asks.is_empty() {
+        return Ok(found);
+    }
+    for (asked, outcome) in asks.iter().zip(ask(sync, link, &asks).await?) {
+        match outcome {
+            Outcome::Proven => found.proven += 1,
+            Outcome::Missing => found.missing += 1,
+            Outcome::Damaged => found.damaged += 1,
+            Outcome::Wrong => found.wrong += 1,
+            Outcome::Nothing | Outcome::Untold => continue,
+        }
+        if outcome != Outcome::Proven {
+            link.segments.borrow_mut().remove(&asked.name);
+            link.lost_segments.borrow_mut().insert(asked.name);
+        }
+    }
+    let now = sync.vault.now();
+    let record = sync.audits.change(&link.peer, |record| record.take(&found, now));
+    if found.proven + found.lost() > 0 {
+        save(&sync.vault, link.peer, record).await?;
+    }
+    tell(sync, &link.peer, &found);
+    Ok(found)
 }
 
 async fn save(vault: &Arc<Vault>, peer: CellId, record: Record) -> Result<(), RoundError> {

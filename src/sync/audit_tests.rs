@@ -9,7 +9,7 @@ use super::driver::Sync;
 use super::tests::{Cell, Executor, chunk, pair, put, rogue, run};
 use crate::card::Role;
 use crate::id::{CellId, ChunkName};
-use crate::placement::{ChunkId, CopyState, DbError};
+use crate::placement::{ChunkId, CopyState, DbError, HoldClass, HoldState};
 use crate::proof::{self, Challenge, Parties};
 use crate::store::ChunkStore;
 use crate::wire::handshake::Approach;
@@ -26,6 +26,10 @@ fn known(cell: &Cell) -> Approach {
 
 fn row(cell: &Cell, name: &ChunkName) -> ChunkId {
     cell.vault.db.read(|t| t.chunk(name)).unwrap().unwrap().id
+}
+
+fn row_in(t: &crate::placement::Tables<'_>, name: &ChunkName) -> ChunkId {
+    t.chunk(name).unwrap().unwrap().id
 }
 
 fn copy(of: &Cell, with: &CellId, name: &ChunkName) -> Option<crate::placement::Copy> {
@@ -101,6 +105,47 @@ fn what_a_holder_finds_damaged_by_itself_its_owner_learns_with_the_next_round() 
         assert!(bob.vault.local_chunk(&names[3]).unwrap().is_some());
         assert!(bob.vault.local_chunk(&segment).unwrap().is_some(), "parts of the catalog too");
         assert_eq!(bob.held_for(&ann).bytes, held);
+    });
+}
+
+#[test]
+fn parts_of_the_catalog_are_proven_too_and_given_again_to_a_peer_that_only_says_it_has_them() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        for name in ["one", "two", "three"] {
+            ann.add_folder(name);
+            ann.publish(name);
+            a.round().await;
+        }
+        let segments = ann.vault.db.read(|t| t.segments()).unwrap();
+        let (rotten, forgotten) = (segments[0].1, segments.last().unwrap().1);
+        assert_ne!(rotten, forgotten);
+        assert!(bob.store.flip_byte(rotten));
+        let owner = ann.vault.id();
+        let forget = |t: &crate::placement::Tables<'_>| -> Result<(), DbError> {
+            let (chunk, cell) = (t.chunk(&forgotten)?.unwrap().id, t.cell(&owner)?);
+            t.put_hold(chunk, cell, HoldClass::Segment, HoldState::Gone, 0)
+        };
+        bob.vault.db.change(forget).unwrap();
+        // It still says that it has the newest head, and that is believed for no longer than it takes to ask for all.
+        let is_whole = || {
+            let state = bob.vault.db.change(|t| t.hold(row_in(t, &forgotten), t.cell(&owner)?)).unwrap();
+            bob.store.has_sound(rotten) && state.is_some_and(|(_, state)| state == HoldState::Held)
+        };
+        assert!(!is_whole());
+        for _ in 0..200 {
+            ann.clock.pass(HOUR);
+            a.round().await;
+            a.round().await;
+            if is_whole() {
+                break;
+            }
+        }
+        assert!(is_whole());
+        assert!(a.proofs()[0].proved.lost() > 0, "{:?}", a.proofs());
+        drop(b);
     });
 }
 
@@ -351,6 +396,7 @@ impl Liar {
             Request::Ping => Reply::Pong,
             Request::Observe => Reply::Observe { ip: String::new() },
             Request::Release { .. } => Reply::Release { count: 0 },
+            Request::TakenBack => return message::answer_taken_back(stream, &[]).await,
             _ => Reply::Done,
         };
         message::write_reply(stream, &reply).await?;

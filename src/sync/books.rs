@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::shares::TABLES;
 use crate::card::{Card, CardBody, NAME_BYTES_MAX, Role};
 use crate::catalog::{RecordKind, record_key};
 use crate::codec::{BadBytes, Reader, Writer};
@@ -20,7 +21,7 @@ use crate::keys::Secret;
 use crate::placement::DbError;
 use crate::vault::{Vault, VaultError, lock};
 
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE peers (
@@ -300,10 +301,12 @@ impl InviteRow {
 
 /// books.db. One connection under a lock, used on the blocking pool.
 pub struct Books {
-    conn: Mutex<Connection>,
+    pub(super) conn: Mutex<Connection>,
+    /// Held by whoever works at what is kept of friends' shares.
+    pub(super) shelf: Mutex<()>,
 }
 
-fn wrong(why: rusqlite::Error) -> DbError {
+pub(super) fn wrong(why: rusqlite::Error) -> DbError {
     DbError::Sqlite { doing: "using books.db", why }
 }
 
@@ -387,17 +390,20 @@ impl Books {
                 .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
                 .map_err(wrong)?,
             1 => from_1(&conn).map_err(wrong)?,
-            FORMAT => {}
+            // Format 3 has more tables, which are made below.
+            2 | FORMAT => {}
             version => return Err(DbError::Foreign { path: path.to_owned(), version }),
         }
-        Ok(Self { conn: Mutex::new(conn) })
+        conn.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"))
+            .map_err(wrong)?;
+        Ok(Self { conn: Mutex::new(conn), shelf: Mutex::default() })
     }
 
-    fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {
+    pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {
         lock(&self.conn).prepare_cached(sql).and_then(|mut sql| sql.execute(params)).map_err(wrong)
     }
 
-    fn list<T>(
+    pub(super) fn list<T>(
         &self,
         sql: &str,
         params: impl rusqlite::Params,
@@ -603,6 +609,7 @@ impl Books {
                 params![id, by],
             )?;
         }
+        self.restore_shares(vault)?;
         Ok(count)
     }
 }

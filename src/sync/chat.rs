@@ -496,11 +496,6 @@ impl Sync {
         Ok(())
     }
 
-    /// What a cell is called here.
-    pub fn peer_name(&self, id: &CellId) -> String {
-        self.name_of(id)
-    }
-
     /// All conversations, the newest first.
     pub async fn talk_views(&self) -> Result<Vec<TalkView>, VaultError> {
         let talks = self.with_talks(Talks::list).await?;

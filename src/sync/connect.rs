@@ -37,6 +37,12 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const RECOVERIES_MAX: usize = 8;
 /// A recovering cell that says nothing for so long is let go.
 const RECOVERY_IDLE_MAX: Duration = Duration::from_secs(300);
+/// Bearers of tickets served at once, and sessions of one of them.
+const BEARERS_MAX: usize = 16;
+const BEARERS_OF_ONE_MAX: usize = 2;
+/// A bearer shows a ticket that holds within this, and then at least so often.
+const BEARER_FIRST_MAX: Duration = Duration::from_secs(20);
+const BEARER_IDLE_MAX: Duration = Duration::from_secs(120);
 /// Connections are looked at this often while none is busy: what begins meanwhile is seen in time all the same.
 const WATCH_IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Busy connections are looked at this often.
@@ -75,6 +81,12 @@ pub(super) struct Arrived {
     pub(super) kind: Kind,
     pub(super) is_ours: bool,
     pub(super) is_trial: bool,
+}
+
+/// A session in which this cell reads by tickets; it ends with this.
+pub(super) struct Bearing {
+    pub(super) session: Session,
+    _driver: smol::Task<()>,
 }
 
 /// One end of a connection in memory.
@@ -440,12 +452,78 @@ impl Sync {
         if arrived.established.kind == Right::Recovery {
             return self.serve_recovery(arrived.established, owner).await;
         }
+        if arrived.established.kind == Right::Ticket {
+            let (session, driver) = session::start(arrived.established.stream, false, &Limits::default());
+            return self.serve_bearer(session, driver, owner).await;
+        }
         let is_new = matches!(arrived.established.kind, Right::Invite(_));
         self.attach(arrived).await;
         if is_new {
             self.publish_soon();
             self.dial_from_now_on(owner);
         }
+    }
+
+    /// Somebody who may be anybody: reads what tickets let it, for as long as it shows some that hold.
+    async fn serve_bearer(
+        self: Rc<Self>,
+        session: Session,
+        driver: impl Future<Output = SessionError>,
+        id: CellId,
+    ) {
+        let began = self.vault.clock.steady();
+        let is_room = {
+            let mut bearers = self.bearers.borrow_mut();
+            let of_its = bearers.iter().filter(|(known, _)| *known == id).count();
+            let is_room = bearers.len() < BEARERS_MAX && of_its < BEARERS_OF_ONE_MAX;
+            if is_room {
+                // As if it had shown one so long ago that the first is due soon.
+                bearers.push((id, began.saturating_sub(BEARER_IDLE_MAX - BEARER_FIRST_MAX)));
+            }
+            is_room
+        };
+        if !is_room {
+            return self.refusals.note(format_args!("{}: too many bearers of tickets at once", id.short()));
+        }
+        let caller = Caller { owner: id, is_recovering: false, is_bearer: true, ip: None };
+        let served = self.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
+        let idle = async {
+            loop {
+                Timer::after(Duration::from_millis(500)).await;
+                let now = self.vault.clock.steady();
+                let shown = self.bearers.borrow().iter().filter(|(known, _)| *known == id).map(|b| b.1).max();
+                let is_idle = shown.is_none_or(|at| now.saturating_sub(at) > BEARER_IDLE_MAX);
+                // At the very start of the machine's clock there is no time so long ago.
+                if (is_idle && now.saturating_sub(began) > BEARER_FIRST_MAX) || self.is_stopping.get() {
+                    return;
+                }
+            }
+        };
+        smol::future::or(
+            async {
+                driver.await;
+            },
+            idle,
+        )
+        .await;
+        session.close();
+        drop(served);
+        let mut bearers = self.bearers.borrow_mut();
+        if let Some(at) = bearers.iter().position(|(known, _)| *known == id) {
+            bearers.remove(at);
+        }
+    }
+
+    /// Somebody who has this id reads by tickets over a session in memory: for simulations.
+    pub(crate) fn bear_in_memory(self: &Rc<Self>, id: CellId, driven: Driven) {
+        let sync = Rc::clone(self);
+        self.spawn(async move { sync.serve_bearer(driven.0, driven.1, id).await }).detach();
+    }
+
+    /// A bearer has shown a ticket that holds.
+    pub(super) fn note_bearer(&self, id: &CellId) {
+        let now = self.vault.clock.steady();
+        self.bearers.borrow_mut().iter_mut().filter(|(known, _)| known == id).for_each(|b| b.1 = now);
     }
 
     async fn serve_recovery(self: Rc<Self>, established: Established<BoxStream>, owner: CellId) {
@@ -478,7 +556,7 @@ impl Sync {
     ) {
         log::info!("{} is recovering from this cell", self.name_of(&owner));
         self.recovering.set(self.recovering.get() + 1);
-        let caller = Caller { owner, is_recovering: true, ip: None };
+        let caller = Caller { owner, is_recovering: true, is_bearer: false, ip: None };
         let served = self.spawn(serve::serve(Rc::clone(&self), session.clone(), caller));
         let idle = async {
             while since(session.active_at()) < RECOVERY_IDLE_MAX && !self.is_stopping.get() {
@@ -586,7 +664,7 @@ impl Sync {
         };
         self.spawn(drive).detach();
         let ip = if line.kind == Kind::Relay { None } else { line.ip };
-        let caller = Caller { owner: peer, is_recovering: false, ip };
+        let caller = Caller { owner: peer, is_recovering: false, is_bearer: false, ip };
         self.spawn(serve::serve(Rc::clone(self), session, caller)).detach();
         let (sync, of, new) = (Rc::clone(self), Rc::clone(link), Rc::clone(&line));
         self.spawn(async move { sync.look_over(&of, &new).await }).detach();
@@ -911,6 +989,18 @@ impl Sync {
         let nobody = CellId([0; 32]);
         book.name(&nobody, addresses, &own_networks());
         self.dial(&book.ranked(&nobody), approach).await.map(Newcomer)
+    }
+
+    /// Dials a cell that is said to hold chunks of a grant: it becomes no peer.
+    pub(super) async fn dial_holder(self: &Rc<Self>, card: &Card) -> Result<Bearing, DialError> {
+        let approach = Approach::Ticket { id: card.id, x25519: card.x25519 };
+        let addresses: Vec<String> = card.addresses.iter().chain(&card.relays).cloned().collect();
+        let newcomer = self.dial_stranger(&addresses, &approach).await?;
+        let (session, driver) = session::start(newcomer.0.established.stream, true, &Limits::default());
+        let driver = self.spawn(async move {
+            driver.await;
+        });
+        Ok(Bearing { session, _driver: driver })
     }
 
     /// A newcomer has become a peer.

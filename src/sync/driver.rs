@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use smol::channel::Receiver;
+use smol::channel::{Receiver, Sender};
 use smol::future::zip;
 use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
@@ -209,6 +209,17 @@ pub struct Sync {
     pub(super) planning: Turns,
     /// One takes in a foreign head at a time.
     pub(super) merging: Turns,
+    /// One looks through what is shared, or takes it back, at a time.
+    pub(super) sharing: Turns,
+    /// Up to which record what is granted is level with the files, and until when nothing is looked at again (steady time).
+    pub(super) reconciled_at: Cell<Option<(u64, Duration)>>,
+    pub(super) is_publishing_later: Cell<bool>,
+    /// Tells that something came or went that may be kept.
+    pub(super) keep_wake: (Sender<()>, Receiver<()>),
+    /// What observed time lacks to Unix time, as last believed.
+    pub(super) unix_offset: Cell<Option<i64>>,
+    /// Bearers of tickets who are served now, and when each last showed one that holds (steady time).
+    pub(super) bearers: RefCell<Vec<(CellId, Duration)>>,
     /// Chunks on their way, and to whom.
     pub(super) in_flight: RefCell<HashMap<ChunkId, Vec<CellNumber>>>,
     pub(super) links: RefCell<HashMap<CellId, Rc<Link>>>,
@@ -268,6 +279,7 @@ impl Sync {
             sync.spawn(Rc::clone(&sync).keep_health()),
             sync.spawn(Rc::clone(&sync).keep_addresses()),
             sync.spawn(Rc::clone(&sync).watch_lines()),
+            sync.spawn(Rc::clone(&sync).keep_kept()),
         ];
         sync.tasks.borrow_mut().extend(tasks);
         sync.start_relays();
@@ -305,6 +317,12 @@ impl Sync {
             allowances: Allowances::default(),
             planning: Turns::default(),
             merging: Turns::default(),
+            sharing: Turns::default(),
+            reconciled_at: Cell::new(None),
+            is_publishing_later: Cell::new(false),
+            keep_wake: smol::channel::bounded(1),
+            unix_offset: Cell::new(None),
+            bearers: RefCell::default(),
             in_flight: RefCell::default(),
             links: RefCell::default(),
             dialers: RefCell::default(),
@@ -339,6 +357,7 @@ impl Sync {
         sync.load_audits().await?;
         sync.load_routes().await;
         sync.load_health().await?;
+        sync.load_grant_time().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
@@ -563,6 +582,7 @@ impl Sync {
         self.nudge_all(None);
         self.save_routes().await;
         self.give_up_removed().await;
+        self.keep_grant_time().await;
         self.heal().await;
     }
 
@@ -958,6 +978,7 @@ impl Sync {
             peer.friendship.decide(false, wall);
         });
         gone.await?;
+        self.end_sharing(&id).await?;
         self.show_friend_requests();
         self.dialers.borrow_mut().remove(&id);
         let link = self.links.borrow_mut().remove(&id);

@@ -45,6 +45,9 @@ impl Sync {
             return Err(VaultError::Refused("there is no such peer; see `grove peers`".into()));
         };
         if is_changed {
+            if !is_friend {
+                self.end_sharing(id).await?;
+            }
             self.show_friend_requests();
             self.publish_soon();
             self.wake_talk(id);
@@ -124,7 +127,10 @@ impl Sync {
             match (before.standing(), now.standing()) {
                 (before, now) if before == now => {}
                 (_, Standing::Friends) => log::info!("{name} is a friend now"),
-                (Standing::Friends, _) => log::info!("{name} is no friend any more"),
+                (Standing::Friends, _) => {
+                    log::info!("{name} is no friend any more");
+                    self.end_sharing(id).await?;
+                }
                 _ => {}
             }
             self.show_friend_requests();

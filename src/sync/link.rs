@@ -15,7 +15,7 @@ use smol::net::TcpStream;
 use super::round::Moved;
 use crate::chat::Allowance;
 use crate::friendship::Wish;
-use crate::id::{CellId, ChunkName};
+use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::CellNumber;
 use crate::placement::planner::Pace;
 use crate::pool::Turns;
@@ -42,6 +42,10 @@ const MEASURED_EVERY: Duration = Duration::from_secs(3600);
 const SUMMED_MAX: u32 = 16 * 256;
 /// Changes of its wish that are taken of a peer in `MEASURED_EVERY`.
 const WISHES_MAX: u32 = 60;
+/// Lists of its revocations that are taken of a peer in `MEASURED_EVERY`.
+const LISTS_MAX: u32 = 600;
+/// Bytes of grants that are taken of a friend in `MEASURED_EVERY`: each is a write here and in the catalog.
+const OFFERED_BYTES_MAX: u64 = 256 << 20;
 
 /// A connection that is to become a line.
 pub(super) struct NewLine {
@@ -150,6 +154,20 @@ pub(super) struct Link {
     is_over: Cell<bool>,
     wake: Sender<()>,
     pub(super) rounding: Turns,
+    /// One offers grants, and one tells what was taken back, at a time.
+    pub(super) offering: Turns,
+    pub(super) telling: Turns,
+    /// It has told which list of our revocations it holds since it was connected, and the number of the list it was given.
+    pub(super) has_heard_list: Cell<bool>,
+    pub(super) told_list: Cell<u64>,
+    /// For which state of the database holders of what it was granted were looked for.
+    pub(super) held_for: Cell<Option<u64>>,
+    /// Behind how many of them it goes on.
+    pub(super) held_from: Cell<usize>,
+    /// Since when, and how many bytes of grants it has offered.
+    offered: Cell<(Duration, u64)>,
+    /// Since when, and how many lists of revocations were taken.
+    listed: Cell<(Duration, u32)>,
     pub(super) is_introduced: Cell<bool>,
     /// Our wish as it was told since it was connected.
     pub(super) told_wish: Cell<Option<Wish>>,
@@ -172,6 +190,10 @@ pub(super) struct Link {
     pub(super) lacks_room: Cell<bool>,
     /// Segments of ours that it holds, as far as is known since it was connected.
     pub(super) segments: RefCell<HashSet<ChunkName>>,
+    /// The newest head of ours that it says it holds.
+    pub(super) head_there: Cell<Option<BodyHash>>,
+    /// Segments of which it was found that it lacks them, whatever it says.
+    pub(super) lost_segments: RefCell<HashSet<ChunkName>>,
     /// Since when, and how many bytes it has measured with.
     measured: Cell<(Instant, u64)>,
     /// Since when, and how many parts of what is held for it were summed up.
@@ -204,6 +226,14 @@ impl Link {
             is_over: Cell::new(false),
             wake,
             rounding: Turns::default(),
+            offering: Turns::default(),
+            telling: Turns::default(),
+            has_heard_list: Cell::new(false),
+            told_list: Cell::new(0),
+            held_for: Cell::new(None),
+            held_from: Cell::new(0),
+            offered: Cell::new((Duration::ZERO, 0)),
+            listed: Cell::new((Duration::ZERO, 0)),
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
             wished: Cell::new((Duration::ZERO, 0)),
@@ -217,6 +247,8 @@ impl Link {
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
             segments: RefCell::default(),
+            head_there: Cell::new(None),
+            lost_segments: RefCell::default(),
             measured: Cell::new((instant(), 0)),
             summed: Cell::new((Duration::ZERO, 0)),
             observed: RefCell::default(),
@@ -257,6 +289,8 @@ impl Link {
             // What the peer was told and what it said may be forgotten there.
             self.is_introduced.set(false);
             self.told_wish.set(None);
+            self.has_heard_list.set(false);
+            self.told_list.set(0);
             self.level_with.set(None);
             self.told_receipts.set(false);
             self.segments.borrow_mut().clear();
@@ -445,6 +479,28 @@ impl Link {
         };
         let may = count < WISHES_MAX;
         self.wished.set((since, count + u32::from(may)));
+        may
+    }
+
+    /// Whether the peer may offer grants of so many bytes more, at steady time `now`.
+    pub(super) fn may_offer(&self, bytes: u64, now: Duration) -> bool {
+        let (since, spent) = match self.offered.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = spent + bytes <= OFFERED_BYTES_MAX;
+        self.offered.set((since, if may { spent + bytes } else { spent }));
+        may
+    }
+
+    /// Whether the peer may give one more list of revocations, at steady time `now`: each new one is a write.
+    pub(super) fn may_list(&self, now: Duration) -> bool {
+        let (since, count) = match self.listed.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = count < LISTS_MAX;
+        self.listed.set((since, count + u32::from(may)));
         may
     }
 

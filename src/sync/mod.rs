@@ -9,6 +9,7 @@
 mod audit;
 #[cfg(test)]
 mod audit_tests;
+mod bearers;
 mod books;
 mod chat;
 #[cfg(test)]
@@ -17,17 +18,25 @@ mod connect;
 mod digest;
 mod drill;
 mod driver;
+mod fetch;
 mod friends;
 mod gate;
 mod heal;
 pub mod health;
+mod keep;
+mod kept;
 mod link;
+mod offer;
 mod outlook;
+mod part;
 mod prove;
+mod received;
 mod recover;
 mod relays;
 mod round;
 mod serve;
+mod share;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -44,13 +53,18 @@ pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
 pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundReport, Sync};
+pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
+pub use keep::KeptShare;
 pub use outlook::fleet_at_rest;
-pub(crate) use recover::bring_back;
+pub use received::ReceivedRow;
+pub(crate) use recover::{Others, bring_back};
 pub use recover::{RecoverError, RecoverReport, fetch_catalog};
 pub use relays::RelayView;
 pub use round::Moved;
 pub use serve::{OWNERS_LOG, adopt_heads};
+pub use share::{Shared, Told, Unshared};
+pub use shares::ShareRow;
 
 /// The first wait after a failed dial.
 const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);

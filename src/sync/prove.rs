@@ -13,7 +13,7 @@ use super::driver::Sync;
 use super::serve::{Answered, GROUP_BYTES, GROUP_CHUNKS, Keeper};
 use crate::buffers;
 use crate::id::{CellId, ChunkName};
-use crate::placement::{CellNumber, ChunkId, DbError, HoldClass, HoldState, Own, Tables};
+use crate::placement::{CellNumber, ChunkId, DbError, HoldState, Own, Tables};
 use crate::proof::{self, Challenge, Nonce, Parties};
 use crate::vault::VaultError;
 use crate::wire::message::{self, AuditStatus, Reply};
@@ -99,7 +99,7 @@ fn provable(t: &Tables<'_>, owner: CellNumber, name: &ChunkName) -> Result<Optio
     let row = t.chunk(name)?.filter(|row| row.place.is_some());
     let id = row.as_ref().map_or(ChunkId(0), |row| row.id);
     let (hold, own) = (t.hold(id, owner)?, t.own(id)?);
-    let is_held = matches!(hold, Some((HoldClass::Chunk, HoldState::Held)));
+    let is_held = matches!(hold, Some((_, HoldState::Held)));
     Ok(row.filter(|_| is_held && own == Own::No).map(|row| row.len))
 }
 

@@ -2,8 +2,10 @@
 //! by `Sync::fetch`, while the cell is in use.
 //!
 //! Steps are durable one by one, and nothing is published before all are done: after a kill the caller begins anew with
-//! an empty placement.db. Segments that are in the store already are not fetched again.
+//! an empty placement.db. Segments that are in the store already are not fetched again. What the peer lacks or has damaged
+//! of the catalog is asked of the peers that the rest of the catalog names.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -11,12 +13,12 @@ use std::sync::Arc;
 
 use smol::lock::Semaphore;
 
-use super::books::{Books, PeerRow};
+use super::books::{Books, PEERS_MAX, PeerRow};
 use super::round::{local, pull};
 use super::{HeadFacts, tips};
 use crate::card::{Card, relayed};
-use crate::catalog::{Head, RecordKind};
-use crate::id::BodyHash;
+use crate::catalog::{CatalogError, Head, RecordKind, open_segment, read_segment};
+use crate::id::{BodyHash, CellId, ChunkName};
 use crate::placement::{DbError, Own};
 use crate::pool::unblock;
 use crate::publish;
@@ -169,7 +171,7 @@ pub async fn fetch_catalog(
     })?;
     let card = established.peer.clone().ok_or_else(|| VaultError::Refused("the peer sent no card".into()))?;
     let (session, driver) = session::start(established.stream, true, &Limits::default());
-    let work = bring_back(vault, books, &session, card, address);
+    let work = bring_back(vault, books, &session, card, address, &Network);
     let broken = async {
         let why = smol::future::or(driver, async {
             carrier.await;
@@ -182,21 +184,82 @@ pub async fn fetch_catalog(
     outcome
 }
 
+/// The way to peers other than the one that a recovery began with.
+pub(crate) trait Others {
+    /// Brings chunks into the store from the cell of a card; returns what it did not give.
+    async fn fetch(&self, vault: &Arc<Vault>, card: &Card, names: Vec<ChunkName>, own: Own)
+    -> Vec<ChunkName>;
+}
+
+struct Network;
+
+impl Others for Network {
+    async fn fetch(
+        &self,
+        vault: &Arc<Vault>,
+        card: &Card,
+        names: Vec<ChunkName>,
+        own: Own,
+    ) -> Vec<ChunkName> {
+        let relays = card.relays.iter().map(|url| format!("{}@{url}", card.id));
+        let addresses: Vec<String> = card.addresses.iter().cloned().chain(relays).collect();
+        let attempts = addresses.iter().map(|address| reach(vault, address));
+        let Ok(Reached { established, carrier, .. }) = race(attempts, STAGGER).await else { return names };
+        let (session, driver) = session::start(established.stream, true, &Limits::default());
+        let asked = names.clone();
+        let pulled = async { pull(vault, &session, names, own, &Semaphore::new(2)).await.missing };
+        let missing = smol::future::or(pulled, async {
+            smol::future::or(carrier, async {
+                driver.await;
+            })
+            .await;
+            asked
+        });
+        let missing = missing.await;
+        session.close();
+        missing
+    }
+}
+
+/// The other peers that are named by what is here of a catalog.
+fn named_peers(vault: &Vault, head: &Head, but: &[CellId]) -> Vec<Card> {
+    // The newest word on each; nothing for one that was removed.
+    let mut peers: BTreeMap<Vec<u8>, (u64, Option<Card>)> = BTreeMap::new();
+    for (name, _) in &head.segments {
+        let Ok(bytes) = local(vault, name) else { continue };
+        let Ok(plain) = open_segment(&bytes, &vault.master) else { continue };
+        let read = read_segment(&plain, |seq, key, body| -> Result<(), CatalogError> {
+            let is_newer = peers.get(key).is_none_or(|(known, _)| *known < seq);
+            if key.first() == Some(&(RecordKind::Peer as u8)) && is_newer && peers.len() < PEERS_MAX {
+                let row = PeerRow::from_record(body, 0).ok();
+                peers.insert(key.to_vec(), (seq, row.and_then(|row| Card::from_bytes(&row.card).ok())));
+            }
+            Ok(())
+        });
+        if let Err(why) = read {
+            log::warn!("{why}");
+        }
+    }
+    let cards = peers.into_values().filter_map(|(_, card)| card);
+    cards.filter(|card| !but.contains(&card.id)).collect()
+}
+
 pub(crate) async fn bring_back(
     vault: &Arc<Vault>,
     books: &Arc<Books>,
     session: &Session,
     card: Card,
     address: String,
+    others: &impl Others,
 ) -> Result<RecoverReport, RecoverError> {
-    let from = card.name.clone();
+    let (from, keeper) = (card.name.clone(), card.clone());
     let heads = newest_first(vault, message::heads(session).await?);
     let life = heads.iter().map(|(_, head, _)| head.life).max().map(|life| life.saturating_add(1));
     let mut heads = heads.into_iter();
     let (Some((hash, head, bytes)), Some(life)) = (heads.next(), life) else {
         return Err(RecoverError::NoHeads { from });
     };
-    fetch_segments(vault, session, &head, Own::Segment, &from).await?;
+    fetch_segments(vault, session, &head, Own::Segment, &keeper, others).await?;
     let found = (head.life, head.seq);
     let job = Arc::clone(vault);
     let (records, files) = unblock(move || -> Result<_, VaultError> {
@@ -223,7 +286,7 @@ pub(crate) async fn bring_back(
         if unblock(move || job.db.read(|t| t.knows_head(&known))).await.map_err(VaultError::from)? {
             continue;
         }
-        fetch_segments(vault, session, &head, Own::No, &from).await?;
+        fetch_segments(vault, session, &head, Own::No, &keeper, others).await?;
         let job = Arc::clone(vault);
         unblock(move || publish::merge_head(&job, &other, &head, |name| local(&job, name), false)).await?;
         merged += 1;
@@ -258,22 +321,35 @@ fn newest_first(vault: &Vault, all: Vec<Vec<u8>>) -> Vec<(BodyHash, Head, Vec<u8
     heads
 }
 
+/// Brings the segments of a head here; what its keeper lacks, from others.
 async fn fetch_segments(
     vault: &Arc<Vault>,
     session: &Session,
     head: &Head,
     own: Own,
-    from: &str,
+    keeper: &Card,
+    others: &impl Others,
 ) -> Result<(), RecoverError> {
     let names = head.segments.iter().map(|(name, _)| *name).collect();
     let pulled = pull(vault, session, names, own, &Semaphore::new(2)).await;
-    if pulled.missing.is_empty() {
+    let mut missing = pulled.missing;
+    if missing.is_empty() {
         return Ok(());
     }
+    let (job, known, but) = (Arc::clone(vault), head.clone(), [keeper.id, vault.id()]);
+    for card in unblock(move || named_peers(&job, &known, &but)).await {
+        log::info!("{} lacks {} parts of the catalog; {} is asked", keeper.name, missing.len(), card.name);
+        missing = others.fetch(vault, &card, missing, own).await;
+        if missing.is_empty() {
+            return Ok(());
+        }
+    }
     Err(RecoverError::Incomplete {
-        from: from.to_owned(),
-        missing: pulled.missing.len(),
-        why: pulled.error.unwrap_or_else(|| "it does not have them".into()),
+        from: keeper.name.clone(),
+        missing: missing.len(),
+        why: pulled
+            .error
+            .unwrap_or_else(|| "neither it nor the peers that the rest names has them sound".into()),
     })
 }
 

@@ -158,6 +158,7 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
 async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Result<(), RoundError> {
     introduce(sync, link).await?;
     sync.tell_wish(link).await?;
+    sync.share_round(link).await?;
     let (keeper, owner, quota) = (Arc::clone(&sync.keeper), link.peer, sync.quota(&link.peer));
     let hello = unblock(move || keeper.hello(&owner, quota)).await?;
     let Reply::Hello(theirs) = link.ask(&Request::Hello(hello)).await? else {
@@ -170,8 +171,13 @@ async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Res
     take_inventory(sync, link, &theirs).await?;
     sync.welcome_back(link).await?;
     let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
-    push_chunks(sync, link, moved, &mut head, was_full).await?;
-    push_head(sync, link, moved, &mut head).await
+    let pushed = push_chunks(sync, link, moved, &mut head, was_full).await;
+    if moved.pushed_chunks > 0 {
+        sync.offer_all();
+    }
+    let pushed = if pushed.is_ok() { push_head(sync, link, moved, &mut head).await } else { pushed };
+    link.head_there.set(head);
+    pushed
 }
 
 // ---- Heads of ours that somebody else wrote ----
@@ -719,21 +725,22 @@ async fn push_head(
     else {
         return Ok(());
     };
-    if *there == Some(hash) {
+    if *there == Some(hash) && link.lost_segments.borrow().is_empty() {
         return Ok(());
     }
     let (_, head) = Head::open(&bytes).map_err(VaultError::from)?;
-    let mut unsure: Vec<ChunkName> = {
-        let known = link.segments.borrow();
-        head.segments.iter().map(|(name, _)| *name).filter(|name| !known.contains(name)).collect()
-    };
     // What is no longer named need not be remembered.
-    {
-        let named: HashSet<ChunkName> = head.segments.iter().map(|(name, _)| *name).collect();
-        link.segments.borrow_mut().retain(|name| named.contains(name));
-    }
+    let named: HashSet<ChunkName> = head.segments.iter().map(|(name, _)| *name).collect();
+    link.segments.borrow_mut().retain(|name| named.contains(name));
+    link.lost_segments.borrow_mut().retain(|name| named.contains(name));
+    let mut unsure: Vec<ChunkName> = {
+        let (known, lost) = (link.segments.borrow(), link.lost_segments.borrow());
+        let names = head.segments.iter().map(|(name, _)| *name);
+        names.filter(|name| !known.contains(name) && !lost.contains(name)).collect()
+    };
     for _ in 0..4 {
-        let mut missing = Vec::new();
+        // Of these it need not be asked whether it has them.
+        let mut missing: Vec<ChunkName> = link.lost_segments.borrow().iter().copied().collect();
         for names in unsure.chunks(NAMES_MAX) {
             let request = Request::Have { names: names.to_vec() };
             let Reply::Have { held } = link.ask(&request).await? else {
@@ -765,6 +772,7 @@ async fn push_head(
                 ));
             }
             push_rows(sync, link, rows, Class::Segment, moved).await?;
+            link.lost_segments.borrow_mut().clear();
         }
         match message::put_head(&link.line(For::Small).await?.session, &bytes).await? {
             HeadOutcome::Stored => {

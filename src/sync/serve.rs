@@ -786,6 +786,8 @@ pub(super) struct Caller {
     pub(super) owner: CellId,
     /// Reads what is kept for `owner`, and nothing else.
     pub(super) is_recovering: bool,
+    /// Has shown nothing but that it knows this cell's key: reads by tickets, and nothing else.
+    pub(super) is_bearer: bool,
     /// Where it is seen, unless it comes through a relay or recovers.
     pub(super) ip: Option<IpAddr>,
 }
@@ -877,11 +879,10 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
     };
     let owner = caller.owner;
     let may = match &request {
-        Request::Heads
-        | Request::Get { .. }
-        | Request::Have { .. }
-        | Request::Inventory { .. }
-        | Request::Ping => true,
+        Request::GetByTicket { .. } => !caller.is_recovering,
+        Request::Ping => true,
+        _ if caller.is_bearer => false,
+        Request::Heads | Request::Get { .. } | Request::Have { .. } | Request::Inventory { .. } => true,
         _ => !caller.is_recovering && sync.gate.peer(&owner).is_some(),
     };
     if !may {
@@ -948,6 +949,15 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         },
         Request::RecoverySecret { secret } => {
             sync.gate.keep_secret(&owner, &secret).await.map(|()| Reply::Done)
+        }
+        Request::Grants { lens } => return sync.answer_grants(owner, lens, stream).await,
+        Request::Revocations { len } => return sync.answer_revocations(owner, len, stream).await,
+        Request::TakenBack => return sync.answer_taken_back(owner, stream).await,
+        Request::GetByTicket { ticket, chunks } => {
+            if sync.answer_ticket(owner, ticket, chunks, stream).await? && caller.is_bearer {
+                sync.note_bearer(&owner);
+            }
+            return Ok(());
         }
         Request::Friendship(told) => match sync.answer_wish(&owner, &told).await {
             Ok(Some(now)) => Ok(Reply::Friendship(now)),

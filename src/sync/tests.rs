@@ -151,7 +151,7 @@ impl Cell {
         assert!(publish::publish(&self.vault).unwrap());
     }
 
-    fn add_folder(&self, name: &str) {
+    pub(super) fn add_folder(&self, name: &str) {
         let stat = crate::files::unix::stat_open(std::fs::File::open(&self.dir.0).unwrap()).unwrap();
         self.vault
             .db
@@ -465,6 +465,53 @@ fn recovery_gives_back_head_peers_and_tree_and_reads_only() {
         assert!(matches!(silence, RecoverError::Silence(_)), "{silence}");
         let nowhere = fetch_catalog(&stranger.vault, &stranger.books, &["127.0.0.1:1".into()]).await;
         assert!(matches!(nowhere, Err(RecoverError::Unreachable(_))));
+    });
+}
+
+#[test]
+fn a_catalog_of_which_each_peer_has_lost_a_part_comes_back_from_all_of_them() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        pair(&a, &e, Role::Peer).await;
+        a.round().await;
+        for name in ["one", "two", "three"] {
+            ann.add_folder(name);
+            ann.publish(name);
+            a.round().await;
+        }
+        a.stop().await;
+        // Bob keeps what names the peers, and Eve keeps what Bob has lost.
+        let segments = ann.vault.db.read(|t| t.segments()).unwrap();
+        let names_peers = |name: &ChunkName| {
+            let bytes = ann.vault.local_chunk(name).unwrap().unwrap();
+            let plain = crate::catalog::open_segment(&bytes, &ann.vault.master).unwrap();
+            let mut found = false;
+            let read = crate::catalog::read_segment(&plain, |_, key, _| {
+                found |= key[0] == crate::catalog::RecordKind::Peer as u8;
+                Ok::<(), crate::catalog::CatalogError>(())
+            });
+            read.unwrap();
+            found
+        };
+        let (kept, lost): (Vec<_>, Vec<_>) = segments.iter().partition(|(_, name, _)| names_peers(name));
+        assert!(!kept.is_empty() && !lost.is_empty(), "{segments:?}");
+        assert!(lost.iter().all(|(_, name, _)| bob.store.flip_byte(*name)));
+        assert!(kept.iter().all(|(_, name, _)| eve.store.flip_byte(*name)));
+
+        let again = Cell::new(1);
+        let report = fetch_catalog(&again.vault, &again.books, &[format!("127.0.0.1:{}", b.port())]).await;
+        let report = report.unwrap();
+        assert_eq!((report.files, report.peers, report.life), (3, 2, 2));
+        // When Eve is away too, it says so, and what has come stays.
+        e.stop().await;
+        let alone = Cell::new(1);
+        let why = fetch_catalog(&alone.vault, &alone.books, &[format!("127.0.0.1:{}", b.port())]).await;
+        assert!(
+            matches!(why, Err(RecoverError::Incomplete { missing, .. }) if missing == lost.len()),
+            "{why:?}"
+        );
     });
 }
 

@@ -39,7 +39,6 @@ const PROLOGUE_LABEL: &str = "grove/1";
 const BYTE_KNOWN: u8 = 1;
 const BYTE_INVITE: u8 = 2;
 const BYTE_RECOVERY: u8 = 3;
-/// For bearers of a grant's ticket: nobody answers it yet.
 const BYTE_TICKET: u8 = 4;
 
 /// By what right a connection was made.
@@ -51,6 +50,8 @@ pub enum Kind {
     Invite([u8; 16]),
     /// The initiator had an owner's recovery secret.
     Recovery,
+    /// The initiator had the responder's key, and says that it has a ticket.
+    Ticket,
 }
 
 /// How an initiator proves itself, and whom it expects.
@@ -62,6 +63,8 @@ pub enum Approach {
     Invite { inviter: CellId, x25519: [u8; 32], invite_id: [u8; 16], secret: Secret },
     /// To any cell that keeps this owner's data.
     Recovery { secret: Secret },
+    /// To a cell that is said to hold chunks of a grant.
+    Ticket { id: CellId, x25519: [u8; 32] },
 }
 
 impl From<&Invite> for Approach {
@@ -81,13 +84,16 @@ impl Approach {
             Self::Known { .. } => Kind::Known,
             Self::Invite { invite_id, .. } => Kind::Invite(*invite_id),
             Self::Recovery { .. } => Kind::Recovery,
+            Self::Ticket { .. } => Kind::Ticket,
         }
     }
 
     /// Id and key of the responder, where they are known.
     fn expected(&self) -> Option<(&CellId, &[u8; 32])> {
         match self {
-            Self::Known { id, x25519 } | Self::Invite { inviter: id, x25519, .. } => Some((id, x25519)),
+            Self::Known { id, x25519 }
+            | Self::Ticket { id, x25519 }
+            | Self::Invite { inviter: id, x25519, .. } => Some((id, x25519)),
             Self::Recovery { .. } => None,
         }
     }
@@ -99,7 +105,7 @@ impl Approach {
 
     fn secret(&self) -> Option<&Secret> {
         match self {
-            Self::Known { .. } => None,
+            Self::Known { .. } | Self::Ticket { .. } => None,
             Self::Invite { secret, .. } | Self::Recovery { secret } => Some(secret),
         }
     }
@@ -190,6 +196,9 @@ impl fmt::Display for HandshakeError {
             ),
             Self::Silent(Kind::Recovery) | Self::NotLetIn(Kind::Recovery) => {
                 f.write_str("it keeps nothing under this recovery phrase; try the address of another peer")
+            }
+            Self::Silent(Kind::Ticket) | Self::NotLetIn(Kind::Ticket) => {
+                f.write_str("it takes no ticket now; another cell or program may have this address")
             }
             Self::NotLetIn(Kind::Known) => {
                 f.write_str("it does not know this cell: removed there, or never paired; ask for an invite")
@@ -328,7 +337,9 @@ async fn respond_unhurried<S: ByteStream, G: Gate + ?Sized>(
     let is_known = match (kind, &peer) {
         (Kind::Known, Some(peer)) => gate.is_known(&peer.id, &peer.x25519),
         (Kind::Known, None) => false,
-        (Kind::Invite(_) | Kind::Recovery, _) => true,
+        (Kind::Ticket, None) => false,
+        // What it may read is told by the ticket that it presents.
+        (Kind::Ticket, Some(_)) | (Kind::Invite(_) | Kind::Recovery, _) => true,
     };
     if !is_known || !gate.admit(kind, peer.as_ref()).await {
         return Err(HandshakeError::Stranger);
@@ -351,7 +362,7 @@ async fn read_kind<S: ByteStream>(stream: &mut S) -> Result<Kind, HandshakeError
             Ok(Kind::Invite(invite_id))
         }
         BYTE_RECOVERY => Ok(Kind::Recovery),
-        BYTE_TICKET => Err(HandshakeError::Stranger),
+        BYTE_TICKET => Ok(Kind::Ticket),
         _ => Err(HandshakeError::Malformed),
     }
 }
@@ -372,7 +383,7 @@ fn open_first<G: Gate + ?Sized>(
         Ok(noise)
     };
     match kind {
-        Kind::Known => Ok((open(None)?, None)),
+        Kind::Known | Kind::Ticket => Ok((open(None)?, None)),
         Kind::Invite(invite_id) => {
             let secret = gate.invite_secret(&invite_id).ok_or(HandshakeError::Stranger)?;
             Ok((open(Some(&secret))?, None))
@@ -399,6 +410,7 @@ impl Opening<'_> {
             Kind::Known => vec![BYTE_KNOWN],
             Kind::Invite(invite_id) => [&[BYTE_INVITE], &invite_id[..]].concat(),
             Kind::Recovery => vec![BYTE_RECOVERY],
+            Kind::Ticket => vec![BYTE_TICKET],
         }
     }
 
@@ -420,7 +432,7 @@ impl Opening<'_> {
         is_initiator: bool,
     ) -> Result<HandshakeState, HandshakeError> {
         let (pattern, psk_place) = match self.kind {
-            Kind::Known => ("Noise_XK_25519_ChaChaPoly_SHA256", 0),
+            Kind::Known | Kind::Ticket => ("Noise_XK_25519_ChaChaPoly_SHA256", 0),
             Kind::Invite(_) => ("Noise_XKpsk3_25519_ChaChaPoly_SHA256", 3),
             Kind::Recovery => ("Noise_XXpsk0_25519_ChaChaPoly_SHA256", 0),
         };

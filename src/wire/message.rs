@@ -20,6 +20,7 @@ use crate::card::CARD_BYTES_MAX;
 use crate::chat::{self, Receipt, Run};
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::friendship::Friendship;
+use crate::grant::{GRANT_BYTES_MAX, LIST_BYTES_MAX, PROOF_BYTES_MAX, TICKET_BYTES_MAX};
 use crate::id::{BodyHash, ChunkName};
 use crate::keys::Secret;
 use crate::proof::{Challenge, LEAVES_MAX, Nonce};
@@ -56,6 +57,12 @@ const BLANK_BYTES: usize = 8 * 1024;
 pub const AUDIT_NAMES_MAX: usize = 256;
 /// From one answer of an audit to the next: a chunk is read and hashed on a slow card, among others' work.
 pub const AUDIT_TIME_MAX: Duration = Duration::from_secs(60);
+/// Grants that one request offers.
+pub const GRANTS_MAX: usize = 64;
+/// Their bytes together.
+pub const GRANTS_BYTES_MAX: usize = 4 << 20;
+/// Chunks that one request asks for by a ticket.
+pub const TICKET_CHUNKS_MAX: usize = 32;
 /// A text for people, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 /// A version's name, in bytes.
@@ -151,6 +158,20 @@ byte_enum! {
         Damaged = 2,
         /// Not now: enough was proved for the moment.
         Busy = 3,
+    }
+}
+
+byte_enum! {
+    /// What became of a grant that was offered.
+    GrantStatus {
+        /// It is durably kept.
+        Taken = 0,
+        /// It, or a newer one of that file, was known already.
+        Known = 1,
+        /// It does not hold, or is taken back already.
+        Refused = 2,
+        /// There is no room for it now.
+        Full = 3,
     }
 }
 
@@ -266,6 +287,14 @@ pub enum Request {
     Digest { first: Option<u8> },
     /// What do you hold whose names begin with these two bytes (big-endian)?
     Bucket { bucket: u16 },
+    /// Take these grants, from a friend: their bytes follow in this order. At most 64, and 4 MiB.
+    Grants { lens: Vec<u32> },
+    /// Our newest list of revocations; its `len` bytes follow.
+    Revocations { len: u32 },
+    /// Which list of our revocations do you hold?
+    TakenBack,
+    /// Send these chunks of the ticket's creator: name, sealed bytes and proof of each; at most 32.
+    GetByTicket { ticket: Vec<u8>, chunks: Vec<(ChunkName, u32, Vec<u8>)> },
     /// What we wish of each other, as we know it.
     Friendship(Friendship),
     /// What is said to a friend: `len` bytes of messages follow, in the form of `chat::batch_bytes`.
@@ -313,7 +342,7 @@ pub enum Reply {
     Hello(Hello),
     /// To `Have`, one for each name.
     Have { held: Vec<bool> },
-    /// To `Get`: so many entries follow, in order: status u8, length u32, bytes.
+    /// To `Get` and `GetByTicket`: so many entries follow, in order: status u8, length u32, bytes.
     Get { count: u32 },
     /// To `Put`: one status for each entry, and the space after it.
     Put { statuses: Vec<PutStatus>, usage: Usage },
@@ -342,6 +371,12 @@ pub enum Reply {
     Digest { epoch: u64, seq: u64, sums: Vec<u64> },
     /// To `Bucket`: state of the inventory, names and sealed bytes; at most 4,096.
     Bucket { epoch: u64, seq: u64, entries: Vec<(ChunkName, u32)> },
+    /// To `Grants`, one for each.
+    Grants { statuses: Vec<GrantStatus> },
+    /// To `Revocations`: number of the newest list of the asking cell that is held now.
+    Revocations { number: u64 },
+    /// To `TakenBack`: the list follows, of so many bytes; 0: none was ever seen.
+    TakenBack { len: u32 },
     /// To `Friendship`: the same of the other side, after it has heard.
     Friendship(Friendship),
     /// To `Messages`: the run is kept durably up to this number; `None`: not by the start that was named, so ask for the
@@ -648,6 +683,26 @@ impl Request {
             Self::Bucket { bucket } => {
                 to.u8(18).u16(*bucket);
             }
+            Self::Grants { lens } => {
+                assert!(lens.len() <= GRANTS_MAX, "a message offers at most 64 grants");
+                to.u8(19).u32(lens.len() as u32);
+                lens.iter().for_each(|len| {
+                    to.u32(*len);
+                });
+            }
+            Self::Revocations { len } => {
+                to.u8(20).u32(*len);
+            }
+            Self::TakenBack => {
+                to.u8(21);
+            }
+            Self::GetByTicket { ticket, chunks } => {
+                assert!(chunks.len() <= TICKET_CHUNKS_MAX, "a ticket is shown for at most 32 chunks at once");
+                to.u8(22).long(ticket).u32(chunks.len() as u32);
+                for (name, len, proof) in chunks {
+                    to.raw(&name.0).u32(*len).long(proof);
+                }
+            }
             Self::Friendship(friendship) => friendship.write(to.u8(25)),
             Self::Messages(BatchHead { start, run, base, len }) => {
                 run.write(to.u8(26).raw(start));
@@ -697,6 +752,25 @@ impl Request {
                 },
             },
             18 => Self::Bucket { bucket: from.u16()? },
+            19 => Self::read_grants(&mut from)?,
+            20 => {
+                let len = from.u32()?;
+                if len as usize > LIST_BYTES_MAX {
+                    return Err(AskError::TooLong(len.into()));
+                }
+                Self::Revocations { len }
+            }
+            21 => Self::TakenBack,
+            22 => {
+                let ticket = read_bytes(&mut from, TICKET_BYTES_MAX)?;
+                let count = count(&mut from, ChunkName::LEN + 8, TICKET_CHUNKS_MAX)?;
+                let mut chunks = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let (name, len) = (ChunkName(from.array()?), from.u32()?);
+                    chunks.push((name, len, read_bytes(&mut from, PROOF_BYTES_MAX)?));
+                }
+                Self::GetByTicket { ticket, chunks }
+            }
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::read_batch_head(&mut from)?,
             27 => Self::Receipts(Receipts::read(&mut from)?),
@@ -704,6 +778,17 @@ impl Request {
         };
         from.end()?;
         Ok(request)
+    }
+
+    fn read_grants(from: &mut Reader<'_>) -> Result<Self, AskError> {
+        let count = count(from, 4, GRANTS_MAX)?;
+        let lens = (0..count).map(|_| from.u32()).collect::<Result<Vec<_>, _>>()?;
+        let total: u64 = lens.iter().map(|len| u64::from(*len)).sum();
+        let is_long = lens.iter().any(|len| *len as usize > GRANT_BYTES_MAX);
+        if is_long || total > GRANTS_BYTES_MAX as u64 {
+            return Err(AskError::TooLong(total));
+        }
+        Ok(Self::Grants { lens })
     }
 
     fn read_batch_head(from: &mut Reader<'_>) -> Result<Self, AskError> {
@@ -810,6 +895,19 @@ impl Reply {
                     to.raw(&name.0).u32(*len);
                 });
             }
+            Self::Grants { statuses } => {
+                assert!(statuses.len() <= GRANTS_MAX, "a message offers at most 64 grants");
+                to.u8(19).u32(statuses.len() as u32);
+                statuses.iter().for_each(|status| {
+                    to.u8(status.to_byte());
+                });
+            }
+            Self::Revocations { number } => {
+                to.u8(20).u64(*number);
+            }
+            Self::TakenBack { len } => {
+                to.u8(21).u32(*len);
+            }
             Self::Friendship(friendship) => friendship.write(to.u8(25)),
             Self::Messages(None) => {
                 to.u8(26).u8(0);
@@ -862,6 +960,19 @@ impl Reply {
                 let count = count(&mut from, ChunkName::LEN + 4, INVENTORY_ENTRIES_MAX)?;
                 let entry = |_| Ok((ChunkName(from.array()?), from.u32()?));
                 Self::Bucket { epoch, seq, entries: (0..count).map(entry).collect::<Result<_, BadBytes>>()? }
+            }
+            19 => {
+                let count = count(&mut from, 1, GRANTS_MAX)?;
+                let statuses = from.raw(count)?.iter().map(|byte| GrantStatus::from_byte(*byte)).collect();
+                Self::Grants { statuses }
+            }
+            20 => Self::Revocations { number: from.u64()? },
+            21 => {
+                let len = from.u32()?;
+                if len as usize > LIST_BYTES_MAX {
+                    return Err(AskError::TooLong(len.into()));
+                }
+                Self::TakenBack { len }
             }
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
@@ -1079,6 +1190,69 @@ pub async fn get(session: &Session, names: Vec<ChunkName>) -> Result<Getting, As
         Reply::Get { count } if count as usize == names.len() => Ok(Getting { stream, names, next: 0 }),
         _ => Err(AskError::OutOfTurn),
     }
+}
+
+/// Asks for chunks of a ticket's creator: name, sealed bytes and proof of each. They come one by one.
+///
+/// # Panics
+/// If there are more than 32.
+pub async fn get_by_ticket(
+    session: &Session,
+    ticket: Vec<u8>,
+    chunks: Vec<(ChunkName, u32, Vec<u8>)>,
+) -> Result<Getting, AskError> {
+    let names: Vec<ChunkName> = chunks.iter().map(|(name, ..)| *name).collect();
+    let mut stream = begin(session, &Request::GetByTicket { ticket, chunks }).await?;
+    match read_reply(&mut stream, PROGRESS_TIME_MAX).await? {
+        Reply::Get { count } if count as usize == names.len() => Ok(Getting { stream, names, next: 0 }),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+/// Offers grants; says what became of each.
+///
+/// # Panics
+/// If there are more than 64.
+pub async fn offer_grants(session: &Session, grants: &[Vec<u8>]) -> Result<Vec<GrantStatus>, AskError> {
+    let lens = grants.iter().map(|grant| grant.len() as u32).collect();
+    let mut stream = begin(session, &Request::Grants { lens }).await?;
+    for grant in grants {
+        write_full(&mut stream, grant, PROGRESS_TIME_MAX).await?;
+    }
+    flush(&mut stream, PROGRESS_TIME_MAX).await?;
+    match read_reply(&mut stream, STORE_TIME_MAX).await? {
+        Reply::Grants { statuses } if statuses.len() == grants.len() => Ok(statuses),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+/// Gives a peer our list of revocations; the number of the list that it holds now.
+pub async fn put_revocations(session: &Session, list: &[u8]) -> Result<u64, AskError> {
+    let mut stream = begin(session, &Request::Revocations { len: list.len() as u32 }).await?;
+    write_full(&mut stream, list, PROGRESS_TIME_MAX).await?;
+    flush(&mut stream, PROGRESS_TIME_MAX).await?;
+    match read_reply(&mut stream, PROGRESS_TIME_MAX).await? {
+        Reply::Revocations { number } => Ok(number),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+/// The list of our revocations that a peer holds; no bytes if it never saw one.
+pub async fn taken_back(session: &Session) -> Result<Vec<u8>, AskError> {
+    let mut stream = begin(session, &Request::TakenBack).await?;
+    let Reply::TakenBack { len } = read_reply(&mut stream, PROGRESS_TIME_MAX).await? else {
+        return Err(AskError::OutOfTurn);
+    };
+    let mut list = Vec::new();
+    read_body(&mut stream, len as usize, &mut list).await?;
+    Ok(list)
+}
+
+/// The other side of `taken_back`.
+pub async fn answer_taken_back(stream: &mut Stream, list: &[u8]) -> Result<(), AskError> {
+    write_reply(stream, &Reply::TakenBack { len: list.len() as u32 }).await?;
+    write_full(stream, list, PROGRESS_TIME_MAX).await?;
+    Ok(finish(stream).await?)
 }
 
 /// Chunks under way; dropping it stops them.
@@ -1396,6 +1570,13 @@ mod tests {
             Request::Card { bytes: b"card".to_vec() },
             Request::Goodbye { reason: Farewell::Restarting },
             Request::RecoverySecret { secret: Secret([9; 32]) },
+            Request::Grants { lens: vec![1, GRANT_BYTES_MAX as u32] },
+            Request::Revocations { len: LIST_BYTES_MAX as u32 },
+            Request::TakenBack,
+            Request::GetByTicket {
+                ticket: b"ticket".to_vec(),
+                chunks: vec![(name(1), 7, vec![1; PROOF_BYTES_MAX]), (name(2), u32::MAX, vec![])],
+            },
             Request::Friendship(Friendship::UNNUMBERED),
             Request::Messages(BatchHead { start: [1; 16], run: run(), base: 7, len: 99 }),
             Request::Receipts(receipts(3)),
@@ -1411,6 +1592,9 @@ mod tests {
         vec![
             Reply::Hello(hello()),
             Reply::Have { held: vec![true, false, true, true, false, false, true, true, true] },
+            Reply::Grants { statuses: vec![GrantStatus::Taken, GrantStatus::Full, GrantStatus::Other(9)] },
+            Reply::Revocations { number: 7 },
+            Reply::TakenBack { len: LIST_BYTES_MAX as u32 },
             Reply::Friendship(Friendship::UNNUMBERED),
             Reply::Messages(None),
             Reply::Messages(Some(7)),

@@ -1,0 +1,612 @@
+//! Keeping what friends share: its files and their new versions come by themselves to `Shared/FRIEND/` in GroveHome.
+//!
+//! They are plaintext only: not imported, and no copy of anything. What a new version replaces, and what was taken back or
+//! deleted by the friend, lies in `Shared/.grove/bin/` for 30 days.
+//!
+//! Promise: a file that was changed here is never replaced or removed, only set aside as `name (mine)`, and is this cell's
+//! own then; nothing outside `Shared/` is touched.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::books::Books;
+use super::driver::Sync;
+use super::kept::KeptFile;
+use super::received::ReceivedRow;
+use crate::files::kept::{OWN, SHARED, set_kept};
+use crate::files::marker;
+use crate::files::unix::{Folder, Stat};
+use crate::grant::{Hash, numbered_names, safe_name, with_mark};
+use crate::id::{CellId, hex};
+use crate::keys::sha256;
+use crate::manifest::Kind;
+use crate::pool::unblock;
+use crate::vault::{Vault, VaultError, lock};
+use crate::wire::within;
+use crate::world::Timer;
+
+/// What is kept is looked through this often, if nothing has come meanwhile.
+const EVERY: Duration = Duration::from_secs(300);
+/// And while something could not be fetched.
+const AGAIN: Duration = Duration::from_secs(30);
+/// More may follow what has just come.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Files fetched at once.
+const AT_ONCE: usize = 4;
+/// Grants looked at together.
+const PAGE: usize = 500;
+/// A file changed by somebody is let alone until it was quiet for so long. s.
+const QUIET_S: i64 = 5;
+/// The bin keeps what lies in it for so long. Observed seconds.
+const BIN_S: u64 = 30 * 86_400;
+/// Names tried where one is taken.
+const NAMES_TRIED: usize = 100;
+/// One file of a friend comes within this, or the others have their turn first.
+const FETCH_TIME_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// A share that is kept from now on, or no more.
+#[derive(Debug, Clone)]
+pub struct KeptShare {
+    /// Whose.
+    pub from: String,
+    /// Folder below GroveHome into which its files come.
+    pub folder: String,
+    /// Files of it that lie here.
+    pub here: Vec<Vec<Vec<u8>>>,
+}
+
+/// A kept file on this disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnDisk {
+    Gone,
+    AsPut,
+    /// By somebody here; `is_quiet`: not just now.
+    Changed {
+        is_quiet: bool,
+    },
+}
+
+/// What is to be done with one file of a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Leave,
+    /// Somebody is at work on it.
+    Wait,
+    /// Only its name is new.
+    Move,
+    /// Fetch it, and put it in the place of what is here.
+    Fetch,
+    /// It is not shared any more.
+    Remove,
+    /// Nor is it here.
+    Forget,
+}
+
+/// `known` is what was put here, `granted` what is shared now: version and root.
+fn judge(known: Option<(u64, Hash)>, granted: Option<(u64, Hash)>, on_disk: OnDisk) -> Verdict {
+    let is_busy = on_disk == OnDisk::Changed { is_quiet: false };
+    match (known, granted) {
+        (Some(_), _) if is_busy => Verdict::Wait,
+        (None, None) => Verdict::Leave,
+        (None, Some(_)) => Verdict::Fetch,
+        (Some(_), None) if on_disk == OnDisk::Gone => Verdict::Forget,
+        (Some(_), None) => Verdict::Remove,
+        (Some((had, root)), Some((version, newer))) => match on_disk {
+            // What was deleted here stays away until there is something new.
+            OnDisk::Gone | OnDisk::AsPut if had == version => Verdict::Leave,
+            OnDisk::AsPut if root == newer => Verdict::Move,
+            _ => Verdict::Fetch,
+        },
+    }
+}
+
+fn names_of(path: &[u8]) -> Vec<Vec<u8>> {
+    path.split(|c| *c == b'/').map(<[u8]>::to_vec).collect()
+}
+
+/// GroveHome's part that is friends'. One works at it at a time.
+struct Shelf<'a> {
+    vault: &'a Vault,
+    books: &'a Books,
+    home: Folder,
+    _alone: MutexGuard<'a, ()>,
+}
+
+fn doing(what: &str, path: &[Vec<u8>]) -> impl FnOnce(std::io::Error) -> VaultError {
+    VaultError::io(format!("cannot {what} {}", crate::files::unix::show(path)))
+}
+
+impl<'a> Shelf<'a> {
+    /// Fails where GroveHome is not there: an unplugged disk is no deletion.
+    fn open(vault: &'a Vault, books: &'a Books) -> Result<Self, VaultError> {
+        let home = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+        marker::check(vault, &home)?;
+        Ok(Self { vault, books, home, _alone: lock(&books.shelf) })
+    }
+
+    /// The reserve is for nobody, and least of all for others' files.
+    fn check_room(&self, bytes: u64) -> Result<(), VaultError> {
+        let disk = rustix::fs::fstatvfs(self.home.fd())
+            .map_err(|why| VaultError::io("cannot ask for free space in GroveHome")(why.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        match free.saturating_sub(bytes) >= self.vault.store.free()?.reserve {
+            true => Ok(()),
+            false => Err(VaultError::Refused("GroveHome's disk has no room for it".into())),
+        }
+    }
+
+    fn stat(&self, path: &[Vec<u8>]) -> Result<Option<Stat>, VaultError> {
+        let Some((name, folder)) = path.split_last() else { return Ok(None) };
+        let found = self.home.walk(folder).and_then(|folder| folder.stat_if_there(name));
+        match found {
+            Ok(found) => Ok(found),
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(doing("look at", path)(why)),
+        }
+    }
+
+    fn look(&self, known: &KeptFile) -> Result<OnDisk, VaultError> {
+        let Some(stat) = self.stat(&names_of(&known.path))? else { return Ok(OnDisk::Gone) };
+        if stat.kind == Some(Kind::File) && stat.size == known.size && stat.mtime == known.mtime {
+            return Ok(OnDisk::AsPut);
+        }
+        let age = self.vault.clock.wall() - stat.ctime / 1_000_000_000;
+        // A change from the future is settled too: the clock may be wrong.
+        Ok(OnDisk::Changed { is_quiet: !(0..QUIET_S).contains(&age) })
+    }
+
+    fn mark(&self, path: &[Vec<u8>], is_kept: bool) -> Result<(), VaultError> {
+        Ok(self.vault.db.change_durably(|t| set_kept(t, path, is_kept))?)
+    }
+
+    fn folder(&self, names: &[Vec<u8>]) -> Result<Folder, VaultError> {
+        self.home.walk_or_create(names).map_err(doing("make", names))
+    }
+
+    /// Where something on its way, or in the bin, lies.
+    fn own_folder(&self, names: &[&[u8]]) -> Vec<Vec<u8>> {
+        [SHARED, OWN].iter().chain(names).map(|name| name.to_vec()).collect()
+    }
+
+    /// The first of these names in a folder that nobody has.
+    fn free_name(
+        &self,
+        folder: &Folder,
+        path: &[Vec<u8>],
+        names: impl Iterator<Item = String>,
+    ) -> Result<Vec<u8>, VaultError> {
+        for name in names {
+            let mut whole = path.to_vec();
+            whole.push(name.clone().into_bytes());
+            let is_taken = folder.stat_if_there(name.as_bytes()).map_err(doing("look at", &whole))?.is_some();
+            if !is_taken && !self.books.is_path_kept(&whole.join(&b'/'))? {
+                return Ok(name.into_bytes());
+            }
+        }
+        Err(VaultError::Refused(format!("no name is free in {}", crate::files::unix::show(path))))
+    }
+
+    /// Renames to the first of these names that is free in a folder, durably. Gives the name.
+    fn put(
+        &self,
+        from: (&Folder, &[u8]),
+        path: &[Vec<u8>],
+        names: impl Iterator<Item = String>,
+        before: impl FnOnce(&[Vec<u8>]) -> Result<(), VaultError>,
+    ) -> Result<Vec<Vec<u8>>, VaultError> {
+        let folder = self.folder(path)?;
+        let name = self.free_name(&folder, path, names)?;
+        let mut whole = path.to_vec();
+        whole.push(name.clone());
+        before(&whole)?;
+        let moved = from.0.rename_into(from.1, &folder, &name, false);
+        moved.and_then(|()| folder.sync()).and_then(|()| from.0.sync()).map_err(doing("write", &whole))?;
+        Ok(whole)
+    }
+
+    /// Takes what lies at a kept file's place away from there: into the bin as it was put, aside if it was changed.
+    fn clear(&self, known: &KeptFile, on_disk: OnDisk) -> Result<(), VaultError> {
+        let path = names_of(&known.path);
+        if let (Some((name, above)), true) = (path.split_last(), on_disk != OnDisk::Gone) {
+            let from = self.home.walk(above).map_err(doing("open", above))?;
+            let shown = String::from_utf8_lossy(name).into_owned();
+            if on_disk == OnDisk::AsPut {
+                let friend = path.get(1).map_or(&b""[..], |name| name);
+                let bin = self.own_folder(&[b"bin", friend]);
+                let now = self.vault.expiry_now();
+                self.put((&from, name), &bin, numbered_names(&shown, NAMES_TRIED), |at| {
+                    Ok(self.books.put_kept_bin(&at.join(&b'/'), now)?)
+                })?;
+            } else {
+                // It is this cell's own from now on, and is found by the watch or the next scan.
+                let mine = numbered_names(&with_mark(&shown, "mine"), NAMES_TRIED);
+                let at = self.put((&from, name), above, mine, |_| Ok(()))?;
+                log::info!("{} was changed here and is set aside", crate::files::unix::show(&at));
+            }
+        }
+        self.books.drop_kept_file(known)?;
+        self.mark(&path, false)
+    }
+
+    /// Takes away what is not shared any more, and folders that are empty then.
+    fn remove(&self, known: &KeptFile, on_disk: OnDisk) -> Result<(), VaultError> {
+        self.clear(known, on_disk)?;
+        let path = names_of(&known.path);
+        for depth in (2..path.len()).rev() {
+            let (name, above) = path[..depth].split_last().expect("there are two");
+            let removed = self.home.walk(above).and_then(|folder| folder.remove_folder(name));
+            if removed.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what `from` names (a folder and a name in it) at the place that a grant asks for.
+    fn shelve(
+        &self,
+        row: &ReceivedRow,
+        root: Hash,
+        wanted: &[Vec<u8>],
+        from: (&Folder, &[u8]),
+    ) -> Result<(), VaultError> {
+        let Some((name, above)) = wanted.split_last() else { return Ok(()) };
+        let names = numbered_names(&String::from_utf8_lossy(name), NAMES_TRIED);
+        // Known as a friend's before it is there, so that no scan takes it for this cell's own.
+        let path = self.put(from, above, names, |at| self.mark(at, true))?;
+        let stat = self
+            .stat(&path)?
+            .ok_or_else(|| VaultError::Refused(format!("{} went away", crate::files::unix::show(&path))))?;
+        self.books.put_kept_file(&KeptFile {
+            creator: row.creator,
+            file: row.file,
+            version: row.version,
+            root,
+            wanted: wanted.join(&b'/'),
+            path: path.join(&b'/'),
+            size: stat.size,
+            mtime: stat.mtime,
+        })?;
+        Ok(())
+    }
+
+    /// A new version has the same content: it moves to where it is to be now.
+    fn move_on(
+        &self,
+        known: &KeptFile,
+        row: &ReceivedRow,
+        root: Hash,
+        wanted: &[Vec<u8>],
+    ) -> Result<(), VaultError> {
+        if known.wanted == wanted.join(&b'/') {
+            let kept = KeptFile { version: row.version, root, ..known.clone() };
+            return Ok(self.books.put_kept_file(&kept)?);
+        }
+        let path = names_of(&known.path);
+        let Some((name, above)) = path.split_last() else { return Ok(()) };
+        let folder = self.home.walk(above).map_err(doing("open", above))?;
+        self.books.drop_kept_file(known)?;
+        self.shelve(row, root, wanted, (&folder, name))?;
+        self.mark(&path, false)
+    }
+
+    /// Lets go of what has lain in the bin for 30 days.
+    fn empty_bin(&self) -> Result<(), VaultError> {
+        let until = self.vault.expiry_now().saturating_sub(BIN_S);
+        for path in self.books.kept_bin_before(until, PAGE)? {
+            let names = names_of(&path);
+            if let Some((name, above)) = names.split_last() {
+                match self.home.walk(above).and_then(|folder| folder.remove_file(name)) {
+                    Err(why) if why.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(doing("remove", &names)(why));
+                    }
+                    _ => {}
+                }
+            }
+            self.books.drop_kept_bin(&path)?;
+        }
+        Ok(())
+    }
+}
+
+/// One file that is to be fetched.
+struct Due {
+    row: ReceivedRow,
+    known: Option<KeptFile>,
+}
+
+impl Sync {
+    /// Something came or went that may be kept.
+    pub(super) fn wake_keeping(&self) {
+        let _ = self.keep_wake.0.try_send(());
+    }
+
+    /// Keeps the share that a file of the Feed came through (or that file), or keeps it no more: what is here stays then,
+    /// and is this cell's own.
+    pub async fn keep_share(self: &Rc<Self>, id: &str, is_kept: bool) -> Result<KeptShare, VaultError> {
+        let (entry, _) = self.find_granted(id).await?;
+        let row = entry.row;
+        let from = self.name_of(&row.creator);
+        let label = safe_name(from.as_bytes()).unwrap_or_else(|_| row.creator.short());
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        let (folder, here) = unblock(move || -> Result<_, VaultError> {
+            let _alone = lock(&books.shelf);
+            let folder = books.kept_folder(&row.creator, &label)?;
+            books.set_kept(&vault, &row.creator, &row.kept_id(), is_kept)?;
+            let here = if is_kept { Vec::new() } else { let_go(&vault, &books, &row)? };
+            Ok((folder, here))
+        })
+        .await?;
+        self.wake_keeping();
+        self.publish_later();
+        Ok(KeptShare { from, folder: format!("Shared/{folder}"), here })
+    }
+
+    /// Brings what is kept level with what is shared, for ever.
+    pub(super) async fn keep_kept(self: Rc<Self>) {
+        loop {
+            let is_level = match self.keep_once().await {
+                Ok(is_level) => is_level,
+                Err(why) => {
+                    log::warn!("what friends share is not kept now: {why}");
+                    false
+                }
+            };
+            let wait = if is_level { EVERY } else { AGAIN };
+            within(wait, self.keep_wake.1.recv()).await;
+            Timer::after(PAUSE).await;
+            while self.keep_wake.1.try_recv().is_ok() {}
+        }
+    }
+
+    /// Looks through all that is kept. `false`: something is left to be fetched.
+    async fn keep_once(self: &Rc<Self>) -> Result<bool, VaultError> {
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        let is_any = unblock(move || -> Result<bool, VaultError> {
+            let is_any = !books.kept_files(None, 1)?.is_empty()
+                || !books.received_kept(0, 1)?.is_empty()
+                || !books.kept_bin_before(u64::MAX >> 1, 1)?.is_empty();
+            if is_any {
+                Shelf::open(&vault, &books)?;
+            }
+            Ok(is_any)
+        });
+        if !is_any.await? {
+            return Ok(true);
+        }
+        let mut is_level = self.drop_unshared().await?;
+        let mut after = 0;
+        // Friends of whom nobody who has their files was reached: the rest of theirs waits.
+        let mut unreached: Vec<CellId> = Vec::new();
+        loop {
+            let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+            let page = unblock(move || look_through(&vault, &books, after)).await?;
+            let Some(page) = page else { return Ok(is_level) };
+            after = page.last;
+            is_level &= !page.is_any_busy;
+            let mut due = page.due.into_iter();
+            loop {
+                let some: Vec<Due> =
+                    due.by_ref().filter(|due| !unreached.contains(&due.row.creator)).take(AT_ONCE).collect();
+                if some.is_empty() {
+                    break;
+                }
+                let fetches = some.into_iter().map(|due| async move {
+                    let creator = due.row.creator;
+                    (creator, within(FETCH_TIME_MAX, self.keep_one(due)).await)
+                });
+                for (creator, outcome) in join_all(fetches).await {
+                    match outcome {
+                        Some(Ok(())) => {}
+                        Some(Err(why)) => {
+                            log::info!("a file of {} does not come now: {why}", self.name_of(&creator));
+                            unreached.push(creator);
+                            is_level = false;
+                        }
+                        None => is_level = false,
+                    }
+                }
+            }
+            is_level &= unreached.is_empty();
+        }
+    }
+
+    /// Takes away what is kept no more, and what has lain in the bin for long.
+    async fn drop_unshared(&self) -> Result<bool, VaultError> {
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        unblock(move || {
+            let shelf = Shelf::open(&vault, &books)?;
+            let (mut after, mut is_level) = (None, true);
+            loop {
+                let page = books.kept_files(after, PAGE)?;
+                let Some(last) = page.last() else { break };
+                after = Some((last.creator, last.file));
+                for known in &page {
+                    let is_shared =
+                        books.received_of(&known.creator, known.file)?.is_some_and(|row| row.is_kept);
+                    if is_shared {
+                        continue;
+                    }
+                    let on_disk = shelf.look(known)?;
+                    match judge(Some((known.version, known.root)), None, on_disk) {
+                        Verdict::Wait => is_level = false,
+                        _ => shelf.remove(known, on_disk)?,
+                    }
+                }
+            }
+            shelf.empty_bin()?;
+            Ok(is_level)
+        })
+        .await
+    }
+
+    /// Fetches one file and puts it in its place.
+    async fn keep_one(self: &Rc<Self>, due: Due) -> Result<(), VaultError> {
+        let Due { row, known } = due;
+        let (entry, opened) = self.open_received(row.clone()).await?;
+        let name =
+            hex(&sha256(&[&row.creator.0[..], &row.ticket, &row.version.to_le_bytes()].concat())[..16]);
+        let (books, vault, staged) = (Arc::clone(&self.books), Arc::clone(&self.vault), name.clone());
+        let size = row.size;
+        let place = unblock(move || -> Result<PathBuf, VaultError> {
+            let shelf = Shelf::open(&vault, &books)?;
+            shelf.check_room(size)?;
+            let incoming = shelf.own_folder(&[b"incoming"]);
+            // From before a break, whole but not put in its place.
+            shelf.folder(&incoming)?.remove_file(staged.as_bytes()).map_err(doing("remove", &incoming))?;
+            let path = incoming.into_iter().fold(vault.home.clone(), |at, name| {
+                at.join(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(name))
+            });
+            Ok(path.join(staged))
+        })
+        .await?;
+        let temp = place.with_extension("part");
+        let wanted_names = (entry.folders.clone(), entry.name.clone());
+        let root = opened.ticket.root;
+        self.fetch_granted(&entry, opened, vec![place], temp, &|_| {}).await?;
+        let label = safe_name(entry.from.as_bytes()).unwrap_or_else(|_| row.creator.short());
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        unblock(move || {
+            let shelf = Shelf::open(&vault, &books)?;
+            // It may have been taken back meanwhile, or not be wanted any more.
+            let is_wanted = books.received_of(&row.creator, row.file)?.is_some_and(|now| now.is_kept);
+            let incoming = shelf.folder(&shelf.own_folder(&[b"incoming"]))?;
+            if !is_wanted {
+                return incoming.remove_file(name.as_bytes()).map_err(VaultError::io("cannot remove a file"));
+            }
+            if let Some(known) = &known {
+                let on_disk = shelf.look(known)?;
+                if on_disk == (OnDisk::Changed { is_quiet: false }) {
+                    return Err(VaultError::Refused("the file is being changed here".into()));
+                }
+                shelf.clear(known, on_disk)?;
+            }
+            let wanted = wanted(&books, &row.creator, &label, &wanted_names)?;
+            shelf.shelve(&row, root, &wanted, (&incoming, name.as_bytes()))
+        })
+        .await
+    }
+}
+
+/// Where a file belongs: its friend's folder, its folders in the share, its name.
+fn wanted(
+    books: &Books,
+    creator: &CellId,
+    label: &str,
+    (folders, name): &(Vec<String>, String),
+) -> Result<Vec<Vec<u8>>, VaultError> {
+    let friend = books.kept_folder(creator, label)?;
+    let names =
+        [friend.as_str()].into_iter().chain(folders.iter().map(String::as_str)).chain([name.as_str()]);
+    Ok(std::iter::once(SHARED.to_vec()).chain(names.map(|name| name.as_bytes().to_vec())).collect())
+}
+
+/// Files of a share that is kept no more: this cell's own from now on. Gives their paths.
+fn let_go(vault: &Vault, books: &Books, row: &ReceivedRow) -> Result<Vec<Vec<Vec<u8>>>, VaultError> {
+    let (mut after, mut here) = (None, Vec::new());
+    loop {
+        let page = books.kept_files(after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(here) };
+        after = Some((last.creator, last.file));
+        for known in page.iter().filter(|known| known.creator == row.creator) {
+            let of = books.received_of(&known.creator, known.file)?;
+            if of.is_some_and(|of| of.kept_id() == row.kept_id()) {
+                let path = names_of(&known.path);
+                books.drop_kept_file(known)?;
+                vault.db.change_durably(|t| set_kept(t, &path, false))?;
+                here.push(path);
+            }
+        }
+    }
+}
+
+/// Kept grants that were looked through.
+struct Looked {
+    due: Vec<Due>,
+    /// The number of the last.
+    last: u64,
+    is_any_busy: bool,
+}
+
+/// Looks through a page of kept grants behind number `after`, and does what needs no fetching; `None`: there are no more.
+fn look_through(vault: &Vault, books: &Books, after: u64) -> Result<Option<Looked>, VaultError> {
+    let shelf = Shelf::open(vault, books)?;
+    let rows = books.received_kept(after, PAGE)?;
+    let Some(last) = rows.last().map(|row| row.n) else { return Ok(None) };
+    let mut looked = Looked { due: Vec::new(), last, is_any_busy: false };
+    for row in rows {
+        let known = books.kept_file(&row.creator, row.file)?;
+        let on_disk = known.as_ref().map_or(Ok(OnDisk::Gone), |known| shelf.look(known))?;
+        let root = match &known {
+            // The same version has the same root.
+            Some(known) if known.version == row.version => known.root,
+            _ => crate::grant::ticket_of(&row.grant).map(|ticket| ticket.root).unwrap_or_default(),
+        };
+        let had = known.as_ref().map(|known| (known.version, known.root));
+        match (judge(had, Some((row.version, root)), on_disk), &known) {
+            (Verdict::Wait, _) => looked.is_any_busy = true,
+            (Verdict::Move, Some(known)) => {
+                let names = place_of(vault, books, &row)?;
+                match names {
+                    Some(wanted) => shelf.move_on(known, &row, root, &wanted)?,
+                    None => looked.due.push(Due { row, known: Some(known.clone()) }),
+                }
+            }
+            (Verdict::Fetch | Verdict::Move, _) => looked.due.push(Due { row, known }),
+            (Verdict::Leave | Verdict::Remove | Verdict::Forget, _) => {}
+        }
+    }
+    Ok(Some(looked))
+}
+
+/// Where a received grant wants its file; `None` where it does not open any more.
+fn place_of(vault: &Vault, books: &Books, row: &ReceivedRow) -> Result<Option<Vec<Vec<u8>>>, VaultError> {
+    let Some(peer) = books.peer(&row.creator)? else { return Ok(None) };
+    let party = crate::grant::Party { id: &peer.id, x25519: &peer.x25519 };
+    let Ok(opened) = crate::grant::open(&row.grant, &vault.identity, party) else { return Ok(None) };
+    let safe = |name: &str| safe_name(name.as_bytes()).unwrap_or_else(|_| "_".into());
+    let folders = opened.private.share.iter().flat_map(|share| &share.folders).map(|name| safe(name));
+    let label = safe_name(peer.name.as_bytes()).unwrap_or_else(|_| row.creator.short());
+    let names = (folders.collect(), safe(&opened.private.name));
+    wanted(books, &row.creator, &label, &names).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Option<(u64, Hash)> = Some((1, [1; 32]));
+    const NEW: Option<(u64, Hash)> = Some((2, [2; 32]));
+    const EDITED: OnDisk = OnDisk::Changed { is_quiet: true };
+    const BUSY: OnDisk = OnDisk::Changed { is_quiet: false };
+
+    #[test]
+    fn new_files_and_versions_come() {
+        assert_eq!(judge(None, OLD, OnDisk::Gone), Verdict::Fetch);
+        assert_eq!(judge(OLD, NEW, OnDisk::AsPut), Verdict::Fetch);
+        assert_eq!(judge(OLD, OLD, OnDisk::AsPut), Verdict::Leave);
+        assert_eq!(judge(OLD, Some((2, [1; 32])), OnDisk::AsPut), Verdict::Move);
+    }
+
+    #[test]
+    fn what_was_deleted_here_comes_back_with_a_new_version_only() {
+        assert_eq!(judge(OLD, OLD, OnDisk::Gone), Verdict::Leave);
+        assert_eq!(judge(OLD, NEW, OnDisk::Gone), Verdict::Fetch);
+        assert_eq!(judge(OLD, None, OnDisk::Gone), Verdict::Forget);
+    }
+
+    #[test]
+    fn what_was_changed_here_makes_way_when_it_is_quiet() {
+        assert_eq!(judge(OLD, OLD, EDITED), Verdict::Fetch);
+        assert_eq!(judge(OLD, NEW, EDITED), Verdict::Fetch);
+        assert_eq!(judge(OLD, Some((2, [1; 32])), EDITED), Verdict::Fetch);
+        assert_eq!(judge(OLD, None, EDITED), Verdict::Remove);
+        for granted in [None, OLD, NEW] {
+            assert_eq!(judge(OLD, granted, BUSY), Verdict::Wait);
+        }
+    }
+}
