@@ -458,9 +458,9 @@ fn a_friend_with_a_hostile_name_is_shown_harmlessly_everywhere() {
     let ann = started(&folder, "ann");
     let mut bob = Cell::at(folder.path(), "bob");
     let name = "\u{202e}<script>x()</script>../../.ssh\u{200b}\u{e0041}$(id)";
-    // Control characters and whatever is too long never leave the cell itself.
-    bob.init(&format!("\u{7}\u{9b}31m{name}{}", "x".repeat(10_000)), &[]);
-    let name = &format!("31m{name}{}", "x".repeat(61 - name.len()));
+    // Control characters never leave the cell itself.
+    bob.init(&format!("\u{7}\u{9b}31m{name}"), &[]);
+    let name = &format!("31m{name}");
     bob.run();
     let token = ann.cli(["invite", "--friend"]).ok().out.trim().to_owned();
     bob.cli(["join", &token]).ok();

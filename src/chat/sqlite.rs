@@ -745,7 +745,10 @@ impl Talks {
         let step = || -> rusqlite::Result<bool> {
             let conn = lock(&self.conn);
             let free: u32 = conn.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
-            conn.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES_AT_ONCE})"))?;
+            // One page a row.
+            let mut sql = conn.prepare(&format!("PRAGMA incremental_vacuum({PAGES_AT_ONCE})"))?;
+            let mut rows = sql.query([])?;
+            while rows.next()?.is_some() {}
             Ok(free > PAGES_AT_ONCE)
         };
         // Others have their turn between the steps.
