@@ -178,7 +178,11 @@ async fn serve(
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
-        println!("{} is up: http://127.0.0.1:{}/", cell.name, dashboard.port());
+        println!(
+            "{} is up: http://127.0.0.1:{}/",
+            crate::files::unix::show_name(cell.name.as_bytes()),
+            dashboard.port()
+        );
         if let Some(code) = dashboard.setup_code() {
             println!("To set the dashboard's password there, use the code {code}");
         }
