@@ -180,7 +180,7 @@ async fn serve(
     if says_address {
         println!(
             "{} is up: http://127.0.0.1:{}/",
-            crate::files::unix::show_name(cell.name.as_bytes()),
+            cell.name.replace(crate::logger::is_odd, "\u{fffd}"),
             dashboard.port()
         );
         if let Some(code) = dashboard.setup_code() {
