@@ -15,7 +15,7 @@ use super::{
 };
 use crate::id::CellId;
 use crate::keys::random;
-use crate::placement::DbError;
+use crate::placement::{DbError, copy_in_memory};
 use crate::vault::lock;
 
 const FORMAT: i64 = 1;
@@ -313,10 +313,8 @@ impl Talks {
 
     /// What a start after this moment finds, in memory: the same that a backup of it holds.
     pub fn copied(&self) -> Result<Self, DbError> {
-        let image = lock(&self.conn).serialize("main").map_err(wrong)?.to_vec();
-        let mut conn = Connection::open_in_memory().map_err(wrong)?;
-        conn.deserialize_read_exact("main", image.as_slice(), image.len(), false).map_err(wrong)?;
-        Self::with(conn, Path::new(":memory:"))
+        let copy = copy_in_memory(&lock(&self.conn)).map_err(wrong)?;
+        Self::with(copy, Path::new(":memory:"))
     }
 
     fn with(conn: Connection, path: &Path) -> Result<Self, DbError> {

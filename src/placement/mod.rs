@@ -11,7 +11,7 @@ mod tree;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use sqlite::{Db, Watch};
+pub use sqlite::{Db, Watch, copy_in_memory};
 pub use tables::{
     CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
     InventoryRow, Own, StoredHead, Tables, Unanswered,

@@ -54,6 +54,14 @@ pub trait Watch: Send + Sync {
 /// A page of a database in memory. Bytes; small ones make small images.
 const MEMORY_PAGE_BYTES: usize = 1024;
 
+/// A database in memory that is what `conn` is now: what a start after this moment would find.
+pub fn copy_in_memory(conn: &Connection) -> rusqlite::Result<Connection> {
+    let image = conn.serialize("main")?.to_vec();
+    let mut copy = Connection::open_in_memory()?;
+    copy.deserialize_read_exact("main", image.as_slice(), image.len(), false)?;
+    Ok(copy)
+}
+
 impl Db {
     /// Opens the database at `path`, or creates it. The flag tells whether it is new.
     pub fn open(path: &Path) -> Result<(Self, bool), DbError> {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::story::Outcome;
-use super::{Broken, Checked, DAY, HOUR, Sim};
+use super::{Checked, DAY, HOUR, Sim};
 use crate::config::Config;
 use crate::id::ChunkName;
 use crate::placement::{CopyState, HoldState};
@@ -18,17 +18,6 @@ use crate::world::Sabotage;
 
 /// What `dropping` says of a peer that was not found out.
 pub const NOT_NOTICED: &str = "nobody has noticed in 30 days";
-
-fn told(mut sim: Sim, broken: Option<Broken>) -> Outcome {
-    sim.note_states();
-    Outcome {
-        fingerprint: sim.fingerprint(),
-        broken,
-        log: sim.log(),
-        cells: sim.len(),
-        versions: sim.files_made,
-    }
-}
 
 /// A fleet in which everybody is everybody's peer.
 fn fleet(seed: u64, cells: usize, settings: impl FnMut(usize, &mut Config)) -> Checked<Sim> {
@@ -49,10 +38,10 @@ fn run(
 ) -> Outcome {
     let mut sim = match fleet(seed, cells, settings) {
         Ok(sim) => sim,
-        Err(broken) => return told(Sim::new(seed, 1), Some(broken)),
+        Err(broken) => return Outcome::of(Sim::new(seed, 1), Some(broken)),
     };
     let broken = rule(&mut sim).err();
-    told(sim, broken)
+    Outcome::of(sim, broken)
 }
 
 /// Chunks of an owner that a holder's disk has.
@@ -211,7 +200,7 @@ pub fn large_fleet(seed: u64, cells: usize) -> (Outcome, Option<Quiet>) {
     let mut sim = Sim::new(seed, cells);
     let mut quiet = None;
     let broken = large_fleet_in(&mut sim, &mut quiet).err();
-    (told(sim, broken), quiet)
+    (Outcome::of(sim, broken), quiet)
 }
 
 fn large_fleet_in(sim: &mut Sim, quiet: &mut Option<Quiet>) -> Checked {

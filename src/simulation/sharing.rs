@@ -91,15 +91,7 @@ pub fn story(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
         off: BTreeSet::new(),
     };
     let broken = story.live().err();
-    let mut sim = story.sim;
-    sim.note_states();
-    Outcome {
-        fingerprint: sim.fingerprint(),
-        broken,
-        log: sim.log(),
-        cells: sim.len(),
-        versions: sim.files_made,
-    }
+    Outcome::of(story.sim, broken)
 }
 
 fn pair(a: usize, b: usize) -> (usize, usize) {

@@ -32,6 +32,20 @@ pub struct Outcome {
     pub versions: u64,
 }
 
+impl Outcome {
+    /// What came of a world that has ended.
+    pub(super) fn of(mut sim: Sim, broken: Option<Broken>) -> Self {
+        sim.note_states();
+        Self {
+            fingerprint: sim.fingerprint(),
+            broken,
+            log: sim.log(),
+            cells: sim.len(),
+            versions: sim.files_made,
+        }
+    }
+}
+
 /// Lives through one year. The same seed and scale give the same outcome.
 pub fn year(seed: u64, scale: Scale) -> Outcome {
     let mut dice = crate::world::Dice::new(seed, "fleet");
@@ -54,15 +68,7 @@ pub fn year(seed: u64, scale: Scale) -> Outcome {
     let days = (scale.days * 5 / (cells as u64).max(5)).max(20);
     let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days, tight: Vec::new() };
     let broken = story.live().err();
-    let mut sim = story.sim;
-    sim.note_states();
-    Outcome {
-        fingerprint: sim.fingerprint(),
-        broken,
-        log: sim.log(),
-        cells: sim.len(),
-        versions: sim.files_made,
-    }
+    Outcome::of(story.sim, broken)
 }
 
 struct Story {

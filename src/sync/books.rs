@@ -18,7 +18,7 @@ use crate::codec::{BadBytes, Reader, Writer};
 use crate::friendship::Friendship;
 use crate::id::CellId;
 use crate::keys::Secret;
-use crate::placement::DbError;
+use crate::placement::{DbError, copy_in_memory};
 use crate::vault::{Vault, VaultError, lock};
 
 const FORMAT: i64 = 3;
@@ -371,10 +371,8 @@ impl Books {
 
     /// The same books once more in memory, as they are now.
     pub fn copied(&self) -> Result<Self, DbError> {
-        let image = lock(&self.conn).serialize("main").map_err(wrong)?.to_vec();
-        let mut conn = Connection::open_in_memory().map_err(wrong)?;
-        conn.deserialize_read_exact("main", image.as_slice(), image.len(), false).map_err(wrong)?;
-        Self::with(conn, Path::new(":memory:"))
+        let copy = copy_in_memory(&lock(&self.conn)).map_err(wrong)?;
+        Self::with(copy, Path::new(":memory:"))
     }
 
     fn with(conn: Connection, path: &Path) -> Result<Self, DbError> {

@@ -772,7 +772,9 @@ async fn push_head(
                 ));
             }
             push_rows(sync, link, rows, Class::Segment, moved).await?;
-            link.lost_segments.borrow_mut().clear();
+            if !link.is_full.get() {
+                link.lost_segments.borrow_mut().clear();
+            }
         }
         match message::put_head(&link.line(For::Small).await?.session, &bytes).await? {
             HeadOutcome::Stored => {
