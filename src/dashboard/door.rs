@@ -499,6 +499,7 @@ fn direct_request(
     let owned = |name| head.header(name).map(str::to_owned);
     Ok(ApiRequest {
         method: method.ok_or_else(|| bad("This method is not known here."))?,
+        is_head: head.method == "HEAD",
         path,
         query,
         content_type: owned("Content-Type"),

@@ -224,8 +224,10 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     if proof.is_none() && words != [b"healthz"] {
         return Err(unauthorized());
     }
+    let is_head = *request.method() == tiny_http::Method::Head;
     let request = ApiRequest {
         method,
+        is_head,
         path,
         query,
         content_type,
