@@ -678,3 +678,72 @@ fn empty_cell_becomes_the_one_of_a_phrase() {
     // A cell with something of its own becomes no other.
     assert_eq!(code(&ask_for(&phrase, &peer)), "not_empty");
 }
+
+#[test]
+fn settings_are_changed_in_words_and_kept_in_the_file() {
+    let temp = TempDir::new("dash-settings");
+    let mut cell = running(&temp, "ann", &[]);
+    let list = ask(&cell, "GET /api/v1/settings", "", b"");
+    let text = list.text();
+    assert!(text.contains("\"key\":\"copies\",\"pending\":false,\"value\":2"), "{text}");
+    assert!(text.contains("\"choices\":[\"error\""), "{text}");
+    let set = |body: &str| ask(&cell, "POST /api/v1/settings", "", body.as_bytes());
+    assert_eq!(code(&set("{\"alerts.command\":[\"sh\"]}")), "only_in_file");
+    assert_eq!(code(&set("{\"copies\":99}")), "bad_setting");
+    assert_eq!(code(&set("{\"copies\":3,\"http.listen\":\"::1\"}")), "only_in_file");
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    assert_eq!(code(&set(&format!("{{\"http.port\":{port}}}"))), "port_taken");
+    let set = set("{\"copies\":3,\"name\":\"attic\"}");
+    assert!(set.status == 200 && set.text().contains("\"restart\":true"), "{}", set.text());
+    let text = ask(&cell, "GET /api/v1/settings", "", b"").text();
+    assert!(text.contains("\"key\":\"copies\",\"pending\":true,\"value\":3"), "{text}");
+    cell.stop();
+    cell.run();
+    assert_eq!(common::text(&cell.get("/status"), "name"), "attic");
+    assert_eq!(common::number(&cell.get("/status"), "copies.wanted"), 3);
+}
+
+#[test]
+fn log_and_history_are_bounded_pages_and_the_api_describes_itself() {
+    let temp = TempDir::new("dash-logs");
+    let cell = running(&temp, "ann", &[("log.level", "\"debug\"")]);
+    let logs = ask(&cell, "GET /api/v1/logs", "", b"");
+    let last = common::number(&json(&logs), "last");
+    assert!(last > 0 && logs.text().contains("recovery phrase"), "{}", logs.text());
+    let after = ask(&cell, &format!("GET /api/v1/logs?after={last}"), "", b"");
+    assert!(!after.text().contains("recovery phrase"), "{}", after.text());
+    let points = wait_for("there is a point", || {
+        let history = json(&ask(&cell, "GET /api/v1/history", "", b""));
+        let points = common::items(&history, "points").len();
+        (points > 0).then_some(points)
+    });
+    assert_eq!(points, 1);
+    assert_eq!(ask(&cell, "GET /api/v1/peers/health", "", b"").text(), "{\"peers\":[]}");
+    let described = ask(&cell, "GET /api/openapi.json", "", b"");
+    assert_eq!(common::text(&json(&described), "openapi"), "3.1.0");
+    for (line, status) in [
+        ("GET /api/openapi.json", 401),
+        ("GET /api/v1/logs", 401),
+        ("GET /api/v1/settings", 401),
+        ("GET /api/v1/history", 401),
+        ("POST /api/v1/uploads", 401),
+        ("PUT /api/v1/uploads/00?offset=0", 401),
+        ("POST /api/v1/move", 401),
+        ("GET /metrics", 401),
+        ("GET /healthz", 200),
+        ("GET /api/v1/session", 200),
+        ("GET /", 200),
+    ] {
+        assert_eq!(raw(&cell, line, "", b"").status, status, "{line}");
+    }
+    let wrong = ask(&cell, "DELETE /api/v1/invites", "", b"");
+    assert_eq!((wrong.status, wrong.header("allow")), (405, Some("GET, HEAD, POST")));
+    assert_eq!(ask(&cell, "GET /api/v1/nothing", "", b"").status, 404);
+    // By another name, or from a page of another site, nothing is done, on the direct way neither.
+    for line in ["POST /api/v1/uploads", "POST /api/v1/settings", "POST /api/v1/restart"] {
+        assert_eq!(ask(&cell, line, "Host: evil.example\r\n", b"{}").status, 421, "{line}");
+        assert_eq!(ask(&cell, line, "Origin: http://evil.example\r\n", b"{}").status, 403, "{line}");
+    }
+    assert_eq!(ask(&cell, "GET /api/v1/events", "Host: evil.example\r\n", b"").status, 421);
+}
