@@ -1,0 +1,3 @@
+export function open(root, ctx) {
+  root.append(ctx.page(ctx.t("tab.chat")).root);
+}
