@@ -31,9 +31,10 @@ export function setOffline(text) {
 
 // Addresses: #/tab/segment/segment
 
-/** The tab and the decoded segments of the address. */
+/** The tab, the decoded segments and the query of the address. */
 function address() {
-  const [tab = "", ...path] = location.hash.replace(/^#\/?/, "").split("/");
+  const [way, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [tab = "", ...path] = way.split("/");
   const decode = (text) => {
     try {
       return decodeURIComponent(text);
@@ -41,7 +42,7 @@ function address() {
       return text;
     }
   };
-  return { tab, path: path.filter(Boolean).map(decode) };
+  return { tab, path: path.filter(Boolean).map(decode), query: new URLSearchParams(query) };
 }
 
 /** `#/files/a%20b`. */
@@ -125,9 +126,9 @@ function link(tab) {
 }
 
 /** What a tab gets to work with. */
-function context(path, signal) {
+function context(path, query, signal) {
   return {
-    path, signal, api, el, icon, t, format, state, go, href, menu, toast, dialog, ask, fail, button,
+    path, query, signal, api, el, icon, t, format, state, go, href, menu, toast, dialog, ask, fail, button,
     events: { on: (what, run) => live.on(what, run, signal), changed: live.changed },
     /** Calls `run` with the newest status, now and whenever it is asked anew. */
     onStatus(run) {
@@ -155,7 +156,7 @@ function context(path, signal) {
 
 async function route() {
   if (!shown) return;
-  const { tab: id, path } = address();
+  const { tab: id, path, query } = address();
   const tab = TABS.find((each) => each.id === id && each.isShown(state)) ?? TABS[0];
   for (const each of shown.links) {
     if (each.dataset.tab === tab.id) each.setAttribute("aria-current", "page");
@@ -163,9 +164,8 @@ async function route() {
   }
   shown.more.classList.toggle("current", !FIRST.includes(tab.id));
   if (shown.tab === tab && shown.module?.moved) {
-    shown.ctx.path = path;
-    shown.module.moved(path, shown.ctx);
-    return;
+    Object.assign(shown.ctx, { path, query });
+    if (shown.module.moved(path, shown.ctx) !== false) return;
   }
   shown.abort?.abort();
   try {
@@ -188,7 +188,7 @@ async function route() {
   }
   if (abort.signal.aborted || !shown) return;
   shown.module = module;
-  shown.ctx = context(path, abort.signal);
+  shown.ctx = context(path, query, abort.signal);
   shown.view.replaceChildren();
   try {
     await module.open(shown.view, shown.ctx);
