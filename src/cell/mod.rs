@@ -1,9 +1,13 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod api;
+mod archive;
+mod browse;
 mod chat;
 mod checks;
+mod content;
 mod drill;
+mod events;
 pub mod files;
 mod hook;
 pub mod jobs;
@@ -13,9 +17,11 @@ mod metrics;
 pub mod open;
 mod peers;
 pub mod placement;
+mod range;
 mod run;
 pub(crate) mod scrub;
 mod share;
+mod uploads;
 mod watching;
 
 use std::cell::RefCell;
@@ -26,6 +32,7 @@ use std::time::Duration;
 use smol::LocalExecutor;
 use smol::lock::Semaphore;
 
+use crate::changes::Part;
 use crate::files::restore::Restorer;
 use crate::files::watch::WatchList;
 use crate::gc;
@@ -65,6 +72,11 @@ pub struct Cell {
     /// One restore drill at a time, and what the last came to.
     drilling: smol::lock::Mutex<()>,
     drilled: RefCell<Option<drill::Report>>,
+    /// Pages that watch changes.
+    event_streams: std::cell::Cell<usize>,
+    /// Turns to read files chunk by chunk for others than restores.
+    chunk_streams: Semaphore,
+    uploads: uploads::Uploads,
 }
 
 impl Cell {
@@ -77,6 +89,7 @@ impl Cell {
         let permits = Arc::new(Semaphore::new(threads));
         let keeper = Keeper::new(Arc::clone(&vault), Arc::clone(&permits), threads, watch);
         let name = open::cell_name(&vault.config);
+        let changes = Arc::clone(&vault.changes);
         Rc::new(Self {
             vault,
             name,
@@ -84,13 +97,16 @@ impl Cell {
             permits,
             threads,
             keeper,
-            jobs: Rc::new(Jobs::default()),
+            jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
+            event_streams: std::cell::Cell::new(0),
+            chunk_streams: Semaphore::new(content::CHUNK_STREAMS_MAX),
+            uploads: uploads::Uploads::default(),
         })
     }
 
@@ -101,6 +117,8 @@ impl Cell {
 
     /// Something was published: peers should have it, and the mirror follows.
     fn after_change(self: &Rc<Self>) {
+        self.vault.changes.note(Part::Files);
+        self.vault.changes.note(Part::Status);
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }
