@@ -36,6 +36,7 @@ const TEXTS = {
   "error.unknown": "Something went wrong.",
 
   // Numbers and times
+  "unit.byte": "1\u00a0byte",
   "unit.bytes": "bytes",
   "unit.kb": "kB",
   "unit.mb": "MB",
@@ -174,7 +175,8 @@ const TEXTS = {
   "home.disk.bar": "Used part of the disk",
   "home.peers": "Other cells",
   "home.peers.figure": "{online} of {all} here",
-  "home.peers.none": "None yet",
+  "home.peers.zero": "None yet",
+  "home.peers.none": "Nothing is safe from a broken disk.",
   "home.held": "You keep for others",
   "home.held.none": "Nothing yet",
   "home.held.note": "Sealed: you cannot read it, and it keeps theirs safe.",

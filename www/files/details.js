@@ -69,7 +69,7 @@ export async function showDetails(ctx, path, page) {
     el("dt", {}, t("files.sort.modified")), el("dd", {}, format.moment(entry.modified_unix_ms / 1000)),
     el("dt", {}, t("details.state")), el("dd", {}, t(`files.state.${entry.state ?? "here"}`)));
 
-  const holders = entry.copies_on ?? (Array.isArray(entry.copies) ? entry.copies : entry.holders) ?? [];
+  const holders = entry.copies_on ?? [];
   const copies = !isFolder && entry.size > 0 && el("section", { className: "stack tight" }, el("h3", {}, t("details.copies")),
     el("ul", { className: "plain-list" },
       el("li", {}, ctx.icon("home"), el("span", {}, t(entry.here === false || entry.state === "away" ? "details.not_here" : "details.here"))),
@@ -92,7 +92,7 @@ export async function showDetails(ctx, path, page) {
         }
       }, { className: "button small-button" })))) : el("p", { className: "muted" }, t("details.shared.none")));
 
-  const versions = (entry.versions ?? []).slice(0, 200);
+  const versions = (entry.versions ?? []).slice(0, 200).map((one) => ({ ...one, modified_unix_ms: one.modified_unix_ms ?? one.mtime_s * 1000 }));
   const look = (one) => openLightbox({ at: 0, count: 1, entry: async () => ({ ...entry, size: one.size, modified_unix_ms: one.modified_unix_ms }),
     url: () => api.url("content", { id: entry.id, version: one.version, inline: 1 }), download: () => api.url("content", { id: entry.id, version: one.version }) });
   const history = !isFolder && versions.length > 0 && el("section", { className: "stack tight" }, el("h3", {}, t("details.versions")),

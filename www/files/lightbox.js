@@ -39,7 +39,7 @@ export function openLightbox({ at, count, entry: entryAt, url, download, actions
   const back = iconButton("back", t("light.back"), () => move(-1), { className: "icon-button light-side back" });
   const forth = iconButton("next", t("light.next"), () => move(1), { className: "icon-button light-side next" });
   title.id = "light-title";
-  const box = el("dialog", { className: "light", aria: { labelledby: "light-title" } },
+  const box = el("dialog", { className: "light", tabIndex: -1, aria: { labelledby: "light-title" } },
     el("header", {}, el("div", { className: "light-words" }, title, note), tools), stage, back, forth);
   let abort = new AbortController();
   let step = 0;
@@ -70,6 +70,7 @@ export function openLightbox({ at, count, entry: entryAt, url, download, actions
     tools.replaceChildren(...actions(entry, () => box.close()),
       el("a", { className: "icon-button", href: download(entry), download: entry.name, title: t("files.download"), aria: { label: t("files.download") } }, icon("download")),
       iconButton("close", t("close"), () => box.close()));
+    if (!box.contains(document.activeElement)) box.focus();
     back.disabled = n <= 0;
     forth.disabled = n >= count - 1;
     back.hidden = forth.hidden = count < 2;
@@ -137,6 +138,7 @@ export function openLightbox({ at, count, entry: entryAt, url, download, actions
     box.addEventListener("click", (event) => { if (event.target === stage) box.close(); });
     document.body.append(box);
     box.showModal();
+    box.focus();
     show(at).catch(() => {});
   });
 }

@@ -139,7 +139,7 @@ export class VirtualList {
     const width = 100 / columns;
     for (const [n, { node }] of this.nodes) {
       if (n < first || n > last) {
-        if (node.contains(document.activeElement)) continue;
+        if (n < total && node.contains(document.activeElement)) continue;
         node.remove();
         this.nodes.delete(n);
       }

@@ -19,8 +19,8 @@ export async function open(root, ctx) {
       ctx.fail(error);
     }
     bench.disabled = false;
-  }, { icon: "refresh" });
-  const { root: page, body } = ctx.page(t("tab.fleet"), bench, el("a", { className: "button main", href: ctx.href("invites") }, icon("plus"), el("span", {}, t("home.second.do"))));
+  }, { icon: "refresh", className: "button small-button" });
+  const { root: page, body } = ctx.page(t("tab.fleet"), el("a", { className: "button main", href: ctx.href("invites") }, icon("plus"), el("span", {}, t("home.second.do"))));
   root.append(page);
   const wait = waiting();
   body.append(wait);
@@ -39,9 +39,10 @@ export async function open(root, ctx) {
   // The map
 
   function map({ cells, own, relays }) {
-    const width = 760;
-    const height = cells.length > 6 ? 420 : 340;
-    const cx = width / 2;
+    const narrow = innerWidth <= 760;
+    const width = narrow ? 400 : 860;
+    const height = cells.length > 6 ? 420 : cells.length > 2 || routes.relays.length > 0 ? 320 : 210;
+    const cx = cells.length === 1 && routes.relays.length === 0 ? width * 0.3 : width / 2;
     const cy = height / 2;
     const label = cells.map((cell) => t(cell.online ? "fleet.map.on" : "fleet.map.off", { name: cell.name, kind: cell.kind ? t(`route.${cell.kind}`) : "" })).join(". ");
     const shown = cells.slice(0, 24);
@@ -52,10 +53,10 @@ export async function open(root, ctx) {
     const short = (name, length = 16) => ([...name].length > length ? `${[...name].slice(0, length - 1).join("")}…` : name);
     shown.forEach((cell, n) => {
       const spread = usesRelay ? Math.PI * 1.5 : Math.PI * 2;
-      const angle = usesRelay ? -Math.PI / 2 + Math.PI * 0.25 + spread * ((n + 0.5) / shown.length) : -Math.PI / 2 + spread * (n / shown.length) + (shown.length === 1 ? Math.PI / 2 : 0);
+      const angle = usesRelay ? -Math.PI / 2 + Math.PI * 0.25 + spread * ((n + 0.5) / shown.length) : -Math.PI / 2 + spread * (n / shown.length) + (shown.length === 1 ? Math.PI / 2 : shown.length === 2 ? Math.PI / 2 : 0);
       const far = shown.length > 10 && n % 2 ? 0.72 : 1;
-      const x = cx + Math.cos(angle) * (width / 2 - 110) * far;
-      const y = cy + Math.sin(angle) * (height / 2 - 62) * far;
+      const x = cells.length === 1 && !usesRelay ? width * 0.7 : cx + Math.cos(angle) * (width / 2 - (narrow ? 70 : 150)) * far;
+      const y = cells.length === 1 && !usesRelay ? cy : cy + Math.sin(angle) * (height / 2 - 62) * far;
       const kind = cell.kind ?? "none";
       const path = kind === "relay" ? `M${cx} ${cy}L${relayAt[0]} ${relayAt[1]}L${x} ${y}` : `M${cx} ${cy}L${x} ${y}`;
       lines.push(svg("path", { d: path, class: `way ${cell.online ? "on" : "off"} ${kind}`, "stroke-width": cell.rate > 5e7 ? 4 : cell.rate > 5e6 ? 3 : 2 }));
@@ -63,8 +64,9 @@ export async function open(root, ctx) {
         const [mx, my] = kind === "relay" ? [(relayAt[0] + x) / 2, (relayAt[1] + y) / 2] : [(cx + x) / 2, (cy + y) / 2];
         lines.push(svg("text", { x: mx, y: my - 6, class: "way-text" }, cell.text));
       }
-      const group = svg("a", { href: ctx.href("fleet", cell.id), class: `cell ${cell.online ? "on" : "off"}`, "data-peer": cell.id, "aria-label": t(cell.online ? "fleet.map.on" : "fleet.map.off", { name: cell.name, kind: cell.kind ? t(`route.${cell.kind}`) : "" }) },
-        svg("circle", { cx: x, cy: y, r: 22 }), svg("text", { x, y: y + 6, class: "letter" }, ([...cell.name][0] ?? "?").toUpperCase()), svg("text", { x, y: y + 42, class: "cell-text" }, short(cell.name)));
+      const group = svg("a", { href: ctx.href("fleet", cell.id), class: `cell ${cell.online ? "on" : "off"}`, "data-peer": cell.id },
+        svg("circle", { cx: x, cy: y, r: 22 }), svg("text", { x, y: y + 6, class: "letter" }, ([...cell.name][0] ?? "?").toUpperCase()), svg("text", { x, y: y + 42, class: "cell-text" }, ` ${short(cell.name)} `),
+        svg("text", { x, y, class: "ghost" }, t(cell.online ? "fleet.map.on" : "fleet.map.off", { name: cell.name, kind: cell.kind ? t(`route.${cell.kind}`) : "" })));
       if (cell.favorite) group.append(svg("path", { d: "M0-5l1.500 3.200 3.500.4-2.600 2.400.7 3.500L0 2.800l-3.100 1.700.7-3.500L-5-1.400l3.500-.4z", transform: `translate(${x + 17} ${y - 17}) scale(1.500)`, class: "map-star" }));
       nodes.push(group);
     });
@@ -204,7 +206,7 @@ export async function open(root, ctx) {
   }
 
   function relayCard({ relays, own }) {
-    return el("section", { className: "card stack" }, el("h2", {}, t("fleet.reach")),
+    return el("section", { className: "card stack" }, el("div", { className: "card-head" }, el("h2", {}, t("fleet.reach")), bench),
       el("dl", { className: "facts" }, el("dt", {}, t("fleet.own")), el("dd", {}, own.length > 0 ? own.map((address) => el("code", { className: "small address" }, address)) : t("fleet.own.none"))),
       el("div", {}, el("h3", {}, t("fleet.relays")), relays.length === 0 ? el("p", { className: "muted" }, t("fleet.relays.none"))
         : el("ul", { className: "plain-list" }, relays.map((relay) => el("li", {}, dot(relay.connected ? "on" : "warn"), el("code", { className: "small cut", title: relay.url }, relay.url), el("span", { className: "small muted" }, relay.connected ? t("online.short") : relay.why || t("offline.short")))))));

@@ -15,8 +15,10 @@ export async function open(root, ctx) {
   turn = async (path) => {
     const name = PAGES.includes(path[0]) ? path[0] : "index";
     for (const link of links) {
-      if (link.dataset.part === name) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+      if (link.dataset.part === name) {
+        link.setAttribute("aria-current", "page");
+        link.parentElement.scrollLeft = link.offsetLeft - 40;
+      } else link.removeAttribute("aria-current");
     }
     try {
       const response = await fetch(`/docs/${name}.html`, { signal: ctx.signal });

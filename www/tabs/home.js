@@ -11,6 +11,9 @@ const REMEDIES = {
   "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"],
 };
 
+/** With a capital letter and a full stop. */
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
+
 /** One sentence, from the state alone: `[mood, key, values]`. */
 export function verdict({ alerts, copies, files, peers, job }, format) {
   const total = copies.full + copies.short;
@@ -72,9 +75,9 @@ export function open(root, ctx) {
       const known = REMEDIES[alert.code];
       return el("article", { className: `card alert ${alert.level}`, data: { code: alert.code } }, icon(alert.level === "info" ? "info" : "warn"),
         el("div", { className: "stack tight" },
-          el("h2", {}, known ? t(`alert.${alert.code}`) : alert.text),
-          known && el("p", { className: "alert-text" }, alert.text),
-          el("p", {}, known ? t(`alert.${alert.code}.remedy`) : alert.remedy),
+          el("h2", {}, known ? t(`alert.${alert.code}`) : sentence(alert.text)),
+          known && el("p", { className: "alert-text" }, sentence(alert.text)),
+          el("p", {}, known ? t(`alert.${alert.code}.remedy`) : sentence(alert.remedy)),
           el("div", { className: "actions" }, remedy(alert), el("span", { className: "small" }, t("home.since", { span: format.ago(alert.since_s) })))));
     }));
   }
@@ -127,7 +130,7 @@ export function open(root, ctx) {
       drillTile(drill, peers.length > 0),
       tile(t("home.disk"), format.bytes(disk.free), t("home.disk.note", { total: format.bytes(disk.total), reserve: format.bytes(disk.reserve) }),
         meter(used, disk.total, t("home.disk.bar"), low ? "low" : "")),
-      tile(t("home.peers"), t("home.peers.figure", { online: format.number(online), all: format.number(peers.length) }),
+      tile(t("home.peers"), peers.length === 0 ? t("home.peers.zero") : t("home.peers.figure", { online: format.number(online), all: format.number(peers.length) }),
         peers.length === 0 ? t("home.peers.none") : peers.slice(0, 3).map((peer) => peer.name).join(", ") + (peers.length > 3 ? " …" : "")),
       tile(t("home.held"), held.bytes > 0 ? format.bytes(held.bytes) : t("home.held.none"), t("home.held.note")));
   }

@@ -310,8 +310,10 @@ export async function open(root, ctx) {
     stop = null;
     const part = PARTS.includes(path[0]) ? path[0] : "general";
     for (const link of links) {
-      if (link.dataset.part === part) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+      if (link.dataset.part === part) {
+        link.setAttribute("aria-current", "page");
+        link.parentElement.scrollLeft = link.offsetLeft - 40;
+      } else link.removeAttribute("aria-current");
     }
     pane.replaceChildren(waiting());
     try {

@@ -7,6 +7,7 @@ const lang = document.documentElement.lang || "en";
 
 /** `1.5 GB`; multiples of 1,000. */
 export function bytes(count) {
+  if (count === 1) return t("unit.byte");
   let unit = 0;
   while (count >= 999.5 && unit < UNITS.length - 1) {
     count /= 1000;
