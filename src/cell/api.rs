@@ -552,6 +552,10 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let space = smol::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
+        let newer = self.synced().and_then(|sync| sync.newer_version());
+        let newer = newer.map_or("null".into(), |(peer, release)| {
+            Obj::new().str("peer", &peer).str("version", &release.to_string()).end()
+        });
         let (peers, held) = self.peers_json().await?;
         let last =
             self.keeper.scanned_at.get().map(|at| self.vault.clock.steady().saturating_sub(at).as_secs());
@@ -560,6 +564,7 @@ impl Cell {
             .str("name", &self.name)
             .str("id", &self.vault.id().to_string())
             .str("version", VERSION)
+            .raw("newer", newer)
             .num("uptime_s", self.vault.clock.steady().as_secs())
             .num("life", self.vault.life())
             .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))

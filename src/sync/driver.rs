@@ -253,6 +253,8 @@ pub struct Sync {
     waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
+    /// Versions that peers say they run.
+    pub(super) versions: RefCell<HashMap<CellId, super::Release>>,
     /// Conversations, where their file is open.
     pub(super) chats: RefCell<Option<Rc<Chats>>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -343,6 +345,7 @@ impl Sync {
             digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
+            versions: RefCell::default(),
             chats: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),

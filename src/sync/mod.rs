@@ -27,6 +27,7 @@ pub mod health;
 mod keep;
 mod kept;
 mod link;
+mod newer;
 mod offer;
 mod outlook;
 mod part;
@@ -58,6 +59,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;
 pub(crate) use recover::{Others, bring_back};
