@@ -13,6 +13,7 @@ pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;
+pub mod changes;
 pub mod chat;
 pub mod cli;
 pub mod clock;
