@@ -23,7 +23,7 @@ use crate::gc;
 use crate::id::{ChunkName, FileId};
 use crate::keys::Secret;
 use crate::manifest::{Entry, Kind, Manifest};
-use crate::placement::{ChunkId, DbError, NodeId};
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals};
 use crate::seal::ENCODING_RAW;
 use crate::vault::{Vault, VaultError};
 
@@ -557,18 +557,26 @@ impl Cell {
 
     async fn status(&self) -> Result<String, VaultError> {
         let wanted = self.vault.config.copies;
-        let (totals, chunks, own, bin, brake) = pool(&self.vault, move |v| {
+        let began = self.vault.clock.steady();
+        let known = self.status_sums.get(&(), began);
+        let (sums, bin, brake) = pool(&self.vault, move |v| {
             Ok(v.db.read(|t| -> Result<_, DbError> {
-                Ok((
-                    t.node_totals()?,
-                    t.chunk_totals()?,
-                    t.own_totals(wanted.saturating_sub(1))?,
-                    t.bin_count()?,
-                    brake::load(t)?,
-                ))
+                let sums = match known {
+                    Some(known) => known,
+                    None => StatusSums {
+                        totals: t.node_totals()?,
+                        chunks: t.chunk_totals()?,
+                        own: t.own_totals(wanted.saturating_sub(1))?,
+                    },
+                };
+                Ok((sums, t.bin_count()?, brake::load(t)?))
             })?)
         })
         .await?;
+        if known.is_none() {
+            self.status_sums.put((), sums, began, self.vault.clock.steady());
+        }
+        let StatusSums { totals, chunks, own } = sums;
         if brake.is_on() {
             brake::raise(&self.vault, &brake);
         }
@@ -630,6 +638,14 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// What is added up over all files and chunks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StatusSums {
+    totals: NodeTotals,
+    chunks: (u64, u64),
+    own: (u64, u64, u64),
 }
 
 /// An alert as JSON; `now` is the observed second.
