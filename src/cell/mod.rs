@@ -1,8 +1,11 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod api;
+mod archive;
+mod browse;
 mod chat;
 mod checks;
+mod content;
 mod drill;
 mod events;
 pub mod files;
@@ -14,9 +17,11 @@ mod metrics;
 pub mod open;
 mod peers;
 pub mod placement;
+mod range;
 mod run;
 pub(crate) mod scrub;
 mod share;
+mod uploads;
 mod watching;
 
 use std::cell::RefCell;
@@ -71,6 +76,9 @@ pub struct Cell {
     drilled: RefCell<Option<drill::Report>>,
     /// Pages that watch changes.
     event_streams: std::cell::Cell<usize>,
+    /// Turns to read files chunk by chunk for others than restores.
+    chunk_streams: Semaphore,
+    uploads: uploads::Uploads,
 }
 
 impl Cell {
@@ -100,6 +108,8 @@ impl Cell {
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
             event_streams: std::cell::Cell::new(0),
+            chunk_streams: Semaphore::new(content::CHUNK_STREAMS_MAX),
+            uploads: uploads::Uploads::default(),
         })
     }
 

@@ -430,6 +430,9 @@ async fn tidy(cell: Rc<Cell>) {
         if let Err(why) = cell.tidy().await {
             log::warn!("tidying waits: {why}");
         }
+        if let Err(why) = cell.drop_old_uploads().await {
+            log::warn!("old uploads stay: {why}");
+        }
         smol::Timer::after(TIDY).await;
     }
 }

@@ -26,7 +26,8 @@ use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, Via, error_js
 use crate::dashboard::auth::{Auth, Proof, bearer, network};
 use crate::dashboard::direct::{self, DIRECT_MAX, Handler, while_there};
 use crate::dashboard::head::{self, HEAD_BYTES_MAX, Head, Hosts, Progress, Refusal};
-use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, page, unauthorized};
+use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, unauthorized};
+use crate::dashboard::pages::{Page, page};
 use crate::keys::sha256;
 use crate::wire::Accepted;
 
@@ -334,7 +335,9 @@ async fn serve(mut client: Accepted, place: Place) {
             return relay(Upgrade { stream: client, key, ahead, from: place.address });
         }
         let direct = shared.direct.borrow().find(head.path());
+        let page = page(head.path()).filter(|_| ["GET", "HEAD"].contains(&head.method.as_str()));
         let answered = match direct {
+            _ if page.is_some() => send_page(&mut client, &head, page, shared).await,
             Some(handler) => {
                 answer_directly(&mut client, &mut ahead, &head, &place, handler, &mut active).await
             }
@@ -422,6 +425,31 @@ async fn put(client: &mut Accepted, bytes: &[u8]) -> io::Result<()> {
     client.flush().await
 }
 
+/// Sends a page. True if another request may follow.
+async fn send_page(
+    client: &mut Accepted,
+    request: &Head,
+    page: Option<&'static Page>,
+    shared: &Shared,
+) -> Result<bool, Failure> {
+    let Some(page) = page else { return Err(head::UNAVAILABLE.into()) };
+    let header = |name| request.header(name).unwrap_or_default();
+    let (status, own, bytes) = page.answer(header("Accept-Encoding"), header("If-None-Match"));
+    let keep_alive = request.keeps_alive && !shared.closing.get();
+    let reason = tiny_http::StatusCode(status).default_reason_phrase();
+    let length = if status == 304 { String::new() } else { format!("Content-Length: {}\r\n", bytes.len()) };
+    let close = if keep_alive { "" } else { "Connection: close\r\n" };
+    let mut out =
+        format!("HTTP/1.1 {status} {reason}\r\n{own}{length}{close}{SECURITY}{PAGE_POLICY}\r\n").into_bytes();
+    if request.method != "HEAD" {
+        out.extend_from_slice(bytes);
+    }
+    for slice in out.chunks(2 * PIECE_BYTES) {
+        within(WRITE_WAIT, put(client, slice)).await?;
+    }
+    Ok(keep_alive)
+}
+
 /// A seat among the direct answers.
 fn take_seat(shared: &Shared) -> Option<Counted<'_>> {
     if shared.direct_count.get() >= DIRECT_MAX {
@@ -499,6 +527,7 @@ fn direct_request(
     let owned = |name| head.header(name).map(str::to_owned);
     Ok(ApiRequest {
         method: method.ok_or_else(|| bad("This method is not known here."))?,
+        is_head: head.method == "HEAD",
         path,
         query,
         content_type: owned("Content-Type"),
@@ -646,7 +675,6 @@ impl Answer {
         let status = answer.code.filter(|status| is_whole && (200..600).contains(status));
         let status = status.ok_or(head::UNAVAILABLE)?;
 
-        let is_page = page(request.path()).is_some();
         let mut head = format!("HTTP/1.1 {status} {}\r\n", answer.reason.unwrap_or_default()).into_bytes();
         let (mut length, mut is_chunked, mut has_type) = (None, false, false);
         for header in answer.headers.iter() {
@@ -656,7 +684,7 @@ impl Answer {
                 length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
             }
             is_chunked |= is("Transfer-Encoding");
-            if NOT_PASSED.iter().any(|name| is(name)) || (is("Cache-Control") && !is_page) {
+            if NOT_PASSED.iter().any(|name| is(name)) || is("Cache-Control") {
                 continue;
             }
             head.extend_from_slice(header.name.as_bytes());
@@ -669,7 +697,7 @@ impl Answer {
             return Err(head::UNAVAILABLE);
         }
         head.extend_from_slice(SECURITY.as_bytes());
-        head.extend_from_slice((if is_page { PAGE_POLICY } else { DATA_POLICY }).as_bytes());
+        head.extend_from_slice(DATA_POLICY.as_bytes());
         let left = match length {
             _ if request.method == "HEAD" || [204, 304].contains(&status) => Left::None,
             _ if is_chunked => Left::Chunks { bytes: 0, is_first: true },

@@ -15,6 +15,7 @@ mod direct;
 mod door;
 mod head;
 mod http;
+mod pages;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
