@@ -776,6 +776,9 @@ const TEXTS = {
   "help.recovery": "Recovery",
   "help.security": "Who sees what",
   "help.trouble": "When something is wrong",
+  "alert.older": "A newer Grove is out",
+  "alert.older.remedy": "One of your peers runs a newer version. Install it here, too, the way you installed this one.",
+  "alert.older.do": "About this cell",
 };
 
 // The end of the texts

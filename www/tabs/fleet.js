@@ -169,7 +169,7 @@ export async function open(root, ctx) {
         el("p", { className: "small muted" }, state)), more),
       waits,
       el("dl", { className: "peer-facts" }, el("div", {}, el("dt", {}, t("fleet.for_us")), el("dd", { className: "number" }, peer.held_for_us_bytes > 0 ? format.bytes(peer.held_for_us_bytes) : t("home.held.none"))),
-        el("div", {}, el("dt", {}, t("fleet.for_them")), el("dd", { className: "number" }, [peer.held_for_them_bytes > 0 ? format.bytes(peer.held_for_them_bytes) : t("home.held.none"), peer.quota_bytes > 0 && t("fleet.of", { bytes: format.bytes(peer.quota_bytes) })].filter(Boolean).join(" ")), used),
+        el("div", {}, el("dt", {}, t("fleet.for_them")), el("dd", { className: "number" }, [peer.held_for_them_bytes > 0 ? format.bytes(peer.held_for_them_bytes) : t("home.held.none"), peer.quota_bytes > 0 && t("fleet.of", { bytes: format.bytes(peer.quota_bytes) })].filter(Boolean).join(" "), used)),
         el("div", {}, el("dt", {}, t("fleet.health")), el("dd", {}, strip(days)))),
       fold,
       isOpen && el("div", { className: "stack peer-more" }, el("div", {}, el("h4", {}, t("fleet.routes")), routeList(peer)),
