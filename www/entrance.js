@@ -92,8 +92,8 @@ function showSignIn(session, start) {
 function step(name, title, text, body, foot, { wide } = {}) {
   const at = WALK.indexOf(name);
   const main = stage(
-    at >= 0 && el("ol", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
-      WALK.map((_, n) => el("li", { className: n <= at ? "done" : "" }))),
+    at >= 0 && el("div", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
+      WALK.map((_, n) => el("span", { className: n <= at ? "done" : "" }))),
     el("section", { className: "card" }, el("div", { className: "stack tight" }, el("h1", { tabIndex: -1 }, title), text && el("p", { className: "muted" }, text)),
       body, foot && el("div", { className: "foot" }, foot)));
   main.classList.toggle("wide", wide === true);
@@ -123,8 +123,8 @@ function showName(walk) {
 
 function stepForm(name, title, text, fields, action, send, more = []) {
   const at = WALK.indexOf(name);
-  stage(at >= 0 && el("ol", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
-    WALK.map((_, n) => el("li", { className: n <= at ? "done" : "" }))), form({ title, text, fields, action, send, more }));
+  stage(at >= 0 && el("div", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
+    WALK.map((_, n) => el("span", { className: n <= at ? "done" : "" }))), form({ title, text, fields, action, send, more }));
   app.querySelector("input, textarea")?.focus();
 }
 

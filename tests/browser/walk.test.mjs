@@ -16,6 +16,7 @@ test("a first visit ends with a kept phrase, a file that is safe, and a friend",
     await page.getByRole("button", { name, exact: true }).click();
   };
   await page.goto(cell.url);
+  await page.getByRole("heading", { name: "Welcome to Grove" }).waitFor();
   await checkAxe(page, "set-up");
   await shot(page, "walk-1-set-up-390-light");
   await page.getByLabel("New password").fill(PASSWORD);
