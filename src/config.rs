@@ -366,6 +366,21 @@ impl Config {
         }
     }
 
+    /// Sets one setting to a value, checked as when the file is read.
+    pub fn set(&mut self, key: &str, value: &Value) -> Result<(), ConfigError> {
+        let before = self.clone();
+        let outcome = self.take(key, value).and_then(|_| self.check());
+        if outcome.is_err() {
+            *self = before;
+        }
+        outcome
+    }
+
+    /// Every setting and its value.
+    pub fn values_now(&self) -> Vec<(&'static str, Value)> {
+        self.values()
+    }
+
     /// The text of config.json: every setting, one to a line, and after them the keys that are not known.
     pub fn to_text(&self) -> String {
         let mut lines: Vec<String> = self

@@ -43,7 +43,7 @@ pub(super) fn failure(why: &VaultError) -> ApiResponse {
     }
 }
 
-fn json(outcome: Result<String, VaultError>) -> ApiResponse {
+pub(super) fn json(outcome: Result<String, VaultError>) -> ApiResponse {
     match outcome {
         Ok(text) => ApiResponse::json_text(200, text),
         Err(why) => failure(&why),
@@ -286,6 +286,14 @@ impl Cell {
                 self.fresh.store(false, std::sync::atomic::Ordering::Relaxed);
                 json(kept.map(|()| "{\"ok\":true}".into()))
             }
+            (Method::Get, ["settings"]) => self.settings().await,
+            (Method::Post, ["settings"]) => self.change_settings(request.body.clone()).await,
+            (Method::Get, ["logs"]) => {
+                let after = number_param(&request, "after").unwrap_or(0);
+                ApiResponse::json_text(200, super::settings::logs_json(after))
+            }
+            (Method::Get, ["history"]) => ApiResponse::json_text(200, self.history_json()),
+            (Method::Get, ["peers", "health"]) => ApiResponse::json_text(200, self.peer_health_json()),
             (Method::Get, ["doctor"]) => json(self.doctor().await),
             (Method::Post, ["doctor", "adopt-home"]) => {
                 json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))

@@ -10,6 +10,7 @@ mod content;
 mod drill;
 mod events;
 pub mod files;
+mod history;
 mod hook;
 pub mod jobs;
 pub mod json;
@@ -21,6 +22,7 @@ pub mod placement;
 mod range;
 mod run;
 pub(crate) mod scrub;
+mod settings;
 mod share;
 mod uploads;
 mod watching;
@@ -85,6 +87,9 @@ pub struct Cell {
     fresh: Arc<std::sync::atomic::AtomicBool>,
     /// It runs until it is stopped, and may be started anew.
     is_service: std::cell::Cell<bool>,
+    history: history::History,
+    /// One change of config.json at a time.
+    setting: smol::lock::Mutex<()>,
     /// Wakes whoever starts it anew.
     again: (smol::channel::Sender<()>, smol::channel::Receiver<()>),
 }
@@ -120,6 +125,8 @@ impl Cell {
             uploads: uploads::Uploads::default(),
             fresh: Arc::default(),
             is_service: std::cell::Cell::new(false),
+            history: history::History::default(),
+            setting: smol::lock::Mutex::new(()),
             again: smol::channel::bounded(1),
         })
     }

@@ -233,6 +233,7 @@ async fn serve(
         executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
+        executor.spawn(super::history::keep(Rc::clone(&cell))),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
