@@ -116,9 +116,22 @@ function showName(walk) {
     if (wanted && wanted !== walk.session.name) {
       await api.post("settings", { name: wanted });
       walk.session.name = wanted;
+      // The cell goes by its new name after a new start: before an invitation carries the old one.
+      if ((await api.session()).name !== wanted) await startAnew(wanted);
     }
     await showPhrase(walk);
   });
+}
+
+/** Restarts the cell and waits until it answers by its name. */
+async function startAnew(name) {
+  await api.post("restart").catch((error) => { if (error.status !== 0) throw error; });
+  for (const end = Date.now() + 30000; Date.now() < end;) {
+    await new Promise((done) => setTimeout(done, 500));
+    const session = await api.session().catch(() => null);
+    if (session?.name === name) return;
+  }
+  throw new api.ApiError(0, "", t("error.no_answer"), t("error.no_answer.hint"));
 }
 
 function stepForm(name, title, text, fields, action, send, more = []) {
