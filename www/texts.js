@@ -73,7 +73,7 @@ const TEXTS = {
   "door.title": "Welcome to Grove",
   "door.text": "This is your own cell: a small computer that keeps your files safe. Two things, and it is yours.",
   "door.code": "Set-up code",
-  "door.code.note": "The cell showed it when it started: on its console, or in grove-setup.txt on its memory card.",
+  "door.code.note": "The cell showed it when it started: on its console, or in setup-code.txt on its memory card.",
   "door.fingerprint": "The console also shows the fingerprint of this connection. It should be:",
   "door.password": "New password",
   "door.password.note": "At least 8 letters. You need it for this page only.",
