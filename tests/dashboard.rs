@@ -456,3 +456,15 @@ fn folders_come_as_archives_that_unzip_takes() {
     assert_eq!(ask(&cell, "GET /api/v1/archive?path=album/big.bin", "", b"").status, 409);
     assert_eq!(raw(&cell, "GET /api/v1/archive?path=album", "", b"").status, 401);
 }
+
+#[test]
+fn relay_is_reached_through_tls_at_the_door() {
+    let temp = TempDir::new("dash-relay");
+    let hub = running(&temp, "hub", &[("relay.serve", "true"), ("relay.allow", "[\"all\"]")]);
+    let certificate = grove::keys::sha256(&fs::read(hub.dir.join("tls.crt")).unwrap());
+    let url = format!("wss://127.0.0.1:{}/relay#cert:{}", hub.port(), grove::id::hex(&certificate));
+    let cell = running(&temp, "ann", &[("relay.urls", &format!("[{url:?}]"))]);
+    wait_for("the cell is at the relay", || {
+        common::json_text(&cell.get("/routes")).contains("\"connected\":true").then_some(())
+    });
+}

@@ -169,6 +169,8 @@ async fn serve(
         name: cell.name.clone(),
         hosts: config.dashboard_hosts.clone(),
         body_bytes_max: BODY_BYTES_MAX,
+        tls_dir: Some(vault.dir.clone()),
+        addresses: crate::routes::interfaces::list().into_iter().map(|interface| interface.ip).collect(),
     };
     let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
         CellError::Other(format!("the dashboard cannot listen on port {}: {why}", config.http_port))
@@ -193,6 +195,10 @@ async fn serve(
         );
         if let Some(code) = dashboard.setup_code() {
             println!("To set the dashboard's password there, use the code {code}");
+            if let Some(fingerprint) = dashboard.fingerprint() {
+                println!("Over https:// the certificate is the cell's own; compare its SHA-256 fingerprint:");
+                println!("{fingerprint}");
+            }
         }
         note_setup_code(dashboard.setup_code());
     }

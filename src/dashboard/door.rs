@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -77,6 +77,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// one. Each request takes three, so this is enough for all handlers at once.
 const SPARE_DESCRIPTORS: usize = 40;
 
+/// The first byte of a TLS handshake.
+#[cfg(feature = "wss")]
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// Headers on every answer.
 const SECURITY: &str = "X-Content-Type-Options: nosniff\r\n\
     Referrer-Policy: no-referrer\r\n\
@@ -136,6 +140,9 @@ pub(crate) struct Shared {
     pub direct_count: Cell<usize>,
     /// Tells the hashes of API keys.
     pub keys: RefCell<Option<Keys>>,
+    /// Does TLS handshakes.
+    #[cfg(feature = "wss")]
+    pub tls: Option<futures_rustls::TlsAcceptor>,
 }
 
 /// Whether a SHA-256 is that of an API key.
@@ -173,6 +180,8 @@ impl Shared {
             direct: RefCell::default(),
             direct_count: Cell::new(0),
             keys: RefCell::new(None),
+            #[cfg(feature = "wss")]
+            tls: None,
         }
     }
 }
@@ -288,7 +297,7 @@ pub(crate) async fn accept(
     loop {
         match listener.accept().await {
             Ok((client, from)) => match Place::take(&shared, from.ip()) {
-                Some(place) => connections.spawn(serve(client.into(), place)).detach(),
+                Some(place) => connections.spawn(welcome(client, place)).detach(),
                 None => turn_away(client.into()).await,
             },
             Err(error) => {
@@ -305,12 +314,31 @@ async fn turn_away(mut client: Accepted) {
     let _ = smol::future::poll_once(client.write(&answer)).await;
 }
 
+/// Serves a connection, inside TLS if its first byte asks for that.
+async fn welcome(client: Async<TcpStream>, place: Place) {
+    let _ = client.get_ref().set_nodelay(true);
+    #[cfg(feature = "wss")]
+    if let Some(acceptor) = place.shared.tls.clone() {
+        let mut first = [0];
+        match within(HEAD_WAIT, client.peek(&mut first)).await {
+            Ok(1) if first[0] == TLS_HANDSHAKE => {
+                // A handshake that is not over in time is dropped, with whatever it is about.
+                match within(HEAD_WAIT, acceptor.accept(client)).await {
+                    Ok(client) => serve(Accepted::Tls(Box::new(client)), place).await,
+                    Err(why) => log::debug!("a TLS handshake with {} failed: {why}", place.address),
+                }
+                return;
+            }
+            Ok(1) => {}
+            _ => return,
+        }
+    }
+    serve(client.into(), place).await;
+}
+
 /// Serves one connection, request after request.
-///
-/// TLS would be told by its first byte (0x16) here, before the first head is read.
 async fn serve(mut client: Accepted, place: Place) {
     let shared = &*place.shared;
-    let _ = client.tcp().set_nodelay(true);
     let mut ahead = Vec::new();
     let mut idle = HEAD_WAIT;
     while !shared.closing.get() {

@@ -45,6 +45,8 @@ pub(crate) struct Context {
     pub calls: Sender<Call>,
     /// The cell's name.
     pub name: String,
+    /// SHA-256 of the certificate, if TLS is spoken.
+    pub fingerprint: Option<[u8; 32]>,
     /// Most bytes of a body.
     pub body_bytes_max: usize,
     /// Requests being handled, and streamed answers among them.
@@ -510,6 +512,7 @@ mod tests {
             auth: Arc::new(Auth::open(&folder.join("auth"), secret, "c").unwrap()),
             calls,
             name: String::new(),
+            fingerprint: None,
             body_bytes_max: 10,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),
