@@ -1,7 +1,7 @@
 // Settings, sessions, password, phrase, log, and the cell itself.
 
 import assert from "node:assert/strict";
-import { checkAxe, goTo, newPage, signIn } from "./lib/browser.mjs";
+import { checkAxe, goTo, newPage, signIn, signInAgain } from "./lib/browser.mjs";
 import { Cell, PASSWORD } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -30,6 +30,8 @@ test("settings are changed and hold over a restart from the page", async () => {
   await page.locator("dialog").getByRole("button", { name: "Restart" }).click();
   await waitFor("it has started anew", async () => (await cell.api("GET", "status").catch(() => null))?.name === "Kitchen", 60_000);
   assert.equal((await read()).copies, 3);
+  await page.waitForTimeout(3000);
+  await signInAgain(page);
   await page.locator(".side .cell-name", { hasText: "Kitchen" }).waitFor();
   await page.getByRole("button", { name: "Look over the machine" }).click();
   await page.locator(".settings-pane .plain-list li").first().waitFor();

@@ -55,6 +55,15 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   return page;
 }
 
+/** Signs in again where the page asks for it, as after a restart. */
+export async function signInAgain(page) {
+  await page.waitForSelector(".frame .page, .door input[type=password]");
+  if (!await page.locator(".door input[type=password]").count()) return;
+  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.waitForSelector(".frame .page");
+}
+
 /** Opens a cell's page, signed in. */
 export async function signIn(cell, options) {
   const page = await newPage(options);
