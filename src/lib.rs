@@ -14,6 +14,7 @@ pub mod buffers;
 pub mod card;
 pub mod catalog;
 pub mod cell;
+pub mod changes;
 pub mod chat;
 pub mod cli;
 pub mod clock;

@@ -13,6 +13,7 @@ use super::keeper::{Progress, Scope};
 use super::placement::{self, Wish};
 use super::{Cell, VERSION};
 use crate::alerts::Raised;
+use crate::changes::Part;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::brake;
 use crate::files::import::EntryCursor;
@@ -77,6 +78,18 @@ fn needs(field: &str) -> ApiResponse {
     )
 }
 
+/// What a request that changes something changes, by the first word after `/api/v1`.
+fn changed_by(word: Option<&Vec<u8>>) -> &'static [Part] {
+    match word.map_or(&b""[..], Vec::as_slice) {
+        b"share" | b"unshare" | b"feed" => &[Part::Feed, Part::Files],
+        b"peers" | b"invites" | b"join" => &[Part::Peers, Part::Status],
+        b"chat" => &[Part::Chat],
+        b"rm" | b"folders" | b"move" => &[Part::Files, Part::Status],
+        b"phrase" | b"confirm" | b"doctor" | b"settings" => &[Part::Status, Part::Alerts],
+        _ => &[],
+    }
+}
+
 /// Runs a short job on the pool.
 async fn pool<T: Send + 'static>(
     vault: &Arc<Vault>,
@@ -89,6 +102,15 @@ async fn pool<T: Send + 'static>(
 impl Cell {
     /// Answers one request. Long work goes on as a job.
     pub async fn answer(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
+        let parts = if request.method == Method::Get { &[][..] } else { changed_by(request.path.get(2)) };
+        let response = self.answer_inner(request).await;
+        if response.status < 400 {
+            parts.iter().for_each(|part| self.vault.changes.note(*part));
+        }
+        response
+    }
+
+    async fn answer_inner(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
         let path = request.path_text();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         if path == ["healthz"] {
@@ -108,6 +130,7 @@ impl Cell {
         };
         let vault = &self.vault;
         match (request.method, rest) {
+            (Method::Get, ["events"]) if request.is_direct => self.events(),
             (Method::Get, ["status"]) => json(self.status().await),
             (Method::Get, ["alerts"]) => {
                 let now = vault.now();

@@ -4,6 +4,7 @@ mod api;
 mod chat;
 mod checks;
 mod drill;
+mod events;
 pub mod files;
 mod hook;
 pub mod jobs;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use smol::LocalExecutor;
 use smol::lock::Semaphore;
 
+use crate::changes::Part;
 use crate::files::restore::Restorer;
 use crate::files::watch::WatchList;
 use crate::gc;
@@ -65,6 +67,8 @@ pub struct Cell {
     /// One restore drill at a time, and what the last came to.
     drilling: smol::lock::Mutex<()>,
     drilled: RefCell<Option<drill::Report>>,
+    /// Pages that watch changes.
+    event_streams: std::cell::Cell<usize>,
 }
 
 impl Cell {
@@ -77,6 +81,7 @@ impl Cell {
         let permits = Arc::new(Semaphore::new(threads));
         let keeper = Keeper::new(Arc::clone(&vault), Arc::clone(&permits), threads, watch);
         let name = open::cell_name(&vault.config);
+        let changes = Arc::clone(&vault.changes);
         Rc::new(Self {
             vault,
             name,
@@ -84,13 +89,14 @@ impl Cell {
             permits,
             threads,
             keeper,
-            jobs: Rc::new(Jobs::default()),
+            jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
+            event_streams: std::cell::Cell::new(0),
         })
     }
 
@@ -101,6 +107,8 @@ impl Cell {
 
     /// Something was published: peers should have it, and the mirror follows.
     fn after_change(self: &Rc<Self>) {
+        self.vault.changes.note(Part::Files);
+        self.vault.changes.note(Part::Status);
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }

@@ -40,6 +40,9 @@ const TELL_SERVICE: Duration = Duration::from_secs(30);
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
+/// Requests that are answered on the executor: their answers last, or are large.
+const DIRECT: &[&str] =
+    &["/api/v1/events", "/api/v1/content", "/api/v1/feed/content", "/api/v1/archive", "/api/v1/uploads"];
 /// When this cell stops, those that wait at it as a relay should come back within this.
 const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 
@@ -176,6 +179,11 @@ async fn serve(
     })?;
     lock.tell(dashboard.port(), cell.peer_port())
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
+    let asked = Rc::clone(&cell);
+    dashboard.serve_direct(DIRECT, move |request| {
+        let cell = Rc::clone(&asked);
+        Box::pin(async move { cell.answer(request).await })
+    });
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
         println!(

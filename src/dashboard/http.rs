@@ -19,7 +19,7 @@ use smol::channel::{Receiver, Sender, TrySendError};
 use smol::future::FutureExt;
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, read_target};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, Via, read_target};
 use crate::dashboard::auth::{Auth, Denied, Proof};
 use crate::id::hex;
 use crate::keys::sha256;
@@ -36,6 +36,8 @@ pub(crate) const REPLY_WAIT: Duration = Duration::from_secs(120);
 const REBUILD_PAUSE: Duration = Duration::from_millis(200);
 /// The header in which the door names the client's address.
 pub(crate) const CLIENT_HEADER: &str = "X-Grove-Client";
+/// The header in which the door says whether nobody on the way can read along.
+pub(crate) const PRIVATE_HEADER: &str = "X-Grove-Private";
 
 /// What the handlers share.
 pub(crate) struct Context {
@@ -203,7 +205,15 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     let cookie = header(request, "Cookie").map(str::to_owned);
     let proof = context.auth.check(header(request, "Authorization"), cookie.as_deref(), Instant::now());
     let content_type = header(request, "Content-Type").map(str::to_owned);
-    let range = header(request, "Range").map(str::to_owned);
+    let owned = |name| header(request, name).map(str::to_owned);
+    let (range, if_range) = (owned("Range"), owned("If-Range"));
+    let if_none_match = owned("If-None-Match");
+    let is_private = header(request, PRIVATE_HEADER) == Some("true");
+    let via = match proof {
+        Some(Proof::Secret) => Via::Secret,
+        Some(Proof::Session) => Via::Session,
+        None => Via::Nothing,
+    };
 
     let body = read_body(request, context.body_bytes_max)?;
     let words: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
@@ -214,12 +224,25 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     if proof.is_none() && words != [b"healthz"] {
         return Err(unauthorized());
     }
-    let authorized = proof.is_some();
-    let request = ApiRequest { method, path, query, content_type, range, body, authorized, client };
+    let request = ApiRequest {
+        method,
+        path,
+        query,
+        content_type,
+        range,
+        if_range,
+        if_none_match,
+        body,
+        authorized: proof.is_some(),
+        via,
+        is_private,
+        is_direct: false,
+        client,
+    };
     ask(context, request)
 }
 
-fn unauthorized() -> ApiResponse {
+pub(crate) fn unauthorized() -> ApiResponse {
     let hint = "Sign in on the dashboard, or send the cell's secret as `Authorization: Bearer …`.";
     ApiResponse::error(401, "unauthorized", "This needs signing in.", hint)
         .with_header("WWW-Authenticate", "Bearer")
@@ -392,17 +415,21 @@ fn write_page(request: Request, page: &'static Page) {
 
 /// A header that is one line of visible ASCII; anything else could become more than one header.
 fn checked_header(name: &str, value: &str) -> Option<Header> {
+    if is_plain_header(name, value) { Header::from_bytes(name, value).ok() } else { None }
+}
+
+/// See `checked_header`.
+pub(crate) fn is_plain_header(name: &str, value: &str) -> bool {
     let name_is_fine = !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
     let value_is_fine = value.bytes().all(|c| c.is_ascii_graphic() || c == b' ');
     if !name_is_fine || !value_is_fine {
         log::warn!("the header {name:?} of an answer is not plain text and is left out");
-        return None;
     }
-    Header::from_bytes(name, value).ok()
+    name_is_fine && value_is_fine
 }
 
 /// Not the cell's to set.
-fn is_framing(name: &str) -> bool {
+pub(crate) fn is_framing(name: &str) -> bool {
     let framing = ["Connection", "Content-Length", "Content-Type", "Transfer-Encoding", "Trailer", "Upgrade"];
     framing.iter().any(|framing| framing.eq_ignore_ascii_case(name))
 }
@@ -430,6 +457,14 @@ fn write_answer(request: Request, response: ApiResponse, context: &Arc<Context>)
                 log::debug!("a streamed answer was broken off: {error}");
             }
             drop(count);
+        }
+        Body::File(_) => {
+            log::error!("a part of a file was answered where only the door could send it");
+            write_answer(
+                request,
+                ApiResponse::error(500, "failed", "This answer could not be sent.", ""),
+                context,
+            );
         }
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod auth;
+mod direct;
 mod door;
 mod head;
 mod http;
@@ -30,8 +31,9 @@ use smol::channel::Receiver;
 use smol::future::FutureExt;
 use smol::{Async, LocalExecutor, Task, Timer};
 
-use crate::dashboard::api::Call;
+use crate::dashboard::api::{ApiRequest, Call};
 use crate::dashboard::auth::Auth;
+pub use crate::dashboard::direct::Answering;
 use crate::dashboard::door::Shared;
 pub use crate::dashboard::door::Upgrade;
 use crate::dashboard::head::Hosts;
@@ -136,6 +138,27 @@ impl Dashboard {
     /// From now on, connections that ask for a WebSocket at `/relay` are handed to `take`, which answers them.
     pub fn serve_relay(&self, take: impl Fn(Upgrade) + 'static) {
         *self.shared.relay.borrow_mut() = Some(Rc::new(take));
+    }
+
+    /// From now on, requests whose paths begin so are answered by `handler` on the executor, from the door: their
+    /// answers may last, and go out piece by piece as they come. A prefix takes itself and all below it; one that ends
+    /// with a slash only what is below. Only who is signed in, or has the cell's secret, gets to the handler; below
+    /// `/v1/` API keys do, too. The answer is dropped as soon as the client is gone: `Sender::send` fails then, and
+    /// `Sender::closed` wakes.
+    pub fn serve_direct(
+        &self,
+        prefixes: &[&'static str],
+        handler: impl Fn(ApiRequest) -> Answering + 'static,
+    ) {
+        let handler: direct::Handler = Rc::new(handler);
+        for prefix in prefixes {
+            self.shared.direct.borrow_mut().add(prefix, Rc::clone(&handler));
+        }
+    }
+
+    /// From now on, `is_key` tells by its SHA-256 whether a bearer token is an API key. Must not wait.
+    pub fn admit_keys(&self, is_key: impl Fn(&[u8; 32]) -> bool + 'static) {
+        *self.shared.keys.borrow_mut() = Some(Rc::new(is_key));
     }
 
     /// Stops within a second: no new connections, answers that have begun get half of it.

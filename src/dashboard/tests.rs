@@ -54,6 +54,12 @@ impl Cell {
             let inner = Rc::clone(&executor);
             smol::block_on(executor.run(async move {
                 let (dashboard, calls) = Dashboard::start(&inner, config).unwrap();
+                let (runs, gone) = (Rc::clone(&inner), Arc::clone(&counter));
+                dashboard.serve_direct(&["/api/v1/direct", "/v1/"], move |request| {
+                    let (runs, gone) = (Rc::clone(&runs), Arc::clone(&gone));
+                    Box::pin(async move { answer_directly(request, gone, &runs) })
+                });
+                dashboard.admit_keys(|hash| *hash == crate::keys::sha256(b"sk-key"));
                 tell.send((dashboard.port(), dashboard.setup_code())).await.unwrap();
                 let answers = inner.spawn(answer_all(calls, counter, Rc::clone(&inner)));
                 let _ = stopped.recv().await;
@@ -201,6 +207,175 @@ async fn answer_all(calls: Receiver<Call>, produced: Arc<AtomicU64>, executor: R
         };
         reply.send(response);
     }
+}
+
+/// Answers from the door; counts the clients that went away.
+fn answer_directly(
+    request: super::api::ApiRequest,
+    gone: Arc<AtomicU64>,
+    executor: &LocalExecutor<'static>,
+) -> ApiResponse {
+    let word = request.path_text().pop().unwrap_or_default();
+    let (pieces, receiver) = smol::channel::bounded::<io::Result<Vec<u8>>>(2);
+    match word.as_str() {
+        "silent" => {
+            let wait = async move {
+                pieces.closed().await;
+                gone.fetch_add(1, Ordering::SeqCst);
+            };
+            executor.spawn(wait).detach();
+            ApiResponse::stream(None, receiver)
+        }
+        "pieces" | "broken" => {
+            let is_broken = word == "broken";
+            let send = async move {
+                for n in 0..3 {
+                    let _ = pieces.send(Ok(format!("piece {n};").into_bytes())).await;
+                }
+                if is_broken {
+                    let _ = pieces.send(Err(io::ErrorKind::Other.into())).await;
+                }
+            };
+            executor.spawn(send).detach();
+            ApiResponse::stream(None, receiver)
+        }
+        _ => ApiResponse::json_text(
+            200,
+            format!("{:?} {:?} body {}", request.method, request.via, request.body.len()),
+        ),
+    }
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn open_silent(cell: &Cell) -> (TcpStream, String) {
+    let mut stream = cell.connect();
+    let head = format!("GET /api/v1/direct/silent HTTP/1.1\r\nHost: localhost\r\n{}\r\n", authorized(""));
+    stream.write_all(head.as_bytes()).unwrap();
+    let head = read_head(&mut stream);
+    (stream, head)
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn direct_stream_says_so_at_once_and_notices_that_its_client_is_gone() {
+    let cell = Cell::start();
+    let mut streams: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let (stream, head) = open_silent(&cell);
+            assert!(
+                head.starts_with("HTTP/1.1 200") && head.contains("Transfer-Encoding: chunked"),
+                "{head}"
+            );
+            assert!(head.contains("default-src 'none'") && head.contains("nosniff"), "{head}");
+            stream
+        })
+        .collect();
+    cell.is_well();
+    assert_eq!(cell.produced.load(Ordering::SeqCst), 0);
+    // A close, an end of what it says, and a reset.
+    drop(streams.pop());
+    streams[0].shutdown(Shutdown::Write).unwrap();
+    rustix::net::sockopt::set_socket_linger(&streams[1], Some(Duration::ZERO)).unwrap();
+    drop(streams.pop());
+    wait_for("all are noticed", || cell.produced.load(Ordering::SeqCst) == 3);
+    cell.is_well();
+}
+
+#[test]
+fn direct_answers_are_bounded_and_the_rest_is_told_so() {
+    let cell = Cell::start();
+    let streams: Vec<TcpStream> = (0..47).map(|_| open_silent(&cell).0).collect();
+    // From one machine come no more connections than this; the others are served on.
+    assert_eq!(cell.ask("GET /healthz", "", "").0, 200);
+    drop(streams);
+    wait_for("all are noticed", || cell.produced.load(Ordering::SeqCst) == 47);
+}
+
+#[test]
+fn direct_answers_are_for_those_who_may() {
+    let cell = Cell::start();
+    let (status, head, body) = cell.ask("GET /api/v1/direct/silent", "", "");
+    assert_eq!(status, 401, "{head}");
+    assert!(body.contains("\"unauthorized\"") && head.contains("no-store"), "{head} {body}");
+    assert_eq!(cell.ask("GET /v1/models", "Authorization: Bearer sk-other\r\n", "").0, 401);
+    let (status, _, body) = cell.ask("POST /v1/chat", "Authorization: Bearer sk-key\r\n", "{}");
+    assert!(status == 200 && body.contains("Key(") && body.contains("body 2"), "{body}");
+    // A key opens nothing else.
+    for path in ["/api/v1/direct/x", "/api/v1/status", "/metrics"] {
+        assert_eq!(cell.ask(&format!("GET {path}"), "Authorization: Bearer sk-key\r\n", "").0, 401, "{path}");
+    }
+    let (_, _, body) = cell.ask("GET /v1/models", &authorized(""), "");
+    assert!(body.contains("Secret"), "{body}");
+}
+
+#[test]
+fn strangers_get_no_further_on_the_direct_way() {
+    let cell = Cell::start();
+    let line = "POST /api/v1/direct/x";
+    for (headers, wanted) in [
+        ("Host: evil.example\r\n", 421),
+        ("Origin: http://evil.example\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+        ("Content-Length: 9223372036854775807\r\n", 400),
+        ("Content-Length: 1048577\r\n", 413),
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", 400),
+        ("Connection: upgrade\r\nUpgrade: h2c\r\n", 501),
+    ] {
+        let (status, _, body) = cell.ask(line, &authorized(headers), "");
+        assert!(status == wanted && body.contains("\"error\""), "{headers}: {status} {body}");
+    }
+    assert_eq!(cell.ask("POST /api/v1/direct/x", "Content-Length: 8193\r\n", "").0, 413);
+    for target in ["/api/v1/direct/../x", "/api/v1/direct/%2e%2e", "/api/v1/direct//x", "/api/v1/direct/%00"]
+    {
+        let (status, _, body) = cell.ask(&format!("GET {target}"), &authorized(""), "");
+        assert!(status == 400 && body.contains("\"error\""), "{target}: {status}");
+    }
+    // Bodies that never come, and half-closed connections.
+    let began = Instant::now();
+    let mut late = cell.connect();
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{}", authorized("Content-Length: 10\r\n\r\n"));
+    late.write_all(head.as_bytes()).unwrap();
+    cell.is_well();
+    assert_eq!(status(&read_rest(&mut late)), 408);
+    assert!(began.elapsed() < Duration::from_secs(9));
+    cell.is_well();
+}
+
+#[test]
+fn requests_after_a_direct_answer_are_answered_and_broken_ones_end_the_connection() {
+    let cell = Cell::start();
+    let one = |word: &str, more: &str| {
+        format!("GET /api/v1/direct/{word} HTTP/1.1\r\nHost: localhost\r\n{more}{}\r\n", authorized(""))
+    };
+    let text = cell.raw(&format!("{}{}", one("pieces", ""), one("x", "Connection: close\r\n")));
+    assert!(text.contains("8\r\npiece 0;\r\n") && text.contains("\r\n0\r\n\r\nHTTP/1.1 200"), "{text}");
+    assert!(text.ends_with("body 0"), "{text}");
+    let text = cell.raw(&one("broken", ""));
+    assert!(!text.contains("\r\n0\r\n"), "{text}");
+    let old = one("pieces", "").replace("HTTP/1.1", "HTTP/1.0");
+    let text = cell.raw(&old);
+    assert!(
+        text.contains("Connection: close\r\n") && text.ends_with("\r\n\r\npiece 0;piece 1;piece 2;"),
+        "{text}"
+    );
+    let (status, head, body) = cell.ask("HEAD /api/v1/direct/pieces", &authorized(""), "");
+    assert!(status == 200 && body.is_empty() && head.contains("chunked"), "{head}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
 use crate::card::{Card, Invite, InviteError, Role};
+use crate::changes::Part;
 use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
@@ -519,6 +520,8 @@ impl Sync {
             let before = *moved;
             let outcome = round::run(self, link, moved).await;
             link.moved.set(link.moved.get().and(moved.since(before)));
+            self.vault.changes.note(Part::Peers);
+            self.vault.changes.note(Part::Status);
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
                 return Ok(());
