@@ -348,6 +348,12 @@ impl Ask {
         Ok(ask)
     }
 
+    /// A question to one model, to learn what it offers.
+    pub fn named(model: &str) -> Self {
+        let body = format!("{{\"model\":{},\"messages\":[{{\"role\":\"user\"}}]}}", quoted(model));
+        Self::read(Kind::Chat, body.as_bytes()).expect("it is a request")
+    }
+
     /// The request for a server of OpenAI's form. `written` is what the answer consists of so far, in so many tokens.
     pub fn to_openai(&self, model: &str, written: Option<(&str, u32)>) -> String {
         let mut members = self.members.clone();
@@ -804,6 +810,16 @@ impl Name {
         members.set("object", object);
         members.set("created", &self.created.to_string());
         members.set("model", &quoted(&self.model));
+    }
+
+    /// The chunk at the beginning of a stream.
+    pub fn role_chunk(&self, grove: &str) -> String {
+        let mut sent = Members::default();
+        self.put(&mut sent, "\"chat.completion.chunk\"");
+        let delta = "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]";
+        sent.set("choices", delta);
+        sent.set("grove", grove);
+        sent.to_text()
     }
 
     /// The chunk at the end of a stream that tells the tokens.

@@ -22,3 +22,5 @@ pub mod managed;
 pub mod resume;
 pub mod router;
 pub mod server;
+pub mod service;
+pub mod talks;

@@ -233,6 +233,11 @@ impl Server {
         }
     }
 
+    /// Whether it is the one at this URL under this key.
+    pub fn is_same(&self, url: &Url, key: Option<&str>) -> bool {
+        self.url == *url && self.key() == key
+    }
+
     fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }

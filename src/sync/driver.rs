@@ -256,6 +256,8 @@ pub struct Sync {
     pub(super) errors: RefCell<HashMap<CellId, String>>,
     /// Conversations, where their file is open.
     pub(super) chats: RefCell<Option<Rc<Chats>>>,
+    /// This cell's models, where it has any use for them.
+    pub(super) models: RefCell<Option<Rc<dyn super::ai::Models>>>,
     tasks: RefCell<Vec<Task<()>>>,
     pub(super) recovering: Cell<usize>,
     pub(super) is_stopping: Cell<bool>,
@@ -345,6 +347,7 @@ impl Sync {
             waiting: Cell::new(0),
             errors: RefCell::default(),
             chats: RefCell::default(),
+            models: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),

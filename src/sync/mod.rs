@@ -6,6 +6,7 @@
 //! Promise: a chunk counts as copied only after its holder said that it is durable; nobody is given, shown or made to
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
+mod ai;
 mod audit;
 #[cfg(test)]
 mod audit_tests;
@@ -47,6 +48,7 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
+pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
