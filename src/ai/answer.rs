@@ -268,7 +268,7 @@ impl Answer {
             let place = Place::take(&backend, choice.facts.slots, tell);
             let began = instant();
             let strip = match (&so_far, backend.resumes()) {
-                (Some((text, _)), Resumes::Repeating) => Strip::new(self.ask.echo(text)),
+                (Some((text, tokens)), Resumes::Repeating) => Strip::new(self.ask.echo(text), *tokens),
                 _ => Strip::default(),
             };
             let (desk, ask, tried) = (&self.desk, &self.ask, &self.tried);
@@ -417,14 +417,9 @@ impl Answer {
             // Behind the end there is nothing more to say.
             return Ok(None);
         }
-        if !part.text.is_empty() || part.finish.is_some() {
-            let mut text = running.strip.take(&part.text);
-            if part.finish.is_some() {
-                text.push_str(&running.strip.rest());
-            }
-            if text != part.text {
-                part.set_text(self.ask.kind, text);
-            }
+        let text = running.strip.take(&part.text);
+        if text != part.text {
+            part.set_text(self.ask.kind, text);
         }
         self.is_finished = part.finish.is_some();
         if part.is_empty() {

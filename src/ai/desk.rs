@@ -28,7 +28,7 @@ pub trait Source {
 /// How a backend takes the beginning of an answer that it is to go on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resumes {
-    /// It repeats the beginning and goes on.
+    /// It may repeat the beginning, and goes on.
     Repeating,
     /// It goes on.
     Silently,

@@ -214,7 +214,7 @@ fn who_fails_before_the_first_token_is_passed_over_in_silence() {
 fn an_answer_that_breaks_off_is_gone_on_with_once_and_is_exact() {
     for seed in 0..300 {
         let mut dice = Dice::new(seed, "answer");
-        let count = dice.below(LAST as u64) as usize + 1;
+        let count = dice.below(LAST as u64 - 1) as usize + 2;
         let act = if dice.percent(50) { Act::Break(count) } else { Act::Cut(count) };
         let resumes = if dice.percent(50) { Repeating } else { Silently };
         let first = Counter::new(1, Repeating, &[act]);
