@@ -139,6 +139,11 @@ impl Load {
         self.error.borrow_mut().clear();
     }
 
+    /// It tells that it is there, which is no proof that it answers.
+    pub fn note_seen(&self, now: Instant) {
+        self.seen_at.set(Some(now));
+    }
+
     /// It gave a sign of life within this time.
     pub fn was_seen(&self, now: Instant, within: Duration) -> bool {
         self.seen_at.get().is_some_and(|at| now.saturating_duration_since(at) < within)

@@ -190,7 +190,8 @@ impl Friend {
     /// It has told of itself.
     pub fn hear(&self, beat: Beat) {
         let now = instant();
-        // A beat is a sign of life, and no proof that it answers: what was lately given up is tried again only in time.
+        // What was lately given up is tried again only in time.
+        self.load.note_seen(now);
         *self.beat.borrow_mut() = Some((now, beat));
     }
 

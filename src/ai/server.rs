@@ -212,6 +212,7 @@ pub struct Server {
     cell: String,
     looked: RefCell<Option<Looked>>,
     looked_at: Cell<Option<Instant>>,
+    /// Answers that others had under way there, when that was looked at.
     busy: Cell<Option<(Instant, u32)>>,
     load: Load,
 }
@@ -283,16 +284,17 @@ impl Server {
             if let Ok(Value::Array(slots)) = miniserde::json::from_str::<Value>(&text) {
                 let is_busy =
                     |slot: &&Value| matches!(slot, Value::Object(slot) if json::is(slot, "is_processing"));
-                self.busy.set(Some((instant(), slots.iter().filter(is_busy).count() as u32)));
+                let busy = slots.iter().filter(is_busy).count() as u32;
+                self.busy.set(Some((instant(), busy.saturating_sub(self.load.in_flight.get()))));
             }
         }
     }
 
-    /// Answers under way there: those that were assigned, or more if others use it.
+    /// Answers under way there: those that were assigned, and those of others who use it.
     pub fn busy(&self) -> u32 {
         let assigned = self.load.in_flight.get();
         match self.busy.get() {
-            Some((at, busy)) if instant().duration_since(at) < BUSY_FRESH => busy.max(assigned),
+            Some((at, busy)) if instant().duration_since(at) < BUSY_FRESH => busy + assigned,
             _ => assigned,
         }
     }
