@@ -2,8 +2,11 @@
 
 mod ai;
 mod api;
+mod archive;
+mod browse;
 mod chat;
 mod checks;
+mod content;
 mod drill;
 mod events;
 pub mod files;
@@ -15,9 +18,11 @@ mod metrics;
 pub mod open;
 mod peers;
 pub mod placement;
+mod range;
 mod run;
 pub(crate) mod scrub;
 mod share;
+mod uploads;
 mod watching;
 
 use std::cell::RefCell;
@@ -72,6 +77,9 @@ pub struct Cell {
     drilled: RefCell<Option<drill::Report>>,
     /// Pages that watch changes.
     event_streams: std::cell::Cell<usize>,
+    /// Turns to read files chunk by chunk for others than restores.
+    chunk_streams: Semaphore,
+    uploads: uploads::Uploads,
 }
 
 impl Cell {
@@ -101,6 +109,8 @@ impl Cell {
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
             event_streams: std::cell::Cell::new(0),
+            chunk_streams: Semaphore::new(content::CHUNK_STREAMS_MAX),
+            uploads: uploads::Uploads::default(),
         })
     }
 

@@ -169,6 +169,8 @@ async fn serve(
         name: cell.name.clone(),
         hosts: config.dashboard_hosts.clone(),
         body_bytes_max: BODY_BYTES_MAX,
+        tls_dir: Some(vault.dir.clone()),
+        addresses: crate::routes::interfaces::list().into_iter().map(|interface| interface.ip).collect(),
     };
     let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
         CellError::Other(format!("the dashboard cannot listen on port {}: {why}", config.http_port))
@@ -196,6 +198,10 @@ async fn serve(
         );
         if let Some(code) = dashboard.setup_code() {
             println!("To set the dashboard's password there, use the code {code}");
+            if let Some(fingerprint) = dashboard.fingerprint() {
+                println!("Over https:// the certificate is the cell's own; compare its SHA-256 fingerprint:");
+                println!("{fingerprint}");
+            }
         }
         note_setup_code(dashboard.setup_code());
     }
@@ -434,6 +440,9 @@ async fn tidy(cell: Rc<Cell>) {
     loop {
         if let Err(why) = cell.tidy().await {
             log::warn!("tidying waits: {why}");
+        }
+        if let Err(why) = cell.drop_old_uploads().await {
+            log::warn!("old uploads stay: {why}");
         }
         smol::Timer::after(TIDY).await;
     }

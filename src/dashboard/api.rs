@@ -60,6 +60,8 @@ impl Method {
 pub struct ApiRequest {
     /// What to do.
     pub method: Method,
+    /// It is a `HEAD`: no body is sent, so that none need be made.
+    pub is_head: bool,
     /// Decoded segments of the path, none for `/`. Never empty, `.` or `..`, and never with a NUL; any other
     /// bytes, a decoded `/` too, because names of files need not be UTF-8.
     pub path: Vec<Vec<u8>>,
@@ -105,6 +107,7 @@ impl Default for ApiRequest {
     fn default() -> Self {
         Self {
             method: Method::Get,
+            is_head: false,
             path: Vec::new(),
             query: Vec::new(),
             content_type: None,
@@ -147,7 +150,7 @@ pub enum Body {
         receiver: smol::channel::Receiver<io::Result<Vec<u8>>>,
     },
     /// A part of a file as it lies on the disk. Only for requests that are direct.
-    File(FilePart),
+    File(Box<FilePart>),
 }
 
 /// A part of an open file. If the file changes before all of it was sent, the connection is broken off.

@@ -179,7 +179,7 @@ pub(crate) async fn write(
         }
         Body::File(part) => {
             flush(client).await?;
-            write_file(client, part).await?;
+            write_file(client, *part).await?;
         }
     }
     flush(client).await?;

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -26,7 +26,8 @@ use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, Via, error_js
 use crate::dashboard::auth::{Auth, Proof, bearer, network};
 use crate::dashboard::direct::{self, DIRECT_MAX, Handler, while_there};
 use crate::dashboard::head::{self, HEAD_BYTES_MAX, Head, Hosts, Progress, Refusal};
-use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, page, unauthorized};
+use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, unauthorized};
+use crate::dashboard::pages::{Page, page};
 use crate::keys::sha256;
 use crate::wire::Accepted;
 
@@ -75,6 +76,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that must be free before a request goes on: tiny_http aborts the process where it cannot duplicate
 /// one. Each request takes three, so this is enough for all handlers at once.
 const SPARE_DESCRIPTORS: usize = 40;
+
+/// The first byte of a TLS handshake.
+#[cfg(feature = "wss")]
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Headers on every answer.
 const SECURITY: &str = "X-Content-Type-Options: nosniff\r\n\
@@ -135,6 +140,9 @@ pub(crate) struct Shared {
     pub direct_count: Cell<usize>,
     /// Tells the hashes of API keys.
     pub keys: RefCell<Option<Keys>>,
+    /// Does TLS handshakes.
+    #[cfg(feature = "wss")]
+    pub tls: Option<futures_rustls::TlsAcceptor>,
 }
 
 /// Whether a SHA-256 is that of an API key.
@@ -172,6 +180,8 @@ impl Shared {
             direct: RefCell::default(),
             direct_count: Cell::new(0),
             keys: RefCell::new(None),
+            #[cfg(feature = "wss")]
+            tls: None,
         }
     }
 }
@@ -287,7 +297,7 @@ pub(crate) async fn accept(
     loop {
         match listener.accept().await {
             Ok((client, from)) => match Place::take(&shared, from.ip()) {
-                Some(place) => connections.spawn(serve(client.into(), place)).detach(),
+                Some(place) => connections.spawn(welcome(client, place)).detach(),
                 None => turn_away(client.into()).await,
             },
             Err(error) => {
@@ -304,12 +314,31 @@ async fn turn_away(mut client: Accepted) {
     let _ = smol::future::poll_once(client.write(&answer)).await;
 }
 
+/// Serves a connection, inside TLS if its first byte asks for that.
+async fn welcome(client: Async<TcpStream>, place: Place) {
+    let _ = client.get_ref().set_nodelay(true);
+    #[cfg(feature = "wss")]
+    if let Some(acceptor) = place.shared.tls.clone() {
+        let mut first = [0];
+        match within(HEAD_WAIT, client.peek(&mut first)).await {
+            Ok(1) if first[0] == TLS_HANDSHAKE => {
+                // A handshake that is not over in time is dropped, with whatever it is about.
+                match within(HEAD_WAIT, acceptor.accept(client)).await {
+                    Ok(client) => serve(Accepted::Tls(Box::new(client)), place).await,
+                    Err(why) => log::debug!("a TLS handshake with {} failed: {why}", place.address),
+                }
+                return;
+            }
+            Ok(1) => {}
+            _ => return,
+        }
+    }
+    serve(client.into(), place).await;
+}
+
 /// Serves one connection, request after request.
-///
-/// TLS would be told by its first byte (0x16) here, before the first head is read.
 async fn serve(mut client: Accepted, place: Place) {
     let shared = &*place.shared;
-    let _ = client.tcp().set_nodelay(true);
     let mut ahead = Vec::new();
     let mut idle = HEAD_WAIT;
     while !shared.closing.get() {
@@ -334,7 +363,9 @@ async fn serve(mut client: Accepted, place: Place) {
             return relay(Upgrade { stream: client, key, ahead, from: place.address });
         }
         let direct = shared.direct.borrow().find(head.path());
+        let page = page(head.path()).filter(|_| ["GET", "HEAD"].contains(&head.method.as_str()));
         let answered = match direct {
+            _ if page.is_some() => send_page(&mut client, &head, page, shared).await,
             Some(handler) => {
                 answer_directly(&mut client, &mut ahead, &head, &place, handler, &mut active).await
             }
@@ -422,6 +453,31 @@ async fn put(client: &mut Accepted, bytes: &[u8]) -> io::Result<()> {
     client.flush().await
 }
 
+/// Sends a page. True if another request may follow.
+async fn send_page(
+    client: &mut Accepted,
+    request: &Head,
+    page: Option<&'static Page>,
+    shared: &Shared,
+) -> Result<bool, Failure> {
+    let Some(page) = page else { return Err(head::UNAVAILABLE.into()) };
+    let header = |name| request.header(name).unwrap_or_default();
+    let (status, own, bytes) = page.answer(header("Accept-Encoding"), header("If-None-Match"));
+    let keep_alive = request.keeps_alive && !shared.closing.get();
+    let reason = tiny_http::StatusCode(status).default_reason_phrase();
+    let length = if status == 304 { String::new() } else { format!("Content-Length: {}\r\n", bytes.len()) };
+    let close = if keep_alive { "" } else { "Connection: close\r\n" };
+    let mut out =
+        format!("HTTP/1.1 {status} {reason}\r\n{own}{length}{close}{SECURITY}{PAGE_POLICY}\r\n").into_bytes();
+    if request.method != "HEAD" {
+        out.extend_from_slice(bytes);
+    }
+    for slice in out.chunks(2 * PIECE_BYTES) {
+        within(WRITE_WAIT, put(client, slice)).await?;
+    }
+    Ok(keep_alive)
+}
+
 /// A seat among the direct answers.
 fn take_seat(shared: &Shared) -> Option<Counted<'_>> {
     if shared.direct_count.get() >= DIRECT_MAX {
@@ -499,6 +555,7 @@ fn direct_request(
     let owned = |name| head.header(name).map(str::to_owned);
     Ok(ApiRequest {
         method: method.ok_or_else(|| bad("This method is not known here."))?,
+        is_head: head.method == "HEAD",
         path,
         query,
         content_type: owned("Content-Type"),
@@ -646,7 +703,6 @@ impl Answer {
         let status = answer.code.filter(|status| is_whole && (200..600).contains(status));
         let status = status.ok_or(head::UNAVAILABLE)?;
 
-        let is_page = page(request.path()).is_some();
         let mut head = format!("HTTP/1.1 {status} {}\r\n", answer.reason.unwrap_or_default()).into_bytes();
         let (mut length, mut is_chunked, mut has_type) = (None, false, false);
         for header in answer.headers.iter() {
@@ -656,7 +712,7 @@ impl Answer {
                 length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
             }
             is_chunked |= is("Transfer-Encoding");
-            if NOT_PASSED.iter().any(|name| is(name)) || (is("Cache-Control") && !is_page) {
+            if NOT_PASSED.iter().any(|name| is(name)) || is("Cache-Control") {
                 continue;
             }
             head.extend_from_slice(header.name.as_bytes());
@@ -669,7 +725,7 @@ impl Answer {
             return Err(head::UNAVAILABLE);
         }
         head.extend_from_slice(SECURITY.as_bytes());
-        head.extend_from_slice((if is_page { PAGE_POLICY } else { DATA_POLICY }).as_bytes());
+        head.extend_from_slice(DATA_POLICY.as_bytes());
         let left = match length {
             _ if request.method == "HEAD" || [204, 304].contains(&status) => Left::None,
             _ if is_chunked => Left::Chunks { bytes: 0, is_first: true },

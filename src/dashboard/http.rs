@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,6 @@ use tiny_http::{Header, Request, Response, Server, StatusCode};
 
 use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, Via, read_target};
 use crate::dashboard::auth::{Auth, Denied, Proof};
-use crate::id::hex;
-use crate::keys::sha256;
 
 /// Requests handled at once; the door lets no more through.
 pub(crate) const HANDLERS_MAX: usize = 16;
@@ -47,6 +45,8 @@ pub(crate) struct Context {
     pub calls: Sender<Call>,
     /// The cell's name.
     pub name: String,
+    /// SHA-256 of the certificate, if TLS is spoken.
+    pub fingerprint: Option<[u8; 32]>,
     /// Most bytes of a body.
     pub body_bytes_max: usize,
     /// Requests being handled, and streamed answers among them.
@@ -186,10 +186,6 @@ fn dispatch(request: Request, context: &Arc<Context>) {
 fn handle(mut request: Request, context: &Arc<Context>) {
     let is_head = *request.method() == tiny_http::Method::Head;
     let is_get = is_head || *request.method() == tiny_http::Method::Get;
-    let path = request.url().split('?').next().unwrap_or_default();
-    if let Some(page) = page(path).filter(|_| is_get) {
-        return write_page(request, page);
-    }
     let response = answer(&mut request, is_get, context).unwrap_or_else(|response| response);
     write_answer(request, response, context);
 }
@@ -224,8 +220,10 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     if proof.is_none() && words != [b"healthz"] {
         return Err(unauthorized());
     }
+    let is_head = *request.method() == tiny_http::Method::Head;
     let request = ApiRequest {
         method,
+        is_head,
         path,
         query,
         content_type,
@@ -357,62 +355,6 @@ fn denied(denied: Denied) -> ApiResponse {
     }
 }
 
-/// A file of the dashboard, in the binary.
-#[derive(Debug)]
-pub(crate) struct Page {
-    path: &'static str,
-    content_type: &'static str,
-    bytes: &'static [u8],
-}
-
-static PAGES: [Page; 5] = [
-    Page {
-        path: "/",
-        content_type: "text/html; charset=utf-8",
-        bytes: include_bytes!("../../www/index.html"),
-    },
-    Page {
-        path: "/style.css",
-        content_type: "text/css; charset=utf-8",
-        bytes: include_bytes!("../../www/style.css"),
-    },
-    Page {
-        path: "/app.js",
-        content_type: "text/javascript; charset=utf-8",
-        bytes: include_bytes!("../../www/app.js"),
-    },
-    Page {
-        path: "/api.js",
-        content_type: "text/javascript; charset=utf-8",
-        bytes: include_bytes!("../../www/api.js"),
-    },
-    Page { path: "/icon.svg", content_type: "image/svg+xml", bytes: include_bytes!("../../www/icon.svg") },
-];
-
-/// The page at exactly this path.
-pub(crate) fn page(path: &str) -> Option<&'static Page> {
-    PAGES.iter().find(|page| page.path == path)
-}
-
-/// One tag for all pages, as they change together.
-fn etag() -> &'static str {
-    static TAG: OnceLock<String> = OnceLock::new();
-    TAG.get_or_init(|| {
-        let all: Vec<u8> = PAGES.iter().flat_map(|page| sha256(page.bytes)).collect();
-        format!("\"{}\"", hex(&sha256(&all)[..8]))
-    })
-}
-
-fn write_page(request: Request, page: &'static Page) {
-    let is_known = header(&request, "If-None-Match").is_some_and(|tags| tags.contains(etag()));
-    let (status, bytes) = if is_known { (304, &[][..]) } else { (200, page.bytes) };
-    let headers = [("Content-Type", page.content_type), ("ETag", etag()), ("Cache-Control", "no-cache")];
-    let headers = headers.iter().filter_map(|(name, value)| checked_header(name, value)).collect();
-    let length = Some(bytes.len());
-    let response = Response::new(StatusCode(status), headers, bytes, length, None);
-    let _ = request.respond(response.with_chunked_threshold(usize::MAX));
-}
-
 /// A header that is one line of visible ASCII; anything else could become more than one header.
 fn checked_header(name: &str, value: &str) -> Option<Header> {
     if is_plain_header(name, value) { Header::from_bytes(name, value).ok() } else { None }
@@ -528,6 +470,7 @@ fn next_piece(pieces: &Receiver<io::Result<Vec<u8>>>) -> io::Result<Option<Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::hex;
 
     fn stream(length: Option<u64>, pieces: Vec<io::Result<Vec<u8>>>) -> (String, bool) {
         let (sender, receiver) = smol::channel::unbounded();
@@ -569,6 +512,7 @@ mod tests {
             auth: Arc::new(Auth::open(&folder.join("auth"), secret, "c").unwrap()),
             calls,
             name: String::new(),
+            fingerprint: None,
             body_bytes_max: 10,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),
@@ -578,7 +522,7 @@ mod tests {
         let page = || -> io::Result<String> {
             let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+            stream.write_all(b"GET /api/v1/session HTTP/1.1\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text).map(|_| text)
         };
@@ -610,14 +554,6 @@ mod tests {
         for (name, value) in [("X", "a\r\nSet-Cookie: b"), ("X: y", "a"), ("", "a"), ("X", "é"), ("X\n", "a")]
         {
             assert!(checked_header(name, value).is_none(), "{name:?} {value:?}");
-        }
-    }
-
-    #[test]
-    fn pages_are_found_by_their_exact_path() {
-        assert!(page("/").is_some() && page("/app.js").is_some());
-        for path in ["", "/index.html", "/App.js", "/app.js/", "//app.js", "/../style.css", "/healthz"] {
-            assert!(page(path).is_none(), "{path}");
         }
     }
 }

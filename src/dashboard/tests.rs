@@ -34,6 +34,7 @@ impl Cell {
 
     fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = std::env::temp_dir().join(format!("grove-http-{}", hex(&random::<8>())));
+        fs::create_dir(&folder).unwrap();
         let mut config = Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             socket_dir: folder.join("run"),
@@ -43,6 +44,8 @@ impl Cell {
             hosts: vec!["cell.example.org".to_owned()],
             opened: Vec::new(),
             body_bytes_max: BODY_BYTES_MAX,
+            tls_dir: Some(folder.clone()),
+            addresses: Vec::new(),
         };
         change(&mut config);
         let produced = Arc::new(AtomicU64::new(0));
@@ -376,6 +379,100 @@ fn requests_after_a_direct_answer_are_answered_and_broken_ones_end_the_connectio
     );
     let (status, head, body) = cell.ask("HEAD /api/v1/direct/pieces", &authorized(""), "");
     assert!(status == 200 && body.is_empty() && head.contains("chunked"), "{head}");
+}
+
+#[cfg(feature = "wss")]
+mod over_tls {
+    use super::*;
+    use crate::relay::tls_pinned;
+    use futures_rustls::rustls::pki_types::ServerName;
+    use futures_rustls::rustls::{ClientConnection, StreamOwned};
+
+    type Client = StreamOwned<ClientConnection, TcpStream>;
+
+    fn connect(cell: &Cell, fingerprint: [u8; 32]) -> Client {
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = ClientConnection::new(Arc::new(tls_pinned(fingerprint)), name).unwrap();
+        StreamOwned::new(client, cell.connect())
+    }
+
+    fn fingerprint(cell: &Cell) -> [u8; 32] {
+        crate::keys::sha256(&fs::read(cell.folder.join("tls.crt")).unwrap())
+    }
+
+    fn ask(cell: &Cell, request: &str) -> String {
+        let mut stream = connect(cell, fingerprint(cell));
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn same_answers_come_inside_tls() {
+        let cell = Cell::start();
+        let text = ask(&cell, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("</html>\n"), "{text}");
+        let head = |path: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{}\r\n", authorized(""))
+        };
+        let text = ask(&cell, &head("/api/v1/direct/pieces"));
+        assert!(text.contains("piece 2;") && text.ends_with("0\r\n\r\n"), "{text}");
+        let text = ask(&cell, &head("/api/v1/stream?bytes=655360"));
+        assert!(text.len() > 655_360, "{}", text.len());
+        assert_eq!(status(&ask(&cell, &head("/").replace("localhost", "evil.example"))), 421);
+        // Another certificate is not taken, and plain HTTP goes on.
+        let mut other = connect(&cell, [7; 32]);
+        assert!(other.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err());
+        cell.is_well();
+    }
+
+    #[test]
+    fn handshakes_that_never_end_hold_nobody_up() {
+        let mut cell = Cell::start();
+        let hello = {
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut client = ClientConnection::new(Arc::new(tls_pinned([0; 32])), name).unwrap();
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).unwrap();
+            bytes
+        };
+        let mut open: Vec<TcpStream> = Vec::new();
+        for bytes in [&[0x16][..], &[0x16; 600], &hello[..hello.len() / 2], &hello] {
+            for _ in 0..8 {
+                let mut stream = cell.connect();
+                stream.write_all(bytes).unwrap();
+                open.push(stream);
+            }
+        }
+        cell.is_well();
+        let began = Instant::now();
+        for mut stream in open {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        assert!(began.elapsed() < Duration::from_secs(9));
+        cell.is_well();
+        // A client that is gone in the middle, and a stop while some are there.
+        let mut stream = cell.connect();
+        stream.write_all(&hello).unwrap();
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        drop(stream);
+        let mut stream = cell.connect();
+        stream.write_all(&hello).unwrap();
+        assert!(cell.stop() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn silent_stream_inside_tls_notices_that_its_client_is_gone() {
+        let cell = Cell::start();
+        let mut stream = connect(&cell, fingerprint(&cell));
+        let head = format!("GET /api/v1/direct/silent HTTP/1.1\r\nHost: localhost\r\n{}\r\n", authorized(""));
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        drop(stream);
+        wait_for("it is noticed", || cell.produced.load(Ordering::SeqCst) == 1);
+    }
 }
 
 #[test]
@@ -845,6 +942,8 @@ fn address_in_use_is_named() {
         hosts: vec![],
         opened: Vec::new(),
         body_bytes_max: BODY_BYTES_MAX,
+        tls_dir: None,
+        addresses: Vec::new(),
     };
     let error = Dashboard::start(&executor, config).err().unwrap();
     assert!(error.to_string().contains(&format!("cannot listen on 127.0.0.1:{}", cell.port)), "{error}");

@@ -28,6 +28,8 @@ pub use client::{Circuit, CircuitError, Client, ConnectError, End, Keeper};
 pub use hub::Hub;
 #[cfg(feature = "wss")]
 pub(crate) use tls::over_tls;
+#[cfg(all(test, feature = "wss"))]
+pub(crate) use tls::pinned as tls_pinned;
 pub use url::Url;
 
 use std::io;

@@ -53,6 +53,12 @@ pub(crate) async fn over_tls(stream: TcpStream, host: &str) -> Result<BoxStream,
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }
 
+/// What a client needs that takes the certificate of this SHA-256 and no other.
+#[cfg(test)]
+pub(crate) fn pinned(fingerprint: [u8; 32]) -> ClientConfig {
+    config(Trust::Only(fingerprint)).expect("the provider has what TLS 1.3 needs")
+}
+
 enum Trust {
     /// This certificate and no other.
     Only([u8; 32]),
