@@ -45,6 +45,7 @@ pub mod sha256;
 pub mod simulation;
 pub mod state_files;
 pub mod store;
+pub mod sums;
 pub mod sync;
 pub mod vault;
 pub mod wire;

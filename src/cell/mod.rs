@@ -39,6 +39,7 @@ use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
 use crate::placement::ChunkId;
+use crate::sums::Sums;
 use crate::sync::Sync;
 use crate::vault::{Vault, VaultError};
 use jobs::Jobs;
@@ -72,6 +73,7 @@ pub struct Cell {
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
+    status_sums: Sums<(), api::StatusSums>,
     /// One restore drill at a time, and what the last came to.
     drilling: smol::lock::Mutex<()>,
     drilled: RefCell<Option<drill::Report>>,
@@ -106,6 +108,7 @@ impl Cell {
             ai: RefCell::default(),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
+            status_sums: Sums::default(),
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
             event_streams: std::cell::Cell::new(0),

@@ -7,6 +7,7 @@
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
 mod ai;
+mod attach;
 mod audit;
 #[cfg(test)]
 mod audit_tests;
@@ -27,6 +28,7 @@ pub mod health;
 mod keep;
 mod kept;
 mod link;
+mod newer;
 mod offer;
 mod outlook;
 mod part;
@@ -49,6 +51,7 @@ use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
 pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
+pub use attach::Attached;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
@@ -58,6 +61,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;
 pub(crate) use recover::{Others, bring_back};
