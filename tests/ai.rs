@@ -27,7 +27,10 @@ fn python() -> Option<PathBuf> {
         .get_or_init(|| {
             let named = std::env::var_os("GROVE_AI_PYTHON").map(PathBuf::from);
             let python = named.unwrap_or_else(|| "python3".into());
-            let has = Command::new(&python).args(["-c", "import xllamacpp, gguf, numpy"]).stderr(Stdio::null()).status();
+            let has = Command::new(&python)
+                .args(["-c", "import xllamacpp, gguf, numpy"])
+                .stderr(Stdio::null())
+                .status();
             has.is_ok_and(|status| status.success()).then_some(python)
         })
         .clone()
@@ -38,7 +41,9 @@ fn needs(test: &str) -> Option<PathBuf> {
     let python = python();
     if python.is_none() {
         assert!(!is_ci(), "the tests of models need Python with xllamacpp, gguf and numpy: GROVE_AI_PYTHON");
-        println!("skipped: {test} (it needs Python with xllamacpp, gguf and numpy; GROVE_AI_PYTHON names it)");
+        println!(
+            "skipped: {test} (it needs Python with xllamacpp, gguf and numpy; GROVE_AI_PYTHON names it)"
+        );
     }
     python
 }
@@ -259,7 +264,9 @@ fn counted(last: usize) -> String {
 }
 
 fn count_body(last: usize, more: &str) -> String {
-    format!(r#"{{"model":"auto","messages":[{{"role":"user","content":"count"}}],"stream":true,"max_tokens":{last},"temperature":0{more}}}"#)
+    format!(
+        r#"{{"model":"auto","messages":[{{"role":"user","content":"count"}}],"stream":true,"max_tokens":{last},"temperature":0{more}}}"#
+    )
 }
 
 /// What came of a stream.
@@ -391,7 +398,9 @@ fn befriend(a: &Cell, b: &Cell, offers: bool) {
         let peers = b.get("/peers");
         let is_friend = |peer: &Value| match peer {
             Value::Object(peer) => {
-                text(peer, "friendship") == "friends" && text(peer, "name") == a_name(a) && peer.get("online").is_some_and(|v| matches!(v, Value::Bool(true)))
+                text(peer, "friendship") == "friends"
+                    && text(peer, "name") == a_name(a)
+                    && peer.get("online").is_some_and(|v| matches!(v, Value::Bool(true)))
             }
             _ => false,
         };
@@ -420,7 +429,10 @@ fn answers_stream_whole_and_errors_are_those_that_clients_expect() {
     is_whole(&heard, 999);
     assert_eq!((heard.finish.as_str(), heard.cell.as_str(), heard.usage), ("length", "ann", 999));
     let heard = ask(&cell, r#"{"messages":[{"role":"user","content":"hi"}],"stream":true,"temperature":0}"#);
-    assert_eq!((heard.text.as_str(), heard.finish.as_str()), (" Hello from the tiny Grove test model .", "stop"));
+    assert_eq!(
+        (heard.text.as_str(), heard.finish.as_str()),
+        (" Hello from the tiny Grove test model .", "stop")
+    );
 
     // In one piece.
     let whole = count_body(5, "").replace("\"stream\":true", "\"stream\":false");
@@ -429,7 +441,12 @@ fn answers_stream_whole_and_errors_are_those_that_clients_expect() {
     assert_eq!(text(choice, "message.content"), " 1 2 3 4 5");
     assert_eq!((number(&told, "usage.completion_tokens"), text(&told, "model").as_str()), (5, "grove-tiny"));
     assert_eq!(text(&told, "grove.cell"), "ann");
-    let completion = ask_until(&cell, "/v1/completions", r#"{"model":"grove-tiny","prompt":" 1 2 3","max_tokens":4,"stream":true,"temperature":0}"#, |_| true);
+    let completion = ask_until(
+        &cell,
+        "/v1/completions",
+        r#"{"model":"grove-tiny","prompt":" 1 2 3","max_tokens":4,"stream":true,"temperature":0}"#,
+        |_| true,
+    );
     assert_eq!((completion.text.as_str(), completion.is_done), (" 4 5 6 7", true));
 
     // Errors.
@@ -445,13 +462,17 @@ fn answers_stream_whole_and_errors_are_those_that_clients_expect() {
     assert_eq!(error(chat, "{}"), (400, invalid.clone(), String::new()));
     let unknown = count_body(5, "").replace("auto", "gpt-9");
     assert_eq!(error(chat, &unknown), (404, invalid.clone(), "model_not_found".into()));
-    let long = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}],"stream":true}}"#, "count ".repeat(9000));
+    let long =
+        format!(r#"{{"messages":[{{"role":"user","content":"{}"}}],"stream":true}}"#, "count ".repeat(9000));
     assert_eq!(error(chat, &long), (400, invalid.clone(), "context_length_exceeded".into()));
     assert_eq!(error("/v1/nothing", "{}").0, 404);
 
     // Models, keys, and the command line.
     let models = object(&cell.client().get_json("/v1/models").unwrap());
-    let ids: Vec<String> = items(&models, "data").iter().map(|item| if let Value::Object(item) = item { text(item, "id") } else { String::new() }).collect();
+    let ids: Vec<String> = items(&models, "data")
+        .iter()
+        .map(|item| if let Value::Object(item) = item { text(item, "id") } else { String::new() })
+        .collect();
     assert_eq!(ids, ["auto", "grove-tiny"]);
     let key = cell.cli(["ai", "--new-key", "laptop"]).ok().out.trim().to_owned();
     let stored = std::fs::read_to_string(cell.dir.join("ai.json")).unwrap();
@@ -657,7 +678,8 @@ fn three_cells_go_on_with_each_others_answers_and_one_hop_is_all() {
     let Some(_) = needs("three_cells_go_on_with_each_others_answers_and_one_hop_is_all") else { return };
     let (one, two) = (Llama::start(MIDDLING, "grove-tiny", 1), Llama::start(MIDDLING, "grove-tiny", 1));
     let at = TempDir::new("ai-three");
-    let (a, mut b, c) = (cell(&at, "ann", &[]), cell(&at, "bob", &[one.url()]), cell(&at, "cy", &[two.url()]));
+    let (a, mut b, c) =
+        (cell(&at, "ann", &[]), cell(&at, "bob", &[one.url()]), cell(&at, "cy", &[two.url()]));
     wait_backends(&b, 1);
     wait_backends(&c, 1);
     befriend(&a, &b, true);
@@ -681,7 +703,9 @@ fn three_cells_go_on_with_each_others_answers_and_one_hop_is_all() {
     a.cli(["ai", "--offer", &a_name(other)]).ok();
     thread::sleep(Duration::from_secs(3));
     let told = other.get("/ai");
-    let kinds = items(&told, "backends").iter().filter(|backend| matches!(backend, Value::Object(backend) if text(backend, "kind") == "friend"));
+    let kinds = items(&told, "backends")
+        .iter()
+        .filter(|backend| matches!(backend, Value::Object(backend) if text(backend, "kind") == "friend"));
     assert_eq!(kinds.count(), 0, "{}", json::to_string(&told));
 }
 
@@ -705,7 +729,10 @@ fn a_server_that_has_gone_silent_is_given_up_within_two_seconds() {
 
 #[test]
 fn a_managed_server_is_started_by_the_first_question_and_again_after_a_crash() {
-    let Some(python) = needs("a_managed_server_is_started_by_the_first_question_and_again_after_a_crash") else { return };
+    let Some(python) = needs("a_managed_server_is_started_by_the_first_question_and_again_after_a_crash")
+    else {
+        return;
+    };
     let at = TempDir::new("ai-managed");
     let bin = at.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
@@ -732,13 +759,23 @@ fn a_managed_server_is_started_by_the_first_question_and_again_after_a_crash() {
     assert_eq!(state(&cell), "ready");
     let marker = cell.dir.join("models/count.gguf").display().to_string();
     let child = || {
-        let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&marker))).next()
+        let pids = std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&marker))
+        })
+        .next()
     };
     let pid = child().expect("the child runs");
     let environ = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(!environ.contains("api-key"));
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     is_whole(&ask(&cell, &count_body(30, "")), 30);
     assert_ne!(child().expect("the child runs again"), pid);
     wait_for("it is stopped when idle", || (state(&cell) == "asleep" && child().is_none()).then_some(()));

@@ -321,7 +321,8 @@ impl Answer {
         // What says most stays: a prompt that is too long is no matter of luck.
         let says_less = matches!(
             (&self.failure, &failure),
-            (Some(Failure::TooLong(_)), _) | (Some(Failure::Broken(_)), Failure::Busy(_) | Failure::Lacking(_))
+            (Some(Failure::TooLong(_)), _)
+                | (Some(Failure::Broken(_)), Failure::Busy(_) | Failure::Lacking(_))
         );
         if !says_less {
             self.failure = Some(failure);
@@ -371,14 +372,18 @@ impl Answer {
             );
         }
         match &self.failure {
-            Some(Failure::TooLong(error) | Failure::Lacking(error) | Failure::Refused(error)) => error.clone(),
+            Some(Failure::TooLong(error) | Failure::Lacking(error) | Failure::Refused(error)) => {
+                error.clone()
+            }
             Some(Failure::Busy(why)) => {
                 ApiError::new(503, "server_error", "busy", format!("all who could answer are busy: {why}"))
             }
-            Some(Failure::Broken(why)) => {
-                ApiError::unavailable(format!("nobody answers: {why}; see Settings, or `grove ai --backends`"))
+            Some(Failure::Broken(why)) => ApiError::unavailable(format!(
+                "nobody answers: {why}; see Settings, or `grove ai --backends`"
+            )),
+            None if self.guest.is_some() => {
+                ApiError::new(503, "server_error", "busy", "nothing is free here now")
             }
-            None if self.guest.is_some() => ApiError::new(503, "server_error", "busy", "nothing is free here now"),
             None if !self.desk.has_any(&self.ask) => match &self.ask.cell {
                 Some(cell) => ApiError::new(
                     404,
@@ -454,7 +459,8 @@ impl Answer {
         let load = choice.backend.load();
         load.note_life(instant());
         let first = first.unwrap_or(last);
-        let (wrote, read) = (last.duration_since(first).as_secs_f64(), first.duration_since(began).as_secs_f64());
+        let (wrote, read) =
+            (last.duration_since(first).as_secs_f64(), first.duration_since(began).as_secs_f64());
         let is_own = choice.backend.is_own();
         let mut decode = load.decode.get();
         let counted = (tokens >= MEASURED_MIN && wrote > 0.0).then(|| f64::from(tokens - 1) / wrote);

@@ -230,7 +230,13 @@ impl Book {
         }
         let key = format!("{KEY_BEGINS}{}", hex(&random::<32>()));
         let id = hex(&random::<8>());
-        let row = KeyRow { id: id.clone(), name: name.to_owned(), hash: sha256(key.as_bytes()), created: now, used: 0 };
+        let row = KeyRow {
+            id: id.clone(),
+            name: name.to_owned(),
+            hash: sha256(key.as_bytes()),
+            created: now,
+            used: 0,
+        };
         self.keys.push(row);
         Ok((id, key))
     }
@@ -312,13 +318,22 @@ mod tests {
         book.add_server("http://pc:11434", None).unwrap();
         let (id, key) = book.make_key("lap\"top", 7).unwrap();
         let peer = CellId([3; 32]);
-        let offer = OfferRow { is_on: true, models: vec!["m".into()], from_hour: 22, to_hour: 6, ..OfferRow::default() };
+        let offer = OfferRow {
+            is_on: true,
+            models: vec!["m".into()],
+            from_hour: 22,
+            to_hour: 6,
+            ..OfferRow::default()
+        };
         book.set_offer(peer, offer).unwrap();
         book.note_used(peer, 20_000, 500);
         book.note_used(CellId([4; 32]), 20_000, 1);
         let again = Book::read(&book.to_text()).unwrap();
         assert_eq!(again.to_text(), book.to_text());
-        assert_eq!((again.offers, again.keys.len(), again.servers), (book.offers.clone(), 1, book.servers.clone()));
+        assert_eq!(
+            (again.offers, again.keys.len(), again.servers),
+            (book.offers.clone(), 1, book.servers.clone())
+        );
         assert!(!book.to_text().contains(&key));
         assert!(book.has_key(&sha256(key.as_bytes())) && !book.has_key(&sha256(b"other")));
         assert!(book.revoke_key(&id) && !book.revoke_key(&id) && !book.has_key(&sha256(key.as_bytes())));

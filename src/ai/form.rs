@@ -117,7 +117,8 @@ impl Failure {
     pub fn from_answer(status: u16, text: &str) -> Self {
         let object = json::read_object(text).unwrap_or_default();
         let (message, kind, code) = error_words(&object);
-        let message = cut(if message.is_empty() { "the model server gave no reason" } else { &message }, 1000);
+        let message =
+            cut(if message.is_empty() { "the model server gave no reason" } else { &message }, 1000);
         let is_context = kind == "exceed_context_size_error"
             || code == "context_length_exceeded"
             || message.contains("context size")
@@ -132,7 +133,9 @@ impl Failure {
             return Self::TooLong(error);
         }
         match status {
-            400 | 413 | 415 | 422 => Self::Refused(ApiError::new(status, "invalid_request_error", &code, message)),
+            400 | 413 | 415 | 422 => {
+                Self::Refused(ApiError::new(status, "invalid_request_error", &code, message))
+            }
             401 | 403 => Self::Broken(format!("it wants another key: {message}")),
             404 | 405 | 501 => {
                 Self::Lacking(ApiError::new(404, "invalid_request_error", "model_not_found", message))
@@ -319,7 +322,8 @@ impl Ask {
             || matches!(object.get("logprobs"), Some(Value::Bool(true) | Value::Number(_)))
             || json::is(&object, "echo")
             || (kind == Kind::Completion && !matches!(object.get("prompt"), Some(Value::String(_))));
-        let answer_max = ["max_completion_tokens", "max_tokens"].iter().find_map(|key| positive(&object, key));
+        let answer_max =
+            ["max_completion_tokens", "max_tokens"].iter().find_map(|key| positive(&object, key));
         let options = json::part(&object, "stream_options");
         let ask = Self {
             kind,
@@ -366,7 +370,8 @@ impl Ask {
         if self.kind == Kind::Chat {
             members.set("messages", &self.messages_with(written));
         } else {
-            let prompt = members.get("prompt").and_then(|text| miniserde::json::from_str::<String>(text).ok());
+            let prompt =
+                members.get("prompt").and_then(|text| miniserde::json::from_str::<String>(text).ok());
             members.set("prompt", &quoted(&(prompt.unwrap_or_default() + written)));
         }
         for key in ["max_completion_tokens", "max_tokens"] {
@@ -390,8 +395,7 @@ impl Ask {
             let open = text.strip_suffix(']').unwrap_or(text).trim_end();
             return format!("{open},{message}]");
         }
-        let mut messages: Vec<String> =
-            self.messages.iter().map(miniserde::json::to_string).collect();
+        let mut messages: Vec<String> = self.messages.iter().map(miniserde::json::to_string).collect();
         messages.pop();
         messages.push(message);
         format!("[{}]", messages.join(","))
@@ -424,12 +428,22 @@ impl Ask {
         asked.set("messages", &format!("[{}]", messages.join(",")));
         asked.set("stream", "true");
         let mut options = Members::default();
-        for key in ["temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty"] {
+        for key in [
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "seed",
+            "stop",
+            "frequency_penalty",
+            "presence_penalty",
+        ] {
             if let Some(value) = self.members.get(key).filter(|value| *value != "null") {
                 options.set(key, value);
             }
         }
-        let left = self.answer_max.map(|max| max.saturating_sub(written.map_or(0, |(_, tokens)| tokens)).max(1));
+        let left =
+            self.answer_max.map(|max| max.saturating_sub(written.map_or(0, |(_, tokens)| tokens)).max(1));
         if let Some(max) = left {
             options.set("num_predict", &max.to_string());
         }
@@ -645,7 +659,8 @@ impl Part {
         if !text.is_empty() {
             delta.set("content", &quoted(text));
         }
-        let thought = message.and_then(|message| json::text(message, "thinking")).filter(|text| !text.is_empty());
+        let thought =
+            message.and_then(|message| json::text(message, "thinking")).filter(|text| !text.is_empty());
         if let Some(thought) = thought {
             delta.set("reasoning_content", &quoted(thought));
         }
@@ -691,7 +706,13 @@ impl Part {
             let (message, ..) = error_words(&object);
             return Err(Failure::Broken(cut(&message, 500)));
         }
-        Ok(Self { members, usage: usage_of(&object), whole: Some(text), finish: Some("stop".into()), ..Self::default() })
+        Ok(Self {
+            members,
+            usage: usage_of(&object),
+            whole: Some(text),
+            finish: Some("stop".into()),
+            ..Self::default()
+        })
     }
 
     fn set_choices(&mut self, delta: &str) {
@@ -816,7 +837,8 @@ impl Name {
     pub fn role_chunk(&self, grove: &str) -> String {
         let mut sent = Members::default();
         self.put(&mut sent, "\"chat.completion.chunk\"");
-        let delta = "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]";
+        let delta =
+            "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]";
         sent.set("choices", delta);
         sent.set("grove", grove);
         sent.to_text()
@@ -903,7 +925,8 @@ impl Gathered {
         if kind == Kind::Completion {
             name.put(&mut answer, "\"text_completion\"");
             let text = quoted(&self.text);
-            let choice = format!("[{{\"index\":0,\"text\":{text},\"logprobs\":null,\"finish_reason\":{finish}}}]");
+            let choice =
+                format!("[{{\"index\":0,\"text\":{text},\"logprobs\":null,\"finish_reason\":{finish}}}]");
             answer.set("choices", &choice);
         } else {
             name.put(&mut answer, "\"chat.completion\"");
@@ -927,7 +950,9 @@ impl Gathered {
                 message.set("tool_calls", &format!("[{}]", calls.join(",")));
             }
             let message = message.to_text();
-            let choice = format!("[{{\"index\":0,\"message\":{message},\"logprobs\":null,\"finish_reason\":{finish}}}]");
+            let choice = format!(
+                "[{{\"index\":0,\"message\":{message},\"logprobs\":null,\"finish_reason\":{finish}}}]"
+            );
             answer.set("choices", &choice);
         }
         answer.set("usage", &usage_text(usage));
@@ -960,7 +985,10 @@ mod tests {
             r#"{"tools":[{"z":1,"a":2}],"temperature":0.50,"messages":[{"role":"user","content":"hi"}],"max_tokens":9,"model":"x","stream":true,"stream_options":{"include_usage":true}}"#
         );
         let again = ask.to_openai("x", Some((" 1 2", 2)));
-        assert!(again.contains(r#"[{"role":"user","content":"hi"},{"role":"assistant","content":" 1 2"}]"#), "{again}");
+        assert!(
+            again.contains(r#"[{"role":"user","content":"hi"},{"role":"assistant","content":" 1 2"}]"#),
+            "{again}"
+        );
         assert!(again.contains(r#""max_tokens":7"#), "{again}");
         assert_eq!(ask.echo(" 1 2"), " 1 2");
     }
@@ -972,7 +1000,11 @@ mod tests {
         for (written, whole) in [("So it is", "So it is"), (" it is", "So it is")] {
             assert_eq!(ask.echo(written), whole);
             let again = ask.to_openai("x", Some((written, 2)));
-            assert!(again.contains(r#"{"content":"So it is","role":"assistant"}"#) || again.contains(r#"{"role":"assistant","content":"So it is"}"#), "{again}");
+            assert!(
+                again.contains(r#"{"content":"So it is","role":"assistant"}"#)
+                    || again.contains(r#"{"role":"assistant","content":"So it is"}"#),
+                "{again}"
+            );
             assert_eq!(again.matches("assistant").count(), 1);
         }
     }
@@ -988,16 +1020,26 @@ mod tests {
         assert_eq!(why(Kind::Completion, "{}").message, "'prompt' is required");
         assert_eq!(why(Kind::Embeddings, "{}").message, "'input' is required");
         let text = ApiError::bad("x\"y").to_text();
-        assert_eq!(text, r#"{"error":{"message":"x\"y","type":"invalid_request_error","param":null,"code":null}}"#);
+        assert_eq!(
+            text,
+            r#"{"error":{"message":"x\"y","type":"invalid_request_error","param":null,"code":null}}"#
+        );
     }
 
     #[test]
     fn errors_of_servers_are_told_apart() {
         let context = r#"{"error":{"code":400,"message":"too big","type":"exceed_context_size_error","n_prompt_tokens":900,"n_ctx":512}}"#;
         let Failure::TooLong(error) = Failure::from_answer(400, context) else { panic!() };
-        assert!(error.to_text().contains("\"code\":\"context_length_exceeded\",\"n_prompt_tokens\":900,\"n_ctx\":512"));
+        assert!(
+            error
+                .to_text()
+                .contains("\"code\":\"context_length_exceeded\",\"n_prompt_tokens\":900,\"n_ctx\":512")
+        );
         assert!(matches!(Failure::from_answer(400, r#"{"error":{"message":"m"}}"#), Failure::Refused(_)));
-        assert!(matches!(Failure::from_answer(404, r#"{"error":"model 'x' not found"}"#), Failure::Lacking(_)));
+        assert!(matches!(
+            Failure::from_answer(404, r#"{"error":"model 'x' not found"}"#),
+            Failure::Lacking(_)
+        ));
         assert!(matches!(Failure::from_answer(503, ""), Failure::Busy(_)));
         assert!(matches!(Failure::from_answer(500, "<html>"), Failure::Broken(_)));
         assert!(matches!(Failure::from_answer(401, "{}"), Failure::Broken(_)));
@@ -1006,13 +1048,20 @@ mod tests {
     #[test]
     fn chunks_of_llama_cpp_are_read() {
         let part = |text: &str| Part::from_openai(Kind::Chat, text).unwrap().unwrap();
-        let first = part(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#);
+        let first = part(
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#,
+        );
         assert!(first.is_empty());
-        let text = part(r#"{"choices":[{"index":0,"delta":{"content":" 1"},"finish_reason":null}],"id":"z","model":"y"}"#);
+        let text = part(
+            r#"{"choices":[{"index":0,"delta":{"content":" 1"},"finish_reason":null}],"id":"z","model":"y"}"#,
+        );
         assert!(text.text == " 1" && !text.is_rich);
-        let end = part(r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"timings":{"prompt_per_second":10.5,"predicted_per_second":99}}"#);
+        let end = part(
+            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"timings":{"prompt_per_second":10.5,"predicted_per_second":99}}"#,
+        );
         assert_eq!((end.finish.as_deref(), end.timings.decode), (Some("stop"), Some(99.0)));
-        let usage = part(r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#);
+        let usage =
+            part(r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#);
         assert_eq!(usage.usage, Some(Usage { prompt: 3, answer: 4 }));
         assert!(part(r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#).is_rich);
         assert!(Part::from_openai(Kind::Chat, "[DONE]").unwrap().is_none());
@@ -1021,7 +1070,12 @@ mod tests {
         }
         let name = Name { id: "chatcmpl-1".into(), created: 7, model: "m".into() };
         let sent = text.to_client(Kind::Chat, &name, None);
-        assert!(sent.contains(r#""id":"chatcmpl-1""#) && sent.contains(r#""model":"m""#) && sent.contains("\" 1\""), "{sent}");
+        assert!(
+            sent.contains(r#""id":"chatcmpl-1""#)
+                && sent.contains(r#""model":"m""#)
+                && sent.contains("\" 1\""),
+            "{sent}"
+        );
     }
 
     #[test]
@@ -1076,7 +1130,9 @@ mod tests {
 
     #[test]
     fn a_question_between_cells_reads_back_and_goes_no_further() {
-        let ask = chat(r#"{"model":"m","messages":[{"role":"user","content":"q"}],"grove":{"cell":"pc"},"seed":1}"#);
+        let ask = chat(
+            r#"{"model":"m","messages":[{"role":"user","content":"q"}],"grove":{"cell":"pc"},"seed":1}"#,
+        );
         let (back, written) = Ask::from_peer(&ask.to_peer("m", Some((" 1", 1)))).unwrap();
         assert_eq!(written, Some((" 1".to_owned(), 1)));
         assert!(back.only_here && back.cell.is_none() && back.streams);

@@ -169,7 +169,11 @@ pub trait Peers {
     /// It answers at all.
     fn ping(&self, peer: CellId) -> LocalBoxFuture<'static, bool>;
     /// Asks it a question.
-    fn ask(&self, peer: CellId, question: Vec<u8>) -> LocalBoxFuture<'static, Result<Box<dyn Frames>, Failure>>;
+    fn ask(
+        &self,
+        peer: CellId,
+        question: Vec<u8>,
+    ) -> LocalBoxFuture<'static, Result<Box<dyn Frames>, Failure>>;
 }
 
 /// A friend who offers models, or did.

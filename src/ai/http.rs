@@ -122,9 +122,7 @@ impl fmt::Display for HttpError {
             Self::Connect(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
                 f.write_str("nothing listens there")
             }
-            Self::Connect(why) if why.kind() == io::ErrorKind::TimedOut => {
-                f.write_str("it does not answer")
-            }
+            Self::Connect(why) if why.kind() == io::ErrorKind::TimedOut => f.write_str("it does not answer"),
             Self::Connect(why) => write!(f, "it cannot be reached: {why}"),
             Self::Broken(why) if why.kind() == io::ErrorKind::UnexpectedEof => {
                 f.write_str("the connection ended before the answer did")
@@ -173,7 +171,9 @@ enum Left {
     /// So many of this chunk; behind it there is the end of its line.
     Chunk(u64),
     /// A line with the size of the next chunk; not before the first one is there the end of another.
-    Size { is_first: bool },
+    Size {
+        is_first: bool,
+    },
     /// Until the connection ends.
     Open,
     Nothing,
@@ -451,7 +451,11 @@ mod tests {
         ];
         for answer in odd {
             let outcome = exchange(answer.clone().into_bytes(), 65_536).1;
-            assert!(matches!(outcome, Err(HttpError::NotUnderstood(_))), "{}: {outcome:?}", &answer[..30.min(answer.len())]);
+            assert!(
+                matches!(outcome, Err(HttpError::NotUnderstood(_))),
+                "{}: {outcome:?}",
+                &answer[..30.min(answer.len())]
+            );
         }
     }
 
@@ -465,8 +469,17 @@ mod tests {
         assert!(Url::parse("http://localhost:1").unwrap().is_loopback());
         assert!(!Url::parse("http://10.0.0.1:1").unwrap().is_loopback());
         for text in [
-            "pc:8080", "ftp://pc", "http://", "http://pc:0", "http://pc:99999", "http://a b", "http://u@pc",
-            "http://pc?x", "http://pc\r\nX: y", "http://[::1", "http://:80",
+            "pc:8080",
+            "ftp://pc",
+            "http://",
+            "http://pc:0",
+            "http://pc:99999",
+            "http://a b",
+            "http://u@pc",
+            "http://pc?x",
+            "http://pc\r\nX: y",
+            "http://[::1",
+            "http://:80",
         ] {
             assert!(Url::parse(text).is_err(), "{text}");
         }

@@ -94,7 +94,8 @@ fn find(models: &Path) -> (Option<PathBuf>, Vec<GgufFile>) {
         let path = entry.path();
         let is_gguf = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let is_name = !name.is_empty() && name.len() <= MODEL_BYTES_MAX && !name.chars().any(char::is_control);
+        let is_name =
+            !name.is_empty() && name.len() <= MODEL_BYTES_MAX && !name.chars().any(char::is_control);
         // Of a model in several files the first is named.
         let is_rest = name.contains("-of-") && !name.contains("-00001-of-");
         let Ok(meta) = std::fs::metadata(&path) else { continue };
@@ -167,7 +168,8 @@ impl Managed {
         let found = smol::unblock(move || find(&models)).await;
         *self.found.borrow_mut() = found;
         self.note_end();
-        let is_idle = self.load.in_flight.get() == 0 && crate::world::since(self.used_at.get()) > self.settings.idle;
+        let is_idle =
+            self.load.in_flight.get() == 0 && crate::world::since(self.used_at.get()) > self.settings.idle;
         if is_idle && !self.is_starting.get() && self.running.borrow().is_some() {
             log::info!("the model is not asked for any more and leaves the memory");
             self.stop().await;
@@ -191,8 +193,13 @@ impl Managed {
         match one.child.try_wait() {
             Ok(None) => false,
             ended => {
-                let how = ended.map_or_else(|why| why.to_string(), |status| status.map_or(String::new(), |s| s.to_string()));
-                log::warn!("{PROGRAM} has ended by itself ({how}); it is started again with the next question");
+                let how = ended.map_or_else(
+                    |why| why.to_string(),
+                    |status| status.map_or(String::new(), |s| s.to_string()),
+                );
+                log::warn!(
+                    "{PROGRAM} has ended by itself ({how}); it is started again with the next question"
+                );
                 *running = None;
                 true
             }
@@ -241,7 +248,10 @@ impl Managed {
         self.note_end();
         let server = {
             let running = self.running.borrow();
-            running.as_ref().filter(|running| running.model == model).map(|running| Rc::clone(&running.server))
+            running
+                .as_ref()
+                .filter(|running| running.model == model)
+                .map(|running| Rc::clone(&running.server))
         };
         if let Some(server) = server {
             return Ok(server);
@@ -253,8 +263,14 @@ impl Managed {
             (found.0.clone(), file)
         };
         let (Some(program), Some(file)) = (program, file) else {
-            let why = format!("the model {model} does not lie in {} any more", self.settings.models.display());
-            return Err(Failure::Lacking(ApiError::new(404, "invalid_request_error", "model_not_found", why)));
+            let why =
+                format!("the model {model} does not lie in {} any more", self.settings.models.display());
+            return Err(Failure::Lacking(ApiError::new(
+                404,
+                "invalid_request_error",
+                "model_not_found",
+                why,
+            )));
         };
         if let Some(why) = lacks_memory(file.bytes, memory_available()) {
             return Err(Failure::Busy(format!("the model {model} is not started: {why}")));
@@ -432,7 +448,6 @@ impl Backend for Managed {
         .boxed_local()
     }
 }
-
 
 #[cfg(test)]
 mod tests {

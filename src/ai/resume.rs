@@ -53,7 +53,9 @@ mod tests {
         for seed in 0..2000 {
             let mut dice = Dice::new(seed, "resume");
             let count = dice.below(200) + 4;
-            let word = |n: u64| if seed % 2 == 0 { format!(" {n}{}", ["", "é", "\n"][n as usize % 3]) } else { " ha".into() };
+            let word = |n: u64| {
+                if seed % 2 == 0 { format!(" {n}{}", ["", "é", "\n"][n as usize % 3]) } else { " ha".into() }
+            };
             let words: Vec<String> = (1..=count).map(word).collect();
             let at = dice.below(count - 1) as usize + 1;
             let mut text = words[..at].concat();

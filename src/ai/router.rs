@@ -312,7 +312,8 @@ mod tests {
         }
 
         fn run(&self, at: usize, now: f64, need: &Need) -> f64 {
-            let took = f64::from(need.answer) / self.speeds[at] + f64::from(need.prompt) / self.speeds[at] / 10.0;
+            let took =
+                f64::from(need.answer) / self.speeds[at] + f64::from(need.prompt) / self.speeds[at] / 10.0;
             let free = self.free_at[at].iter().copied().fold(f64::INFINITY, f64::min);
             free.max(now) + took
         }
@@ -353,7 +354,12 @@ mod tests {
             let count = 400;
             for _ in 0..count {
                 now += dice.below(4000) as f64 / 1000.0;
-                let need = Need { prompt: 20 + dice.below(400) as u32, known: 0, answer: 20 + dice.below(200) as u32, any_model: false };
+                let need = Need {
+                    prompt: 20 + dice.below(400) as u32,
+                    known: 0,
+                    answer: 20 + dice.below(200) as u32,
+                    any_model: false,
+                };
                 world.pass(now);
                 let at = order(&world.known, &need)[0];
                 fast += usize::from(at == 0);

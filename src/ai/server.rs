@@ -112,8 +112,7 @@ pub async fn look(url: &Url, key: Option<&str>) -> Result<Looked, String> {
     let props = json::read_object(&text).unwrap_or_default();
     let is_loading = status == 503;
     if (status == 200 && props.contains_key("total_slots")) || (is_loading && props.contains_key("error")) {
-        let mut looked =
-            Looked { program: Program::LlamaCpp, models: Vec::new(), slots: 1, is_loading };
+        let mut looked = Looked { program: Program::LlamaCpp, models: Vec::new(), slots: 1, is_loading };
         if is_loading {
             return Ok(looked);
         }
@@ -508,7 +507,8 @@ impl Source for Whole {
     fn next(&mut self) -> LocalBoxFuture<'_, Result<Option<Part>, Failure>> {
         async {
             let Some(response) = self.0.take() else { return Ok(None) };
-            let text = response.text(WHOLE_BYTES_MAX).await.map_err(|why| Failure::Broken(why.to_string()))?;
+            let text =
+                response.text(WHOLE_BYTES_MAX).await.map_err(|why| Failure::Broken(why.to_string()))?;
             Part::whole(text).map(Some)
         }
         .boxed_local()

@@ -199,7 +199,8 @@ impl Service {
         let mut servers = Vec::new();
         for (text, key) in wanted {
             let Ok(url) = Url::parse(&text) else { continue };
-            let known = self.servers.borrow().iter().find(|server| server.is_same(&url, key.as_deref())).cloned();
+            let known =
+                self.servers.borrow().iter().find(|server| server.is_same(&url, key.as_deref())).cloned();
             let server = known.unwrap_or_else(|| {
                 let server = Rc::new(Server::new(url, key, text.clone(), &self.name));
                 self.desk.add(Rc::clone(&server) as Rc<dyn Backend>);
@@ -225,7 +226,8 @@ impl Service {
         loop {
             self.look_around(LOOK_ANEW).await;
             self.save().await;
-            let is_busy = self.is_used(BUSY_FOR) || self.desk.backends().iter().any(|b| b.load().in_flight.get() > 0);
+            let is_busy =
+                self.is_used(BUSY_FOR) || self.desk.backends().iter().any(|b| b.load().in_flight.get() > 0);
             let is_down = self.servers.borrow().iter().any(|server| server.load().is_down(instant()));
             let pause = match (is_busy, is_down) {
                 (true, true) => LOOK_BUSY / 3,
@@ -358,7 +360,11 @@ impl Service {
     pub fn is_configured(&self) -> bool {
         !self.servers.borrow().is_empty()
             || self.managed.as_ref().is_some_and(|managed| managed.is_there())
-            || self.friends.borrow().values().any(|friend| friend.beat().is_some_and(|b| !b.models.is_empty()))
+            || self
+                .friends
+                .borrow()
+                .values()
+                .any(|friend| friend.beat().is_some_and(|b| !b.models.is_empty()))
     }
 
     /// All backends, for people.
@@ -367,7 +373,8 @@ impl Service {
         let rates = |view: &mut BackendView, load: &super::desk::Load| {
             view.decode_tps = load.decode.get().get();
             view.prefill_tps = load.prefill.get().get();
-            (view.answers, view.tokens, view.failures) = (load.answers.get(), load.tokens.get(), load.failures.get());
+            (view.answers, view.tokens, view.failures) =
+                (load.answers.get(), load.tokens.get(), load.failures.get());
             view.last_error.clone_from(&load.error.borrow());
         };
         let mut views = Vec::new();
@@ -457,7 +464,9 @@ impl Service {
         let friend = match known {
             Some(friend) => friend,
             None if beat.models.is_empty() => return Ok(()),
-            None if self.friends.borrow().len() >= FRIENDS_MAX => return Err("too many friends offer models"),
+            None if self.friends.borrow().len() >= FRIENDS_MAX => {
+                return Err("too many friends offer models");
+            }
             None => {
                 let friend = Rc::new(Friend::new(from, peers));
                 self.friends.borrow_mut().insert(from, Rc::clone(&friend));
@@ -562,7 +571,9 @@ impl Service {
                 Some((_, before)) if beat.models.is_empty() => !before.models.is_empty(),
                 Some((at, before)) => {
                     let is_old = crate::world::since(*at) >= Duration::from_secs(u64::from(before.every_s));
-                    is_old || (&before.models, before.busy, before.concurrent) != (&beat.models, beat.busy, beat.concurrent)
+                    is_old
+                        || (&before.models, before.busy, before.concurrent)
+                            != (&beat.models, beat.busy, beat.concurrent)
                 }
             };
             if is_due {
@@ -620,7 +631,8 @@ impl Service {
                 guest.tokens = guest.prompt + u64::from(answer.usage().answer.max(answer.tokens()));
                 let is_spent = guest.tokens > left && !is_over;
                 let (frame, bytes) = if is_spent || bytes.len() > frame.bytes_max() {
-                    let why = ApiError::new(429, "server_error", "budget", "the tokens of this day are used up");
+                    let why =
+                        ApiError::new(429, "server_error", "budget", "the tokens of this day are used up");
                     (Frame::Error, error_frame(&why))
                 } else {
                     (frame, bytes)

@@ -81,7 +81,9 @@ pub fn save(dir: &Path, body: &str, now: i64) -> io::Result<Result<String, &'sta
     };
     let Some(path) = path(dir, &id) else { return Ok(Err("the id has 16 hexadecimal digits")) };
     let is_message = |item: &Value| match item {
-        Value::Object(message) => json::text(message, "role").is_some() && json::text(message, "content").is_some(),
+        Value::Object(message) => {
+            json::text(message, "role").is_some() && json::text(message, "content").is_some()
+        }
         _ => false,
     };
     if !json::items(&object, "messages").is_some_and(|items| items.iter().all(is_message)) {
@@ -139,8 +141,13 @@ mod tests {
         assert_eq!(save(dir.path(), &again, 6).unwrap().unwrap(), id);
         let other = save(dir.path(), "{\"messages\":[]}", 7).unwrap().unwrap();
         let heads = list(dir.path()).unwrap();
-        assert_eq!(heads.iter().map(|head| head.id.as_str()).collect::<Vec<_>>(), [other.as_str(), id.as_str()]);
-        let mode = |name: &str| fs::metadata(dir.path().join(TALKS).join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(
+            heads.iter().map(|head| head.id.as_str()).collect::<Vec<_>>(),
+            [other.as_str(), id.as_str()]
+        );
+        let mode = |name: &str| {
+            fs::metadata(dir.path().join(TALKS).join(name)).unwrap().permissions().mode() & 0o777
+        };
         assert_eq!((mode(""), mode(&format!("{id}.json"))), (0o700, 0o600));
         assert!(delete(dir.path(), &id).unwrap() && !delete(dir.path(), &id).unwrap());
         assert_eq!(load(dir.path(), &id).unwrap(), None);
@@ -153,10 +160,19 @@ mod tests {
             assert_eq!(load(dir.path(), id).unwrap(), None);
             assert!(!delete(dir.path(), id).unwrap());
         }
-        for body in ["[]", "{}", "{\"messages\":[1]}", "{\"messages\":[{\"role\":\"user\"}]}", "{\"id\":\"../x\",\"messages\":[]}"] {
+        for body in [
+            "[]",
+            "{}",
+            "{\"messages\":[1]}",
+            "{\"messages\":[{\"role\":\"user\"}]}",
+            "{\"id\":\"../x\",\"messages\":[]}",
+        ] {
             assert!(save(dir.path(), body, 1).unwrap().is_err(), "{body}");
         }
-        let long = format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"{}\"}}]}}", "x".repeat(TALK_BYTES_MAX));
+        let long = format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"{}\"}}]}}",
+            "x".repeat(TALK_BYTES_MAX)
+        );
         assert!(save(dir.path(), &long, 1).unwrap().is_err());
     }
 }

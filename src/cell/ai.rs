@@ -213,8 +213,11 @@ impl Cell {
                     let has_heard = sync.send_beat(&peer, beat.to_bytes()).await;
                     service.note_told(peer, beat, has_heard);
                 }
-                let now: String =
-                    service.views().iter().map(|view| format!("{}{}{:?}", view.id, view.state, view.models)).collect();
+                let now: String = service
+                    .views()
+                    .iter()
+                    .map(|view| format!("{}{}{:?}", view.id, view.state, view.models))
+                    .collect();
                 if now != before {
                     before = now;
                     self.vault.changes.note(Change::Ai);
@@ -277,7 +280,10 @@ impl Cell {
         let response = ApiResponse {
             status: 200,
             content_type: "text/event-stream".into(),
-            headers: vec![("X-Accel-Buffering".into(), "no".into()), ("Cache-Control".into(), "no-cache".into())],
+            headers: vec![
+                ("X-Accel-Buffering".into(), "no".into()),
+                ("Cache-Control".into(), "no-cache".into()),
+            ],
             body: Body::Stream { length: None, receiver: pieces },
         };
         match who {
@@ -463,7 +469,10 @@ impl Cell {
         let views = service.views();
         let each = |tell: &mut dyn FnMut(&[(&str, &str)], &BackendView)| {
             for view in &views {
-                tell(&[("backend", view.name.as_str()), ("kind", view.kind), ("cell", view.cell.as_str())], view);
+                tell(
+                    &[("backend", view.name.as_str()), ("kind", view.kind), ("cell", view.cell.as_str())],
+                    view,
+                );
             }
         };
         each(&mut |labels, view| {
@@ -500,7 +509,12 @@ impl Cell {
             let name = sync.as_ref().map_or_else(|| peer.short(), |sync| sync.peer_name(peer));
             let (name, id) = (name, peer.short());
             let labels = [("peer", name.as_str()), ("id", id.as_str())];
-            to.counter("grove_ai_friend_tokens_total", "Tokens that a friend has used here.", &labels, tokens);
+            to.counter(
+                "grove_ai_friend_tokens_total",
+                "Tokens that a friend has used here.",
+                &labels,
+                tokens,
+            );
         }
     }
 }
@@ -527,10 +541,8 @@ async fn gathered(mut answer: Answer) -> ApiResponse {
 
 fn model_json(known: &crate::ai::service::Known) -> String {
     let context = if known.context > 0 { known.context.to_string() } else { "null".into() };
-    let grove = Obj::new()
-        .raw("on", list(known.cells.iter().map(|cell| text(cell))))
-        .raw("context", context)
-        .end();
+    let grove =
+        Obj::new().raw("on", list(known.cells.iter().map(|cell| text(cell)))).raw("context", context).end();
     Obj::new()
         .str("id", &known.name)
         .str("object", "model")
@@ -543,7 +555,12 @@ fn model_json(known: &crate::ai::service::Known) -> String {
 fn models(service: &Service) -> ApiResponse {
     let mut known: Vec<String> = service.models().iter().map(model_json).collect();
     if !known.is_empty() {
-        let best = Obj::new().str("id", "auto").str("object", "model").num("created", 0).str("owned_by", "grove").end();
+        let best = Obj::new()
+            .str("id", "auto")
+            .str("object", "model")
+            .num("created", 0)
+            .str("owned_by", "grove")
+            .end();
         known.insert(0, best);
     }
     ApiResponse::json_text(200, Obj::new().str("object", "list").raw("data", list(known)).end())
@@ -578,7 +595,9 @@ async fn test(fields: &Fields) -> ApiResponse {
             .num("slots", looked.slots)
             .num("ms", ms)
             .str("error", ""),
-        Err(why) => Obj::new().bool("ok", false).str("kind", "").raw("models", "[]").num("ms", ms).str("error", &why),
+        Err(why) => {
+            Obj::new().bool("ok", false).str("kind", "").raw("models", "[]").num("ms", ms).str("error", &why)
+        }
     };
     ApiResponse::json_text(200, answer.end())
 }
@@ -656,7 +675,11 @@ impl Peers for Hung {
         .boxed_local()
     }
 
-    fn ask(&self, peer: CellId, question: Vec<u8>) -> LocalBoxFuture<'static, Result<Box<dyn Frames>, Failure>> {
+    fn ask(
+        &self,
+        peer: CellId,
+        question: Vec<u8>,
+    ) -> LocalBoxFuture<'static, Result<Box<dyn Frames>, Failure>> {
         let sync = self.sync.upgrade();
         async move {
             let sync = sync.ok_or_else(|| Failure::Broken("the cell is stopping".into()))?;

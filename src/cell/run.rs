@@ -41,8 +41,14 @@ const TELL_SERVICE: Duration = Duration::from_secs(30);
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
 /// Requests that are answered on the executor: their answers last, or are large.
-const DIRECT: &[&str] =
-    &["/api/v1/events", "/api/v1/content", "/api/v1/feed/content", "/api/v1/archive", "/api/v1/uploads", "/v1/"];
+const DIRECT: &[&str] = &[
+    "/api/v1/events",
+    "/api/v1/content",
+    "/api/v1/feed/content",
+    "/api/v1/archive",
+    "/api/v1/uploads",
+    "/v1/",
+];
 /// When this cell stops, those that wait at it as a relay should come back within this.
 const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 

@@ -107,12 +107,19 @@ impl Ai {
             !self.words.is_empty(),
         ];
         if wishes.iter().filter(|wish| **wish).count() > 1 {
-            return Err(CliError::Usage("one thing at a time: a question, or one of the options that change or list".into()));
+            return Err(CliError::Usage(
+                "one thing at a time: a question, or one of the options that change or list".into(),
+            ));
         }
-        let with_offer =
-            self.off || self.models.is_some() || self.tokens.is_some() || self.hours.is_some() || self.concurrent.is_some();
+        let with_offer = self.off
+            || self.models.is_some()
+            || self.tokens.is_some()
+            || self.hours.is_some()
+            || self.concurrent.is_some();
         if with_offer && self.offer.is_none() {
-            return Err(CliError::Usage("--off, --models, --tokens, --hours and --concurrent belong to --offer".into()));
+            return Err(CliError::Usage(
+                "--off, --models, --tokens, --hours and --concurrent belong to --offer".into(),
+            ));
         }
         if self.key.is_some() && self.add_backend.is_none() {
             return Err(CliError::Usage("--key belongs to --add-backend".into()));
@@ -191,14 +198,19 @@ impl Ai {
         need_cell(&context.paths)?;
         let client = match holder(&context.paths.dir)? {
             Holder::Cell(port) => Remote::open(&context.paths.dir, port)?.client(),
-            Holder::Nobody => return Err(CliError::new("the cell is not running", "start it with `grove run`")),
+            Holder::Nobody => {
+                return Err(CliError::new("the cell is not running", "start it with `grove run`"));
+            }
         };
         if !context.terminals.input {
             let mut piped = String::new();
             let read = (&mut *context.input).take(PIPED_MAX + 1).read_to_string(&mut piped);
             read.map_err(|_| CliError::new("what is piped in is not UTF-8", ""))?;
             if piped.len() as u64 > PIPED_MAX {
-                return Err(CliError::new("what is piped in is longer than 512 KiB", "ask about a part of it"));
+                return Err(CliError::new(
+                    "what is piped in is longer than 512 KiB",
+                    "ask about a part of it",
+                ));
             }
             match (question.is_empty(), piped.trim().is_empty()) {
                 (true, true) => return Err(CliError::Usage("say what to ask".into())),
@@ -239,7 +251,13 @@ fn converse(context: &mut Context<'_>, client: &Client, asking: &Asking) -> Resu
             Ok(answer) => messages.push(message("assistant", &answer)),
             Err(CliError::Failed { message, hint }) => {
                 messages.pop();
-                writeln!(context.err, "{}{}{}", show::text(&message), if hint.is_empty() { "" } else { "; " }, show::text(&hint))?;
+                writeln!(
+                    context.err,
+                    "{}{}{}",
+                    show::text(&message),
+                    if hint.is_empty() { "" } else { "; " },
+                    show::text(&hint)
+                )?;
             }
             Err(other) => return Err(other),
         }
@@ -255,7 +273,12 @@ struct Asking {
 
 impl Asking {
     /// Asks and prints the answer as it comes; gives it.
-    fn one(&self, context: &mut Context<'_>, client: &Client, messages: &[String]) -> Result<String, CliError> {
+    fn one(
+        &self,
+        context: &mut Context<'_>,
+        client: &Client,
+        messages: &[String],
+    ) -> Result<String, CliError> {
         let cell = self.cell.as_ref().map_or(String::new(), |cell| format!(",\"cell\":{}", quoted(cell)));
         let body = format!(
             "{{\"model\":{},\"messages\":[{}],\"stream\":{},\"stream_options\":{{\"include_usage\":true}},\"grove\":{{\"only_here\":{}{cell}}}}}",
@@ -280,7 +303,8 @@ impl Asking {
 /// Why a question was not answered, from an error in OpenAI's form or the cell's own.
 fn refusal(response: Response) -> CliError {
     let status = response.status;
-    let text = response.bytes(64 * 1024).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let text =
+        response.bytes(64 * 1024).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     let object = json::read_object(&text).unwrap_or_default();
     let error = json::part(&object, "error");
     let message = error.and_then(|error| json::text(error, "message")).unwrap_or("the cell gave no reason");
@@ -317,21 +341,29 @@ fn print(context: &mut Context<'_>, response: Response) -> Result<String, CliErr
             let object = json::read_object(&event).map_err(broke_off)?;
             if let Some(error) = json::part(&object, "error") {
                 context.out.flush()?;
-                return Err(CliError::new(json::text(error, "message").unwrap_or("the answer broke off").to_owned(), ""));
+                return Err(CliError::new(
+                    json::text(error, "message").unwrap_or("the answer broke off").to_owned(),
+                    "",
+                ));
             }
             if let Some(grove) = json::part(&object, "grove") {
                 let word = |key| json::text(grove, key).unwrap_or_default().to_owned();
                 let (cell, backend) = (word("cell"), word("backend"));
                 who = Some(if cell == backend { cell } else { format!("{cell}, {backend}") });
             }
-            if let Some(told) = json::part(&object, "usage").and_then(|usage| json::number(usage, "completion_tokens")) {
+            if let Some(told) =
+                json::part(&object, "usage").and_then(|usage| json::number(usage, "completion_tokens"))
+            {
                 tokens = told;
             }
-            let Some(Value::Object(choice)) = json::items(&object, "choices").and_then(|items| items.iter().next())
+            let Some(Value::Object(choice)) =
+                json::items(&object, "choices").and_then(|items| items.iter().next())
             else {
                 continue;
             };
-            let text = json::part(choice, "delta").and_then(|delta| json::text(delta, "content")).unwrap_or_default();
+            let text = json::part(choice, "delta")
+                .and_then(|delta| json::text(delta, "content"))
+                .unwrap_or_default();
             if !text.is_empty() {
                 first.get_or_insert_with(Instant::now);
                 answer.push_str(text);
@@ -355,7 +387,10 @@ fn tell_who(
         String::new()
     };
     let columns = terminal::columns().max(20);
-    let line: String = format!("— {}{speed}", show::text(who.unwrap_or("?")).replace('\n', " ")).chars().take(columns).collect();
+    let line: String = format!("— {}{speed}", show::text(who.unwrap_or("?")).replace('\n', " "))
+        .chars()
+        .take(columns)
+        .collect();
     writeln!(context.err, "{line}")?;
     Ok(())
 }
@@ -385,7 +420,8 @@ fn list(context: &mut Context<'_>, keys: bool, json: bool) -> Result<(), CliErro
         writeln!(context.out, "{}", answer.text)?;
         return Ok(());
     }
-    let row = |words: &[&str]| words.iter().map(|word| show::text(word).replace('\n', " ")).collect::<Vec<_>>();
+    let row =
+        |words: &[&str]| words.iter().map(|word| show::text(word).replace('\n', " ")).collect::<Vec<_>>();
     if keys {
         let mut rows = vec![row(&["KEY", "NAME", "MADE", "USED"])];
         for key in answer.fields.list("keys") {
@@ -397,8 +433,15 @@ fn list(context: &mut Context<'_>, keys: bool, json: bool) -> Result<(), CliErro
     }
     let backends = answer.fields.list("backends");
     if backends.is_empty() {
-        writeln!(context.out, "No model server is known. `grove ai --add-backend http://HOST:PORT` names one; or put a .gguf file into")?;
-        writeln!(context.out, "{} and install llama.cpp's llama-server.", show::text(answer.fields.text("models_folder")))?;
+        writeln!(
+            context.out,
+            "No model server is known. `grove ai --add-backend http://HOST:PORT` names one; or put a .gguf file into"
+        )?;
+        writeln!(
+            context.out,
+            "{} and install llama.cpp's llama-server.",
+            show::text(answer.fields.text("models_folder"))
+        )?;
     } else {
         let mut rows = vec![row(&["BACKEND", "KIND", "STATE", "BUSY", "TOKENS/S", "MODELS"])];
         for backend in &backends {

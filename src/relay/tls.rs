@@ -48,7 +48,8 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
 /// A TLS connection to a web server over `stream`: roots and name must vouch for it. The error is for people.
 pub(crate) async fn over_tls(stream: TcpStream, host: &str) -> Result<BoxStream, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| "the host is no name".to_owned())?;
-    let config = smol::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
+    let config =
+        smol::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }

@@ -11,7 +11,9 @@ use super::driver::Sync;
 use super::link::For;
 use super::serve::{Answered as Done, reply};
 use crate::id::CellId;
-use crate::wire::message::{self, Answering, AskError, ErrorCode, QUESTION_BYTES_MAX, Refusal, Reply, Request};
+use crate::wire::message::{
+    self, Answering, AskError, ErrorCode, QUESTION_BYTES_MAX, Refusal, Reply, Request,
+};
 use crate::wire::session::Stream;
 use crate::wire::within;
 
@@ -34,8 +36,12 @@ pub trait Models {
     fn hear(&self, from: CellId, beat: &[u8]) -> Result<(), &'static str>;
     /// A friend asks; frames go into `frames` until the work is done or the receiver is gone. An error is why it is not
     /// answered at all.
-    fn answer(&self, from: CellId, question: Vec<u8>, frames: Sender<Answered>)
-    -> Result<LocalBoxFuture<'static, ()>, String>;
+    fn answer(
+        &self,
+        from: CellId,
+        question: Vec<u8>,
+        frames: Sender<Answered>,
+    ) -> Result<LocalBoxFuture<'static, ()>, String>;
 }
 
 impl Sync {

@@ -74,7 +74,9 @@ impl Source for Pieces {
 fn chunk(text: &str, finish: Option<&str>) -> Part {
     let text = crate::ai::json::quoted(text);
     let finish = finish.map_or("null".to_owned(), crate::ai::json::quoted);
-    let event = format!("{{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":{text}}},\"finish_reason\":{finish}}}]}}");
+    let event = format!(
+        "{{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":{text}}},\"finish_reason\":{finish}}}]}}"
+    );
     Part::from_openai(Kind::Chat, &event).unwrap().unwrap()
 }
 
@@ -126,7 +128,11 @@ impl Backend for Counter {
     ) -> LocalBoxFuture<'static, Result<Box<dyn Source>, Failure>> {
         async move {
             self.asked.set(self.asked.get() + 1);
-            let act = if self.acts.borrow().len() > 1 { self.acts.borrow_mut().remove(0) } else { self.acts.borrow()[0].clone() };
+            let act = if self.acts.borrow().len() > 1 {
+                self.acts.borrow_mut().remove(0)
+            } else {
+                self.acts.borrow()[0].clone()
+            };
             let (from, echo) = match &written {
                 None => (1, String::new()),
                 Some((text, _)) => (text.split_whitespace().count() + 1, text.clone()),
@@ -232,7 +238,10 @@ fn what_cannot_be_gone_on_with_ends_with_an_error() {
         // Nobody else.
         vec![Counter::new(1, Never, &[Act::Break(5)])],
         // The other one cannot.
-        vec![Counter::new(1, Repeating, &[Act::Break(5), Act::Refuse]), Counter::new(2, Never, &[Act::Whole])],
+        vec![
+            Counter::new(1, Repeating, &[Act::Break(5), Act::Refuse]),
+            Counter::new(2, Never, &[Act::Whole]),
+        ],
         // It breaks off a second time.
         vec![Counter::new(1, Repeating, &[Act::Break(5)]), Counter::new(2, Repeating, &[Act::Break(5)])],
     ];
@@ -263,7 +272,8 @@ fn nothing_is_said_behind_the_end() {
 #[test]
 fn wrong_requests_are_not_passed_around() {
     let refused = Failure::Refused(ApiError::bad("no"));
-    let (first, second) = (Counter::new(1, Never, &[Act::Fail(refused)]), Counter::new(2, Never, &[Act::Whole]));
+    let (first, second) =
+        (Counter::new(1, Never, &[Act::Fail(refused)]), Counter::new(2, Never, &[Act::Whole]));
     let desk = desk(&[first, Rc::clone(&second)]);
     let (_, end) = hear(Answer::new(&desk, ask(COUNT), 0));
     assert_eq!((end.unwrap_err().message.as_str(), second.asked.get()), ("no", 0));
@@ -271,9 +281,12 @@ fn wrong_requests_are_not_passed_around() {
 
 #[test]
 fn a_prompt_that_is_too_long_for_all_says_so() {
-    let long = Failure::TooLong(ApiError::new(400, "invalid_request_error", "context_length_exceeded", "long"));
-    let counters =
-        [Counter::new(1, Never, &[Act::Fail(long)]), Counter::new(2, Never, &[Act::Fail(Failure::Busy("b".into()))])];
+    let long =
+        Failure::TooLong(ApiError::new(400, "invalid_request_error", "context_length_exceeded", "long"));
+    let counters = [
+        Counter::new(1, Never, &[Act::Fail(long)]),
+        Counter::new(2, Never, &[Act::Fail(Failure::Busy("b".into()))]),
+    ];
     let (_, end) = hear(Answer::new(&desk(&counters), ask(COUNT), 0));
     assert_eq!(end.unwrap_err().code, "context_length_exceeded");
 }
@@ -288,7 +301,10 @@ fn who_is_not_there_is_told_apart() {
     assert_eq!(code(&none, COUNT), (503, "no_backend".into()));
     let one = desk(&[Counter::new(1, Never, &[Act::Whole])]);
     assert_eq!(code(&one, r#"{"model":"x","messages":[{"role":"user"}]}"#), (404, "model_not_found".into()));
-    assert_eq!(code(&one, r#"{"model":"m","grove":{"cell":"y"},"messages":[{"role":"user"}]}"#), (404, "cell_not_found".into()));
+    assert_eq!(
+        code(&one, r#"{"model":"m","grove":{"cell":"y"},"messages":[{"role":"user"}]}"#),
+        (404, "cell_not_found".into())
+    );
 }
 
 #[test]
@@ -303,7 +319,8 @@ fn silence_without_a_sign_of_life_is_given_up_within_two_seconds() {
 
 #[test]
 fn what_stays_here_never_goes_to_a_friend() {
-    let friend = Rc::new(Counter { is_own: false, ..Rc::into_inner(Counter::new(1, Never, &[Act::Whole])).unwrap() });
+    let friend =
+        Rc::new(Counter { is_own: false, ..Rc::into_inner(Counter::new(1, Never, &[Act::Whole])).unwrap() });
     let desk = desk(&[Rc::clone(&friend)]);
     let body = r#"{"messages":[{"role":"user","content":"q"}],"grove":{"only_here":true}}"#;
     assert_eq!(hear(Answer::new(&desk, ask(body), 0)).1.unwrap_err().status, 503);
@@ -319,19 +336,21 @@ fn a_friends_answer_takes_only_what_is_free_and_makes_room() {
         let executor = smol::LocalExecutor::new();
         let mut guest = Answer::for_friend(&desk, ask(COUNT), None, 0);
         let hearing = executor.spawn(async move { guest.next().await.unwrap_err() });
-        executor.run(async {
-            smol::future::yield_now().await;
-            while counter.load.in_flight.get() == 0 {
+        executor
+            .run(async {
                 smol::future::yield_now().await;
-            }
-            let mut late = Answer::for_friend(&desk, ask(COUNT), None, 0);
-            assert_eq!(late.next().await.unwrap_err().code, "busy");
-            let mut own = Answer::new(&desk, ask(COUNT), 0);
-            let own = executor.spawn(async move { own.next().await });
-            assert_eq!(hearing.await.code, "busy");
-            assert_eq!(counter.load.in_flight.get(), 1);
-            drop(own);
-        }).await;
+                while counter.load.in_flight.get() == 0 {
+                    smol::future::yield_now().await;
+                }
+                let mut late = Answer::for_friend(&desk, ask(COUNT), None, 0);
+                assert_eq!(late.next().await.unwrap_err().code, "busy");
+                let mut own = Answer::new(&desk, ask(COUNT), 0);
+                let own = executor.spawn(async move { own.next().await });
+                assert_eq!(hearing.await.code, "busy");
+                assert_eq!(counter.load.in_flight.get(), 1);
+                drop(own);
+            })
+            .await;
     });
 }
 
