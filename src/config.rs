@@ -181,6 +181,14 @@ settings! {
     "scrub.days" scrub_days: u64 = 30;
     /// How fast it is read for that, at most. Bytes a second.
     "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
+    /// Model servers besides those named in the dashboard: `http://host:port` each.
+    "ai.backends" ai_backends: Vec<String> = Vec::new();
+    /// A `.gguf` in the folder `models` is run by a `llama-server` of this machine, when it is asked for.
+    "ai.managed" ai_managed: bool = true;
+    /// That model leaves the memory after so long without a question. s.
+    "ai.idle_s" ai_idle_s: u64 = 600;
+    /// Tokens of question and answer together that it takes.
+    "ai.context" ai_context: u64 = 4096;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -287,6 +295,10 @@ fn is_of_machine(key: &str) -> bool {
         "peer.port",
         "peer.addresses",
         "alerts.command",
+        "ai.backends",
+        "ai.managed",
+        "ai.idle_s",
+        "ai.context",
         "jobs",
         "log.level",
     ];
@@ -354,6 +366,14 @@ impl Config {
             ("relay.circuits_max", (1..=64).contains(&self.relay_circuits_max), "from 1 to 64"),
             ("relay.clients_max", self.relay_clients_max <= 1_000_000, "at most 1000000"),
             ("relay.connects_per_minute", self.relay_connects_per_minute >= 1, "1 or more"),
+            (
+                "ai.backends",
+                self.ai_backends.len() <= 64
+                    && self.ai_backends.iter().all(|url| crate::ai::http::Url::parse(url).is_ok()),
+                "a list of at most 64 URLs such as \"http://pc.local:8080\"",
+            ),
+            ("ai.idle_s", (10..=86_400).contains(&self.ai_idle_s), "from 10 to 86400"),
+            ("ai.context", (256..=1_048_576).contains(&self.ai_context), "from 256 to 1048576"),
             (
                 "log.level",
                 self.log_level.parse::<log::LevelFilter>().is_ok(),

@@ -9,6 +9,7 @@ export const TABS = [
   { id: "files", icon: "files", isShown: () => true, load: () => import("./files.js") },
   { id: "feed", icon: "feed", isShown: () => true, load: () => import("./feed.js") },
   { id: "chat", icon: "chat", isShown: () => true, load: () => import("./chat.js") },
+  { id: "ai", icon: "spark", isShown: () => true, load: () => import("./ai.js") },
   { id: "fleet", icon: "fleet", isShown: () => true, load: () => import("./fleet.js") },
   { id: "invites", icon: "invite", isShown: () => true, load: () => import("./invites.js") },
   { id: "settings", icon: "settings", isShown: () => true, load: () => import("./settings.js") },
