@@ -9,6 +9,7 @@
 //! ```
 
 pub mod alerts;
+pub mod bounty;
 pub mod buffers;
 pub mod card;
 pub mod catalog;

@@ -11,6 +11,9 @@ mod audit;
 mod audit_tests;
 mod bearers;
 mod books;
+mod bounty;
+#[cfg(test)]
+mod bounty_tests;
 mod chat;
 #[cfg(test)]
 mod chat_tests;
@@ -25,6 +28,7 @@ mod heal;
 pub mod health;
 mod keep;
 mod kept;
+mod ledger;
 mod link;
 mod offer;
 mod outlook;
@@ -49,6 +53,7 @@ use crate::id::BodyHash;
 
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use bounty::{BountyView, Dispute, QuotaThere};
 pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;

@@ -15,6 +15,7 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
+use crate::bounty::{Heard, STATEMENT_BYTES_MAX};
 use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::chat::{self, Receipt, Run};
@@ -301,6 +302,34 @@ pub enum Request {
     Messages(BatchHead),
     /// How far we are with your messages; how far are you with ours?
     Receipts(Receipts),
+    /// What we count of what we store for each other.
+    Settle(Settlement),
+}
+
+/// How far a cell is with counting, and what it has signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// What it counts.
+    pub heard: Heard,
+    /// The newest statement that both have signed, as far as it knows; or nothing.
+    pub newest: Vec<u8>,
+    /// The next one, with its signature alone; or nothing.
+    pub proposal: Vec<u8>,
+}
+
+impl Settlement {
+    fn write(&self, to: &mut Writer) {
+        self.heard.write(to);
+        to.long(&self.newest).long(&self.proposal);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
+        Ok(Self {
+            heard: Heard::read(from)?,
+            newest: read_bytes(from, STATEMENT_BYTES_MAX)?,
+            proposal: read_bytes(from, STATEMENT_BYTES_MAX)?,
+        })
+    }
 }
 
 /// What goes before messages of a run.
@@ -384,6 +413,8 @@ pub enum Reply {
     Messages(Option<u64>),
     /// To `Receipts`: the same of the other side.
     Receipts(Receipts),
+    /// To `Settle`: the same of the other side.
+    Settle(Settlement),
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -709,6 +740,7 @@ impl Request {
                 to.u64(*base).u32(*len);
             }
             Self::Receipts(receipts) => receipts.write(to.u8(27)),
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
         }
         to.finish()
     }
@@ -774,6 +806,7 @@ impl Request {
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::read_batch_head(&mut from)?,
             27 => Self::Receipts(Receipts::read(&mut from)?),
+            28 => Self::Settle(Settlement::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -916,6 +949,7 @@ impl Reply {
                 to.u8(26).u8(1).u64(*stored);
             }
             Self::Receipts(receipts) => receipts.write(to.u8(27)),
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -977,6 +1011,7 @@ impl Reply {
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
             27 => Self::Receipts(Receipts::read(&mut from)?),
+            28 => Self::Settle(Settlement::read(&mut from)?),
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -1161,6 +1196,7 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         | (Request::Observe, Reply::Observe { .. })
         | (Request::Friendship(_), Reply::Friendship(_))
         | (Request::Receipts(_), Reply::Receipts(_))
+        | (Request::Settle(_), Reply::Settle(_))
         | (Request::Digest { .. }, Reply::Digest { .. }) => true,
         (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
             entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
@@ -1532,6 +1568,11 @@ mod tests {
         Receipts { start: [5; 16], receipts: (0..count).map(receipt).collect() }
     }
 
+    fn settlement(len: usize) -> Settlement {
+        let heard = Heard { life: 1, measured: 2, claimed: 3, disagrees: true, ..Heard::default() };
+        Settlement { heard, newest: vec![7; len], proposal: vec![8; len] }
+    }
+
     /// Every field of the head of a batch has its own error.
     #[test]
     fn heads_of_batches_with_a_wrong_field_are_refused() {
@@ -1580,6 +1621,7 @@ mod tests {
             Request::Friendship(Friendship::UNNUMBERED),
             Request::Messages(BatchHead { start: [1; 16], run: run(), base: 7, len: 99 }),
             Request::Receipts(receipts(3)),
+            Request::Settle(settlement(0)),
             Request::Audit {
                 nonce: [7; 32],
                 asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
@@ -1599,6 +1641,7 @@ mod tests {
             Reply::Messages(None),
             Reply::Messages(Some(7)),
             Reply::Receipts(receipts(2)),
+            Reply::Settle(settlement(STATEMENT_BYTES_MAX)),
             Reply::Get { count: 3 },
             Reply::Put { statuses: vec![PutStatus::Stored, PutStatus::Other(99)], usage: Usage::default() },
             Reply::Release { count: 2 },
