@@ -1,6 +1,7 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod api;
+mod bounty;
 mod chat;
 mod checks;
 mod drill;

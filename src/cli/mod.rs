@@ -3,6 +3,7 @@
 //! Promise: exit code 0 means that what was asked for is done, 1 that it is not, 2 that the words made no sense.
 
 pub mod ask;
+mod bounty;
 mod chat;
 pub mod client;
 mod files;
@@ -248,6 +249,7 @@ enum Command {
     Feed(share::Feed),
     Fetch(share::Fetch),
     Recover(making::Recover),
+    Bounty(bounty::Bounty),
     Relay(relay::Relay),
 }
 
@@ -283,6 +285,7 @@ impl Command {
             Self::Sync(command) => command.run(context),
             Self::Chat(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Bounty(command) => command.run(context),
             Self::Relay(command) => command.run(context),
         }
     }
