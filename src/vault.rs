@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use crate::alerts::Alert;
 use crate::alerts::{AlertBook, News, Raised};
+use crate::changes::{Changes, Part};
 use crate::clock::{Clock, Doubt, Evidence, ObservedTime, PeerTimes};
 use crate::config::Config;
 use crate::damage::Damage;
@@ -105,6 +106,8 @@ pub struct Vault {
     pub clock: Arc<dyn Clock>,
     /// Settings.
     pub config: Config,
+    /// Tells whoever shows the cell what has changed.
+    pub changes: Arc<Changes>,
     /// Random for each start.
     pub run: [u8; 16],
     time: Mutex<ObservedTime>,
@@ -192,6 +195,7 @@ impl Vault {
         let vault = Self {
             identity: master.identity(0, 0),
             sealer: Sealer::new(&master, 0),
+            changes: Arc::default(),
             run: crate::keys::random(),
             dir,
             files,
@@ -419,7 +423,10 @@ impl Vault {
                 log::warn!("{}; {}", alert.text, alert.remedy);
                 self.tell_alerts();
             }
-            News::Changed => log::info!("{}; {}", alert.text, alert.remedy),
+            News::Changed => {
+                log::info!("{}; {}", alert.text, alert.remedy);
+                self.changes.note(Part::Alerts);
+            }
         }
     }
 
@@ -455,6 +462,7 @@ impl Vault {
     fn tell_alerts(&self) {
         // One that waits already is enough.
         let _ = self.alert_news.0.try_send(());
+        self.changes.note(Part::Alerts);
     }
 
     /// A chunk of mine or of a peer from the local store, verified; `None` if it is not here. One that is damaged is put

@@ -13,23 +13,22 @@ use super::keeper::{Progress, Scope};
 use super::placement::{self, Wish};
 use super::{Cell, VERSION};
 use crate::alerts::Raised;
+use crate::changes::Part;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::brake;
 use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
 use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
-use crate::id::{ChunkName, FileId};
-use crate::keys::Secret;
-use crate::manifest::{Entry, Kind, Manifest};
-use crate::placement::{ChunkId, DbError, NodeId};
-use crate::seal::ENCODING_RAW;
+use crate::id::FileId;
+use crate::manifest::Kind;
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
 use crate::vault::{Vault, VaultError};
 
 /// Entries of one page.
 const PAGE_MAX: usize = 1000;
 
-fn failure(why: &VaultError) -> ApiResponse {
+pub(super) fn failure(why: &VaultError) -> ApiResponse {
     match why {
         VaultError::Refused(text) | VaultError::Home(text) => ApiResponse::error(409, "refused", text, ""),
         _ if why.is_full() => ApiResponse::error(
@@ -49,32 +48,86 @@ fn json(outcome: Result<String, VaultError>) -> ApiResponse {
     }
 }
 
-fn wire_param(request: &ApiRequest, name: &str) -> Option<Vec<u8>> {
+pub(super) fn wire_param(request: &ApiRequest, name: &str) -> Option<Vec<u8>> {
     request.param(name).map(|value| match std::str::from_utf8(value) {
         Ok(text) => from_wire(text),
         Err(_) => value.to_vec(),
     })
 }
 
-fn number_param(request: &ApiRequest, name: &str) -> Option<u64> {
+pub(super) fn number_param(request: &ApiRequest, name: &str) -> Option<u64> {
     std::str::from_utf8(request.param(name)?).ok()?.parse().ok()
 }
 
-fn id_param(request: &ApiRequest) -> Option<FileId> {
+pub(super) fn id_param(request: &ApiRequest) -> Option<FileId> {
     std::str::from_utf8(request.param("id")?).ok()?.parse().ok()
+}
+
+/// Entries of a page.
+fn limit_param(request: &ApiRequest, default: u64) -> usize {
+    number_param(request, "limit").unwrap_or(default).clamp(1, PAGE_MAX as u64) as usize
+}
+
+fn page_wish(request: &ApiRequest) -> Result<super::browse::Wish, ApiResponse> {
+    let word = |name| request.param(name).and_then(|value| std::str::from_utf8(value).ok());
+    let bad = |why| ApiResponse::error(400, "bad_request", why, "");
+    let sort = match word("sort").unwrap_or("name") {
+        "name" => Sort::Name,
+        "size" => Sort::Size,
+        "modified" => Sort::Modified,
+        "kind" => Sort::Kind,
+        _ => return Err(bad("\"sort\" is name, size, modified or kind")),
+    };
+    let is_down = match word("order").unwrap_or("up") {
+        "up" => false,
+        "down" => true,
+        _ => return Err(bad("\"order\" is up or down")),
+    };
+    Ok(super::browse::Wish {
+        folder: wire_param(request, "folder").unwrap_or_default(),
+        sort,
+        is_down,
+        offset: number_param(request, "offset").unwrap_or(0),
+        limit: limit_param(request, 200),
+    })
+}
+
+/// What was found, or 404 for what is not there.
+fn found(outcome: Result<String, VaultError>) -> ApiResponse {
+    match outcome {
+        Err(VaultError::Refused(why)) => ApiResponse::error(404, "not_found", &why, ""),
+        outcome => json(outcome),
+    }
 }
 
 fn path_of(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(from_wire(text)))
 }
 
-fn needs(field: &str) -> ApiResponse {
+pub(super) fn needs(field: &str) -> ApiResponse {
     ApiResponse::error(
         400,
         "bad_request",
         &format!("the field \"{field}\" is missing or of another type"),
         "",
     )
+}
+
+/// The path is known, and this is not done with it.
+pub(super) fn bad_method() -> ApiResponse {
+    ApiResponse::error(405, "bad_method", "this is not done with what is at this path", "")
+}
+
+/// What a request that changes something changes, by the first word after `/api/v1`.
+fn changed_by(word: Option<&Vec<u8>>) -> &'static [Part] {
+    match word.map_or(&b""[..], Vec::as_slice) {
+        b"share" | b"unshare" | b"feed" => &[Part::Feed, Part::Files],
+        b"peers" | b"invites" | b"join" => &[Part::Peers, Part::Status],
+        b"chat" => &[Part::Chat],
+        b"rm" | b"folders" | b"move" => &[Part::Files, Part::Status],
+        b"phrase" | b"confirm" | b"doctor" | b"settings" => &[Part::Status, Part::Alerts],
+        _ => &[],
+    }
 }
 
 /// Runs a short job on the pool.
@@ -89,6 +142,15 @@ async fn pool<T: Send + 'static>(
 impl Cell {
     /// Answers one request. Long work goes on as a job.
     pub async fn answer(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
+        let parts = if request.method == Method::Get { &[][..] } else { changed_by(request.path.get(2)) };
+        let response = self.answer_inner(request).await;
+        if response.status < 400 {
+            parts.iter().for_each(|part| self.vault.changes.note(*part));
+        }
+        response
+    }
+
+    async fn answer_inner(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
         let path = request.path_text();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         if path == ["healthz"] {
@@ -102,12 +164,17 @@ impl Cell {
         else {
             return ApiResponse::error(404, "not_found", "there is nothing at this path", "");
         };
+        if let ["uploads", rest @ ..] = rest {
+            // Their bodies need not be JSON.
+            return self.answer_about_uploads(&request, rest).await;
+        }
         let fields = match Fields::read(&request.body) {
             Ok(fields) => fields,
             Err(why) => return ApiResponse::error(400, "bad_request", why, ""),
         };
         let vault = &self.vault;
         match (request.method, rest) {
+            (Method::Get, ["events"]) if request.is_direct => self.events(),
             (Method::Get, ["status"]) => json(self.status().await),
             (Method::Get, ["alerts"]) => {
                 let now = vault.now();
@@ -130,6 +197,35 @@ impl Cell {
                 }
             }
             (Method::Post, ["add"]) => self.add(&fields),
+            (Method::Get, ["files"])
+                if request.param("sort").is_some() || request.param("offset").is_some() =>
+            {
+                match page_wish(&request) {
+                    Ok(wish) => json(self.folder_page(wish).await),
+                    Err(answer) => answer,
+                }
+            }
+            (Method::Get, ["search"]) => {
+                let query = request.param("q").and_then(|q| std::str::from_utf8(q).ok()).unwrap_or_default();
+                let (offset, limit) =
+                    (number_param(&request, "offset").unwrap_or(0), limit_param(&request, 100));
+                match super::browse::words_of(query) {
+                    Ok(words) => json(self.search_names(words, offset, limit).await),
+                    Err(why) => ApiResponse::error(400, "bad_request", why, ""),
+                }
+            }
+            (Method::Get, ["file"]) => {
+                found(self.file_json(wire_param(&request, "path"), id_param(&request)).await)
+            }
+            (Method::Post, ["folders"]) => match fields.str("path") {
+                Some(path) => self.make_folder(path).await,
+                None => needs("path"),
+            },
+            (Method::Post, ["move"]) => match (fields.str("from"), fields.str("to")) {
+                (Some(from), Some(to)) => self.move_file(from, to).await,
+                (None, _) => needs("from"),
+                _ => needs("to"),
+            },
             (Method::Get, ["files"]) => {
                 let folder = wire_param(&request, "folder").unwrap_or_default();
                 let after = wire_param(&request, "after").unwrap_or_default();
@@ -154,6 +250,7 @@ impl Cell {
                 };
                 json(self.placement(wish).await)
             }
+            (Method::Get, ["archive"]) if request.is_direct => self.archive(&request).await,
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
             (Method::Post, ["restore"]) => self.restore(&fields),
@@ -246,111 +343,6 @@ impl Cell {
             })
         })
         .await
-    }
-
-    async fn content(self: &Rc<Self>, request: &ApiRequest) -> ApiResponse {
-        let (path, id) = (wire_param(request, "path"), id_param(request));
-        let version = number_param(request, "version");
-        let picked = pool(&self.vault, move |v| doing::pick_version(v, path.as_deref(), id, version)).await;
-        let manifest = match picked {
-            Ok(manifest) if manifest.kind == Kind::Folder => {
-                return ApiResponse::error(409, "refused", "this is a folder; name a file in it", "");
-            }
-            Ok(manifest) => manifest,
-            Err(why) => return failure(&why),
-        };
-        let length =
-            if manifest.kind == Kind::Symlink { manifest.target.len() as u64 } else { manifest.size };
-        let (sender, receiver) = smol::channel::bounded(2);
-        let cell = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                if let Err(why) = cell.send_content(manifest, &sender).await {
-                    log::warn!("a file could not be read to its end: {why}");
-                    let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
-                }
-            })
-            .detach();
-        ApiResponse::stream(Some(length), receiver)
-    }
-
-    /// The bytes of a chunk, from here or from a peer. Whether it is lost here shows only when it is read, so that one
-    /// is asked for after the first try.
-    async fn clear_chunk(
-        &self,
-        epoch: u32,
-        name: ChunkName,
-        key: Secret,
-        len: u32,
-    ) -> Result<Vec<u8>, VaultError> {
-        for _ in 0..2 {
-            self.fetch_absent(vec![name]).await?;
-            let (vault, key) = (Arc::clone(&self.vault), key.clone());
-            let permit = self.permits.acquire_arc().await;
-            let read = move || -> Result<Option<Vec<u8>>, VaultError> {
-                let _permit = permit;
-                let Some(sealed) = vault.local_chunk(&name)? else { return Ok(None) };
-                let opened = vault.sealer_of(epoch).open(&key, ENCODING_RAW, sealed);
-                let mut bytes = opened.map_err(|why| VaultError::Record(why.to_string()))?;
-                bytes.truncate(len as usize);
-                Ok(Some(bytes))
-            };
-            if let Some(bytes) = smol::unblock(read).await? {
-                return Ok(bytes);
-            }
-        }
-        Err(VaultError::Refused("no cell that is reachable now has all of its bytes".into()))
-    }
-
-    async fn send_content(
-        &self,
-        manifest: Manifest,
-        sender: &smol::channel::Sender<std::io::Result<Vec<u8>>>,
-    ) -> Result<(), VaultError> {
-        if manifest.kind == Kind::Symlink {
-            let _ = sender.send(Ok(manifest.target)).await;
-            return Ok(());
-        }
-        let lists = manifest
-            .entries
-            .iter()
-            .filter(|e| matches!(e, Entry::List { .. }))
-            .filter_map(Entry::chunk)
-            .collect();
-        self.fetch_absent(lists).await?;
-        let manifest = Arc::new(manifest);
-        let mut at = 0;
-        loop {
-            let (vault, m) = (Arc::clone(&self.vault), Arc::clone(&manifest));
-            let some: Vec<Entry> = smol::unblock(move || {
-                EntryCursor::new(&vault, &m).skip(at).take(64).collect::<Result<_, _>>()
-            })
-            .await?;
-            if some.is_empty() {
-                return Ok(());
-            }
-            at += some.len();
-            for entry in some {
-                match entry {
-                    Entry::Hole { mut len } => {
-                        while len > 0 {
-                            let piece = len.min(1024 * 1024);
-                            if sender.send(Ok(vec![0; piece as usize])).await.is_err() {
-                                return Ok(());
-                            }
-                            len -= piece;
-                        }
-                    }
-                    Entry::Chunk { name, key, len, .. } => {
-                        let bytes = self.clear_chunk(manifest.epoch, name, key, len).await?;
-                        if sender.send(Ok(bytes)).await.is_err() {
-                            return Ok(());
-                        }
-                    }
-                    Entry::List { .. } => {}
-                }
-            }
-        }
     }
 
     async fn rm(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
@@ -535,24 +527,36 @@ impl Cell {
 
     async fn status(&self) -> Result<String, VaultError> {
         let wanted = self.vault.config.copies;
-        let (totals, chunks, own, bin, brake) = pool(&self.vault, move |v| {
+        let began = self.vault.clock.steady();
+        let known = self.status_sums.get(&(), began);
+        let (sums, bin, brake) = pool(&self.vault, move |v| {
             Ok(v.db.read(|t| -> Result<_, DbError> {
-                Ok((
-                    t.node_totals()?,
-                    t.chunk_totals()?,
-                    t.own_totals(wanted.saturating_sub(1))?,
-                    t.bin_count()?,
-                    brake::load(t)?,
-                ))
+                let sums = match known {
+                    Some(known) => known,
+                    None => StatusSums {
+                        totals: t.node_totals()?,
+                        chunks: t.chunk_totals()?,
+                        own: t.own_totals(wanted.saturating_sub(1))?,
+                    },
+                };
+                Ok((sums, t.bin_count()?, brake::load(t)?))
             })?)
         })
         .await?;
+        if known.is_none() {
+            self.status_sums.put((), sums, began, self.vault.clock.steady());
+        }
+        let StatusSums { totals, chunks, own } = sums;
         if brake.is_on() {
             brake::raise(&self.vault, &brake);
         }
         let vault = Arc::clone(&self.vault);
         let space = smol::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
+        let newer = self.synced().and_then(|sync| sync.newer_version());
+        let newer = newer.map_or("null".into(), |(peer, release)| {
+            Obj::new().str("peer", &peer).str("version", &release.to_string()).end()
+        });
         let (peers, held) = self.peers_json().await?;
         let last =
             self.keeper.scanned_at.get().map(|at| self.vault.clock.steady().saturating_sub(at).as_secs());
@@ -561,6 +565,7 @@ impl Cell {
             .str("name", &self.name)
             .str("id", &self.vault.id().to_string())
             .str("version", VERSION)
+            .raw("newer", newer)
             .num("uptime_s", self.vault.clock.steady().as_secs())
             .num("life", self.vault.life())
             .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))
@@ -603,6 +608,14 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// What is added up over all files and chunks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StatusSums {
+    totals: NodeTotals,
+    chunks: (u64, u64),
+    own: (u64, u64, u64),
 }
 
 /// An alert as JSON; `now` is the observed second.

@@ -152,7 +152,7 @@ fn try_copy(from: &Path, folder: &Folder, name: &[u8], added: &mut Added) -> io:
     Ok(())
 }
 
-fn kind_text(kind: Kind) -> &'static str {
+pub(super) fn kind_text(kind: Kind) -> &'static str {
     match kind {
         Kind::File => "file",
         Kind::Symlink => "symlink",
@@ -197,7 +197,7 @@ pub fn list_folder(vault: &Vault, folder: &[u8], after: &[u8], limit: usize) -> 
 }
 
 /// The least number of places that any chunk of a file lies in, this cell's store among them.
-fn least_copies(t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
+pub(super) fn least_copies(t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
     if node.kind != Kind::File || node.size == 0 {
         return Ok(0);
     }

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use smol::{LocalExecutor, Task, Timer};
 
 use super::json::{Obj, list};
+use crate::changes::{Changes, Part};
 use crate::dashboard::api::ApiResponse;
 use crate::vault::VaultError;
 
@@ -29,7 +31,7 @@ pub struct JobState {
 
 /// A job's end to write its progress to.
 #[derive(Debug, Clone)]
-pub struct JobHandle(Rc<RefCell<JobState>>);
+pub struct JobHandle(Rc<RefCell<JobState>>, Arc<Changes>);
 
 impl JobHandle {
     /// Tells how far it is. `total` 0: not known.
@@ -37,6 +39,7 @@ impl JobHandle {
         let mut state = self.0.borrow_mut();
         (state.done, state.total, state.unit) = (done, total, unit);
         state.changes += 1;
+        self.1.note(Part::Jobs);
     }
 
     /// Tells what it is doing.
@@ -44,6 +47,7 @@ impl JobHandle {
         let mut state = self.0.borrow_mut();
         state.text = text.into();
         state.changes += 1;
+        self.1.note(Part::Jobs);
     }
 }
 
@@ -51,13 +55,18 @@ impl JobHandle {
 type Job = (Rc<RefCell<JobState>>, Option<Task<()>>);
 
 /// All jobs.
-#[derive(Default)]
 pub struct Jobs {
+    changes: Arc<Changes>,
     next: RefCell<u64>,
     jobs: RefCell<BTreeMap<u64, Job>>,
 }
 
 impl Jobs {
+    /// None yet; `changes` is told of all that happens to them.
+    pub fn new(changes: Arc<Changes>) -> Self {
+        Self { changes, next: RefCell::default(), jobs: RefCell::default() }
+    }
+
     /// Starts a job and answers with its number.
     pub fn start<F>(
         self: &Rc<Self>,
@@ -74,8 +83,8 @@ impl Jobs {
             *next += 1;
             *next
         };
-        let work = work(JobHandle(Rc::clone(&state)));
-        let ended = Rc::clone(&state);
+        let work = work(JobHandle(Rc::clone(&state), Arc::clone(&self.changes)));
+        let (ended, changes) = (Rc::clone(&state), Arc::clone(&self.changes));
         let task = executor.spawn(async move {
             let outcome = work.await;
             let mut state = ended.borrow_mut();
@@ -89,7 +98,10 @@ impl Jobs {
                 (code.to_owned(), why.to_string(), hint.to_owned())
             }));
             state.changes += 1;
+            changes.note(Part::Jobs);
+            changes.note(Part::Status);
         });
+        self.changes.note(Part::Jobs);
         let mut jobs = self.jobs.borrow_mut();
         jobs.insert(id, (state, Some(task)));
         while jobs.len() > JOBS_KEPT {
@@ -130,6 +142,7 @@ impl Jobs {
                 task.cancel().await;
                 state.borrow_mut().outcome =
                     Some(Err(("cancelled".into(), "cancelled; what was done stays".into(), String::new())));
+                self.changes.note(Part::Jobs);
             }
         }
         true

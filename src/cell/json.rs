@@ -103,6 +103,15 @@ impl Fields {
         }
     }
 
+    /// A whole number.
+    pub fn int(&self, key: &str) -> Option<i64> {
+        match self.get(key)? {
+            Value::Number(Number::U64(n)) => i64::try_from(*n).ok(),
+            Value::Number(Number::I64(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// True or false; false if it is not there.
     pub fn bool(&self, key: &str) -> bool {
         matches!(self.get(key), Some(Value::Bool(true)))

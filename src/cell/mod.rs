@@ -1,10 +1,14 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod api;
+mod archive;
 mod bounty;
+mod browse;
 mod chat;
 mod checks;
+mod content;
 mod drill;
+mod events;
 pub mod files;
 mod hook;
 pub mod jobs;
@@ -14,9 +18,11 @@ mod metrics;
 pub mod open;
 mod peers;
 pub mod placement;
+mod range;
 mod run;
 pub(crate) mod scrub;
 mod share;
+mod uploads;
 mod watching;
 
 use std::cell::RefCell;
@@ -27,11 +33,13 @@ use std::time::Duration;
 use smol::LocalExecutor;
 use smol::lock::Semaphore;
 
+use crate::changes::Part;
 use crate::files::restore::Restorer;
 use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
 use crate::placement::ChunkId;
+use crate::sums::Sums;
 use crate::sync::Sync;
 use crate::vault::{Vault, VaultError};
 use jobs::Jobs;
@@ -63,9 +71,15 @@ pub struct Cell {
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
+    status_sums: Sums<(), api::StatusSums>,
     /// One restore drill at a time, and what the last came to.
     drilling: smol::lock::Mutex<()>,
     drilled: RefCell<Option<drill::Report>>,
+    /// Pages that watch changes.
+    event_streams: std::cell::Cell<usize>,
+    /// Turns to read files chunk by chunk for others than restores.
+    chunk_streams: Semaphore,
+    uploads: uploads::Uploads,
 }
 
 impl Cell {
@@ -78,6 +92,7 @@ impl Cell {
         let permits = Arc::new(Semaphore::new(threads));
         let keeper = Keeper::new(Arc::clone(&vault), Arc::clone(&permits), threads, watch);
         let name = open::cell_name(&vault.config);
+        let changes = Arc::clone(&vault.changes);
         Rc::new(Self {
             vault,
             name,
@@ -85,13 +100,17 @@ impl Cell {
             permits,
             threads,
             keeper,
-            jobs: Rc::new(Jobs::default()),
+            jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
+            status_sums: Sums::default(),
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
+            event_streams: std::cell::Cell::new(0),
+            chunk_streams: Semaphore::new(content::CHUNK_STREAMS_MAX),
+            uploads: uploads::Uploads::default(),
         })
     }
 
@@ -102,6 +121,8 @@ impl Cell {
 
     /// Something was published: peers should have it, and the mirror follows.
     fn after_change(self: &Rc<Self>) {
+        self.vault.changes.note(Part::Files);
+        self.vault.changes.note(Part::Status);
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }

@@ -40,6 +40,9 @@ const TELL_SERVICE: Duration = Duration::from_secs(30);
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
+/// Requests that are answered on the executor: their answers last, or are large.
+const DIRECT: &[&str] =
+    &["/api/v1/events", "/api/v1/content", "/api/v1/feed/content", "/api/v1/archive", "/api/v1/uploads"];
 /// When this cell stops, those that wait at it as a relay should come back within this.
 const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 
@@ -166,6 +169,8 @@ async fn serve(
         name: cell.name.clone(),
         hosts: config.dashboard_hosts.clone(),
         body_bytes_max: BODY_BYTES_MAX,
+        tls_dir: Some(vault.dir.clone()),
+        addresses: crate::routes::interfaces::list().into_iter().map(|interface| interface.ip).collect(),
     };
     let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
         CellError::Other(format!("the dashboard cannot listen on port {}: {why}", config.http_port))
@@ -176,6 +181,11 @@ async fn serve(
     })?;
     lock.tell(dashboard.port(), cell.peer_port())
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
+    let asked = Rc::clone(&cell);
+    dashboard.serve_direct(DIRECT, move |request| {
+        let cell = Rc::clone(&asked);
+        Box::pin(async move { cell.answer(request).await })
+    });
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
         println!(
@@ -185,6 +195,10 @@ async fn serve(
         );
         if let Some(code) = dashboard.setup_code() {
             println!("To set the dashboard's password there, use the code {code}");
+            if let Some(fingerprint) = dashboard.fingerprint() {
+                println!("Over https:// the certificate is the cell's own; compare its SHA-256 fingerprint:");
+                println!("{fingerprint}");
+            }
         }
         note_setup_code(dashboard.setup_code());
     }
@@ -421,6 +435,9 @@ async fn tidy(cell: Rc<Cell>) {
     loop {
         if let Err(why) = cell.tidy().await {
             log::warn!("tidying waits: {why}");
+        }
+        if let Err(why) = cell.drop_old_uploads().await {
+            log::warn!("old uploads stay: {why}");
         }
         smol::Timer::after(TIDY).await;
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Cell;
 use super::json::{Fields, Obj, list, text};
 use super::keeper::Progress;
+use super::range::{self, Asked};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::unix::{TEMP_PREFIX, from_wire, to_wire};
 use crate::files::version::{self, Known};
@@ -73,26 +74,6 @@ fn told_json(to: Obj, told: &Told) -> Obj {
     to.raw("told", list(told.told.iter().map(|name| text(name))))
         .raw("waiting", list(told.waiting.iter().map(|name| text(name))))
         .str("stays", STAYS)
-}
-
-/// `bytes=5-9`, `bytes=5-` and `bytes=-5` of so many bytes: offset and length.
-fn read_range(range: &str, size: u64) -> Option<(u64, u64)> {
-    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    match (first, last) {
-        ("", last) => {
-            let len = last.parse::<u64>().ok()?.min(size);
-            Some((size - len, len))
-        }
-        (first, last) => {
-            let first: u64 = first.parse().ok()?;
-            let last = if last.is_empty() {
-                size.checked_sub(1)?
-            } else {
-                last.parse::<u64>().ok()?.min(size.checked_sub(1)?)
-            };
-            (first <= last).then(|| (first, last - first + 1))
-        }
-    }
 }
 
 /// Where a file lies until it is whole: beside its place, the same after a break.
@@ -331,35 +312,37 @@ impl Cell {
             Err(why) => return refused(&why),
         };
         let size = entry.row.size;
-        let asked = request.range.as_deref().map(|range| read_range(range, size));
+        let tag =
+            sha256(&[&entry.row.ticket[..], &entry.row.version.to_le_bytes(), &entry.row.grant].concat());
+        let tag = format!("\"{}\"", hex(&tag[..16]));
+        let asked = range::asked(request, size, &tag);
+        if let Some(answer) = range::bare(asked, size, &tag) {
+            return answer;
+        }
         let (offset, len) = match asked {
-            Some(Some(range)) => range,
-            Some(None) => {
-                return ApiResponse::error(416, "range", "there are no such bytes in the file", "")
-                    .with_header("Content-Range", &format!("bytes */{size}"));
-            }
-            None => {
+            Asked::Part(offset, len) => (offset, len),
+            _ => {
                 let offset = number(request, "offset").unwrap_or(0).min(size);
                 (offset, number(request, "length").unwrap_or(u64::MAX).min(size - offset))
             }
         };
         let (sender, receiver) = smol::channel::bounded(2);
         let sync = Rc::clone(sync);
-        self.executor
-            .spawn(async move {
-                if let Err(why) = sync.read_granted(opened, offset, len, &sender).await {
-                    log::warn!("a shared file could not be read to its end: {why}");
-                    let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
-                }
-            })
-            .detach();
-        let mut response = ApiResponse::stream(Some(len), receiver);
-        if asked.is_some() {
-            response.status = 206;
-            let range = format!("bytes {offset}-{}/{size}", offset + len.max(1) - 1);
-            response = response.with_header("Content-Range", &range);
+        if !request.is_head {
+            self.executor
+                .spawn(async move {
+                    if let Err(why) = sync.read_granted(opened, offset, len, &sender).await {
+                        log::warn!("a shared file could not be read to its end: {why}");
+                        let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
+                    }
+                })
+                .detach();
         }
-        response
+        let mut response = ApiResponse::stream(Some(len), receiver);
+        let is_inline = number(request, "inline") == Some(1);
+        response.content_type = range::safe_type(entry.name.as_bytes()).to_owned();
+        range::dress(response, asked, size, &tag)
+            .with_header("Content-Disposition", &range::disposition(entry.name.as_bytes(), is_inline))
     }
 }
 
@@ -452,27 +435,4 @@ async fn unshare(sync: &Rc<Sync>, path: Option<&str>, peers: &[String]) -> Resul
         .iter()
         .map(|unshared| Obj::new().str("name", &unshared.name).num("files", unshared.files).end());
     Ok(told_json(Obj::new().raw("peers", list(peers)), &told).end())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_those_of_http() {
-        for (range, read) in [
-            ("bytes=0-9", Some((0, 10))),
-            ("bytes=90-", Some((90, 10))),
-            ("bytes=90-1000", Some((90, 10))),
-            ("bytes=-10", Some((90, 10))),
-            ("bytes=-1000", Some((0, 100))),
-            ("bytes=100-", None),
-            ("bytes=9-8", None),
-            ("bytes=a-b", None),
-            ("items=0-9", None),
-        ] {
-            assert_eq!(read_range(range, 100), read, "{range}");
-        }
-        assert_eq!(read_range("bytes=0-", 0), None);
-    }
 }

@@ -13,8 +13,11 @@
 //! `GET /healthz` is public and goes to the cell, so that it shows that the cell still answers.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::sync::mpsc;
 
 use miniserde::{Deserialize, Serialize, json};
@@ -23,9 +26,10 @@ use miniserde::{Deserialize, Serialize, json};
 const QUERY_PARAMS_MAX: usize = 64;
 
 /// What is to be done with the thing named by the path. `HEAD` arrives as `Get`; its body is dropped on the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Method {
     /// Read, change nothing.
+    #[default]
     Get,
     /// Do, or add.
     Post,
@@ -56,6 +60,8 @@ impl Method {
 pub struct ApiRequest {
     /// What to do.
     pub method: Method,
+    /// It is a `HEAD`: no body is sent, so that none need be made.
+    pub is_head: bool,
     /// Decoded segments of the path, none for `/`. Never empty, `.` or `..`, and never with a NUL; any other
     /// bytes, a decoded `/` too, because names of files need not be UTF-8.
     pub path: Vec<Vec<u8>>,
@@ -65,12 +71,57 @@ pub struct ApiRequest {
     pub content_type: Option<String>,
     /// The `Range` header, as it came.
     pub range: Option<String>,
+    /// The `If-Range` header, as it came.
+    pub if_range: Option<String>,
+    /// The `If-None-Match` header, as it came.
+    pub if_none_match: Option<String>,
     /// The body, at most the limit of the dashboard's settings.
     pub body: Vec<u8>,
-    /// The sender has the cell's secret or a session. Only `/healthz` arrives without.
+    /// The sender has the cell's secret, a session or a key. Only `/healthz` arrives without.
     pub authorized: bool,
+    /// How the sender proved that it may.
+    pub via: Via,
+    /// Nobody on the way can read along: it came over TLS, or from this machine.
+    pub is_private: bool,
+    /// The answer goes out from the front door, which can send parts of a file by itself (`Body::File`).
+    pub is_direct: bool,
     /// Where the request came from.
     pub client: IpAddr,
+}
+
+/// How the sender of a request proved that it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Via {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// It has the cell's own secret: a program of the cell's own user.
+    Secret,
+    /// It has a session.
+    Session,
+    /// It has an API key of this SHA-256.
+    Key([u8; 32]),
+}
+
+impl Default for ApiRequest {
+    fn default() -> Self {
+        Self {
+            method: Method::Get,
+            is_head: false,
+            path: Vec::new(),
+            query: Vec::new(),
+            content_type: None,
+            range: None,
+            if_range: None,
+            if_none_match: None,
+            body: Vec::new(),
+            authorized: false,
+            via: Via::Nothing,
+            is_private: false,
+            is_direct: false,
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        }
+    }
 }
 
 impl ApiRequest {
@@ -98,6 +149,41 @@ pub enum Body {
         /// The pieces; the channel's size bounds what waits.
         receiver: smol::channel::Receiver<io::Result<Vec<u8>>>,
     },
+    /// A part of a file as it lies on the disk. Only for requests that are direct.
+    File(Box<FilePart>),
+}
+
+/// A part of an open file. If the file changes before all of it was sent, the connection is broken off.
+#[derive(Debug, Clone)]
+pub struct FilePart {
+    /// The file.
+    pub file: Arc<File>,
+    /// The first byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What the file was like when it was looked at.
+    pub mark: FileMark,
+}
+
+/// Tells whether a file was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileMark {
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileMark {
+    /// What the file is like now. Asks the file system.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
 }
 
 /// An answer.

@@ -359,7 +359,8 @@ impl Auth {
     }
 }
 
-fn bearer(authorization: &str) -> Option<&str> {
+/// The token of `Bearer TOKEN`.
+pub(crate) fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, secret) = authorization.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(secret.trim())
 }

@@ -22,10 +22,14 @@ use smol::lock::{Semaphore, SemaphoreGuard};
 use smol::net::unix::UnixStream;
 use smol::{Async, LocalExecutor, Timer};
 
-use crate::dashboard::api::error_json;
-use crate::dashboard::auth::{Auth, network};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, Via, error_json, read_target};
+use crate::dashboard::auth::{Auth, Proof, bearer, network};
+use crate::dashboard::direct::{self, DIRECT_MAX, Handler, while_there};
 use crate::dashboard::head::{self, HEAD_BYTES_MAX, Head, Hosts, Progress, Refusal};
-use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, REPLY_WAIT, page};
+use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, unauthorized};
+use crate::dashboard::pages::{Page, page};
+use crate::keys::sha256;
+use crate::wire::Accepted;
 
 /// Connections in all.
 const CONNECTIONS_MAX: usize = 64;
@@ -48,7 +52,7 @@ const BODY_BYTES_STRANGER_MAX: u64 = 8 * 1024;
 /// Most bytes of all bodies that are in memory at once.
 const BODIES_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// A client must take what is in memory of its answer within so long.
-const WRITE_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// How long a request waits for a free handler.
 const TURN_WAIT: Duration = Duration::from_secs(10);
 /// How long the handlers' socket may be away while it is opened anew.
@@ -73,17 +77,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// one. Each request takes three, so this is enough for all handlers at once.
 const SPARE_DESCRIPTORS: usize = 40;
 
+/// The first byte of a TLS handshake.
+#[cfg(feature = "wss")]
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// Headers on every answer.
 const SECURITY: &str = "X-Content-Type-Options: nosniff\r\n\
-    X-Frame-Options: DENY\r\n\
     Referrer-Policy: no-referrer\r\n\
     Cross-Origin-Opener-Policy: same-origin\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\n";
 /// On pages: only what this cell serves itself.
-const PAGE_POLICY: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; \
-    img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n";
+const PAGE_POLICY: &str = "X-Frame-Options: DENY\r\n\
+    Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
+    media-src 'self' blob:; connect-src 'self'; manifest-src 'self'; worker-src 'self'; frame-src 'self' blob:; \
+    object-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n";
 /// On everything else: a file that somebody opens from the API can do nothing.
-const DATA_POLICY: &str = "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'; sandbox\r\n\
+const DATA_POLICY: &str = "X-Frame-Options: DENY\r\n\
+    Content-Security-Policy: default-src 'none'; frame-ancestors 'none'; sandbox\r\n\
     Cache-Control: no-store\r\n";
 /// Headers of the handlers' answers that the door sets itself or that mean nothing beyond one connection.
 const NOT_PASSED: [&str; 13] = [
@@ -124,7 +134,19 @@ pub(crate) struct Shared {
     pub closing: Cell<bool>,
     /// Who takes connections that ask for the relay's WebSocket.
     pub relay: RefCell<Option<Upgrades>>,
+    /// Who answers from the door.
+    pub direct: RefCell<direct::Table>,
+    /// Direct answers that are being made or sent.
+    pub direct_count: Cell<usize>,
+    /// Tells the hashes of API keys.
+    pub keys: RefCell<Option<Keys>>,
+    /// Does TLS handshakes.
+    #[cfg(feature = "wss")]
+    pub tls: Option<futures_rustls::TlsAcceptor>,
 }
+
+/// Whether a SHA-256 is that of an API key.
+pub(crate) type Keys = Rc<dyn Fn(&[u8; 32]) -> bool>;
 
 /// Takes such connections, and answers them.
 pub(crate) type Upgrades = Rc<dyn Fn(Upgrade)>;
@@ -132,7 +154,7 @@ pub(crate) type Upgrades = Rc<dyn Fn(Upgrade)>;
 /// A connection that asked for a WebSocket and was not answered; it counts among the door's no longer.
 pub struct Upgrade {
     /// The connection.
-    pub stream: Async<TcpStream>,
+    pub stream: Accepted,
     /// `Sec-WebSocket-Key` of the request.
     pub key: String,
     /// What came after the request.
@@ -155,6 +177,11 @@ impl Shared {
             active: Cell::new(0),
             closing: Cell::new(false),
             relay: RefCell::new(None),
+            direct: RefCell::default(),
+            direct_count: Cell::new(0),
+            keys: RefCell::new(None),
+            #[cfg(feature = "wss")]
+            tls: None,
         }
     }
 }
@@ -270,8 +297,8 @@ pub(crate) async fn accept(
     loop {
         match listener.accept().await {
             Ok((client, from)) => match Place::take(&shared, from.ip()) {
-                Some(place) => connections.spawn(serve(client, place)).detach(),
-                None => turn_away(client).await,
+                Some(place) => connections.spawn(welcome(client, place)).detach(),
+                None => turn_away(client.into()).await,
             },
             Err(error) => {
                 log::debug!("a connection could not be accepted: {error}");
@@ -282,17 +309,36 @@ pub(crate) async fn accept(
 }
 
 /// Says why and closes, without waiting for anything.
-async fn turn_away(mut client: Async<TcpStream>) {
+async fn turn_away(mut client: Accepted) {
     let answer = refusal_answer(&head::TOO_MANY, false);
     let _ = smol::future::poll_once(client.write(&answer)).await;
 }
 
-/// Serves one connection, request after request.
-///
-/// TLS would be told by its first byte (0x16) here, before the first head is read.
-async fn serve(mut client: Async<TcpStream>, place: Place) {
-    let shared = &*place.shared;
+/// Serves a connection, inside TLS if its first byte asks for that.
+async fn welcome(client: Async<TcpStream>, place: Place) {
     let _ = client.get_ref().set_nodelay(true);
+    #[cfg(feature = "wss")]
+    if let Some(acceptor) = place.shared.tls.clone() {
+        let mut first = [0];
+        match within(HEAD_WAIT, client.peek(&mut first)).await {
+            Ok(1) if first[0] == TLS_HANDSHAKE => {
+                // A handshake that is not over in time is dropped, with whatever it is about.
+                match within(HEAD_WAIT, acceptor.accept(client)).await {
+                    Ok(client) => serve(Accepted::Tls(Box::new(client)), place).await,
+                    Err(why) => log::debug!("a TLS handshake with {} failed: {why}", place.address),
+                }
+                return;
+            }
+            Ok(1) => {}
+            _ => return,
+        }
+    }
+    serve(client.into(), place).await;
+}
+
+/// Serves one connection, request after request.
+async fn serve(mut client: Accepted, place: Place) {
+    let shared = &*place.shared;
     let mut ahead = Vec::new();
     let mut idle = HEAD_WAIT;
     while !shared.closing.get() {
@@ -301,7 +347,7 @@ async fn serve(mut client: Async<TcpStream>, place: Place) {
             Ok(None) => return,
             Err(refusal) => return refuse(&mut client, &refusal, false).await,
         };
-        let active = count_active(shared);
+        let mut active = Some(count_active(shared));
         let head = match head::read(&ahead[..length], &shared.hosts) {
             Ok(head) => head,
             Err(refusal) => {
@@ -316,7 +362,16 @@ async fn serve(mut client: Async<TcpStream>, place: Place) {
             };
             return relay(Upgrade { stream: client, key, ahead, from: place.address });
         }
-        match pass_on(&mut client, &mut ahead, &head, &place).await {
+        let direct = shared.direct.borrow().find(head.path());
+        let page = page(head.path()).filter(|_| ["GET", "HEAD"].contains(&head.method.as_str()));
+        let answered = match direct {
+            _ if page.is_some() => send_page(&mut client, &head, page, shared).await,
+            Some(handler) => {
+                answer_directly(&mut client, &mut ahead, &head, &place, handler, &mut active).await
+            }
+            None => pass_on(&mut client, &mut ahead, &head, &place).await,
+        };
+        match answered {
             Ok(true) => {}
             Ok(false) => return farewell(&mut client).await,
             Err(Failure::Refused(refusal)) => {
@@ -335,7 +390,7 @@ async fn serve(mut client: Async<TcpStream>, place: Place) {
     }
 }
 
-enum Failure {
+pub(crate) enum Failure {
     /// Nothing of an answer was sent yet.
     Refused(Refusal),
     /// The client is gone or has a part of an answer.
@@ -355,7 +410,7 @@ impl From<io::Error> for Failure {
 }
 
 /// `work`, or `TimedOut` after `limit`.
-async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(crate) async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let late = async {
         Timer::after(limit).await;
         Err(io::ErrorKind::TimedOut.into())
@@ -365,7 +420,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 /// Reads until `ahead` begins with a whole head and gives its length; `None` if the client left or stays silent.
 async fn read_head(
-    client: &mut Async<TcpStream>,
+    client: &mut Accepted,
     ahead: &mut Vec<u8>,
     idle: Duration,
 ) -> Result<Option<usize>, Refusal> {
@@ -392,9 +447,138 @@ async fn read_head(
     }
 }
 
+/// Writes all, and leaves nothing in between.
+async fn put(client: &mut Accepted, bytes: &[u8]) -> io::Result<()> {
+    client.write_all(bytes).await?;
+    client.flush().await
+}
+
+/// Sends a page. True if another request may follow.
+async fn send_page(
+    client: &mut Accepted,
+    request: &Head,
+    page: Option<&'static Page>,
+    shared: &Shared,
+) -> Result<bool, Failure> {
+    let Some(page) = page else { return Err(head::UNAVAILABLE.into()) };
+    let header = |name| request.header(name).unwrap_or_default();
+    let (status, own, bytes) = page.answer(header("Accept-Encoding"), header("If-None-Match"));
+    let keep_alive = request.keeps_alive && !shared.closing.get();
+    let reason = tiny_http::StatusCode(status).default_reason_phrase();
+    let length = if status == 304 { String::new() } else { format!("Content-Length: {}\r\n", bytes.len()) };
+    let close = if keep_alive { "" } else { "Connection: close\r\n" };
+    let mut out =
+        format!("HTTP/1.1 {status} {reason}\r\n{own}{length}{close}{SECURITY}{PAGE_POLICY}\r\n").into_bytes();
+    if request.method != "HEAD" {
+        out.extend_from_slice(bytes);
+    }
+    for slice in out.chunks(2 * PIECE_BYTES) {
+        within(WRITE_WAIT, put(client, slice)).await?;
+    }
+    Ok(keep_alive)
+}
+
+/// A seat among the direct answers.
+fn take_seat(shared: &Shared) -> Option<Counted<'_>> {
+    if shared.direct_count.get() >= DIRECT_MAX {
+        return None;
+    }
+    shared.direct_count.set(shared.direct_count.get() + 1);
+    Some(Counted(Box::new(|| shared.direct_count.set(shared.direct_count.get() - 1))))
+}
+
+/// What the sender of a direct request proves. API keys are good below `/v1/` only.
+fn prove(shared: &Shared, head: &Head) -> Via {
+    let authorization = head.header("Authorization");
+    match shared.auth.check(authorization, head.header("Cookie"), Instant::now()) {
+        Some(Proof::Secret) => return Via::Secret,
+        Some(Proof::Session) => return Via::Session,
+        None => {}
+    }
+    let (Some(key), true) = (authorization.and_then(bearer), head.path().starts_with("/v1/")) else {
+        return Via::Nothing;
+    };
+    let hash = sha256(key.as_bytes());
+    let keys = shared.keys.borrow().clone();
+    if keys.is_some_and(|keys| keys(&hash)) { Via::Key(hash) } else { Via::Nothing }
+}
+
+/// Reads the body to its end and answers from here. True if another request may follow.
+async fn answer_directly(
+    client: &mut Accepted,
+    ahead: &mut Vec<u8>,
+    head: &Head,
+    place: &Place,
+    handler: Handler,
+    active: &mut Option<Counted<'_>>,
+) -> Result<bool, Failure> {
+    let shared = &*place.shared;
+    let via = prove(shared, head);
+    let max = if via == Via::Nothing { BODY_BYTES_STRANGER_MAX } else { shared.body_bytes_max };
+    if head.body_bytes > max.min(shared.body_bytes_max) {
+        return Err(head::BODY_TOO_LARGE.into());
+    }
+    let reserved = reserve_body(shared, head.body_bytes).ok_or(head::BUSY)?;
+    let body = read_body(client, ahead, head).await?;
+    let seat;
+    let response = match direct_request(client, head, via, body, place.address) {
+        Err(response) => response,
+        Ok(_) if via == Via::Nothing => unauthorized(),
+        Ok(request) => {
+            seat = take_seat(shared).ok_or(head::BUSY)?;
+            direct::probe(client);
+            let response = while_there(client, ahead, handler(request)).await?;
+            let keep_alive = head.keeps_alive && !shared.closing.get();
+            drop(reserved);
+            if matches!(response.body, Body::Stream { length: None, .. }) {
+                // It may last for ever, so nobody who stops the cell waits for it.
+                drop(active.take());
+            }
+            let written = direct::write(client, ahead, head, response, keep_alive, SECURITY).await;
+            drop(seat);
+            return written;
+        }
+    };
+    direct::write(client, ahead, head, response, head.keeps_alive, SECURITY).await
+}
+
+fn direct_request(
+    client: &Accepted,
+    head: &Head,
+    via: Via,
+    body: Vec<u8>,
+    from: IpAddr,
+) -> Result<ApiRequest, ApiResponse> {
+    let bad = |why: &str| ApiResponse::error(400, "bad_request", why, "");
+    let method = if head.method == "HEAD" { Some(Method::Get) } else { Method::from_name(&head.method) };
+    let (path, query) = read_target(&head.target).map_err(|why| bad(why.0))?;
+    let owned = |name| head.header(name).map(str::to_owned);
+    Ok(ApiRequest {
+        method: method.ok_or_else(|| bad("This method is not known here."))?,
+        is_head: head.method == "HEAD",
+        path,
+        query,
+        content_type: owned("Content-Type"),
+        range: owned("Range"),
+        if_range: owned("If-Range"),
+        if_none_match: owned("If-None-Match"),
+        body,
+        authorized: via != Via::Nothing,
+        via,
+        is_private: is_private(client, from),
+        is_direct: true,
+        client: from,
+    })
+}
+
+/// Nobody on the way can read along.
+fn is_private(client: &Accepted, from: IpAddr) -> bool {
+    client.is_tls() || from.to_canonical().is_loopback()
+}
+
 /// Reads the body to its end, hands the request on and the answer back. True if another request may follow.
 async fn pass_on(
-    client: &mut Async<TcpStream>,
+    client: &mut Accepted,
     ahead: &mut Vec<u8>,
     head: &Head,
     place: &Place,
@@ -414,24 +598,22 @@ async fn pass_on(
         return Err(head::BUSY.into());
     }
     let mut inner = connect(shared).await?;
-    send(&mut inner, head, body, place.address).await.map_err(|_| head::UNAVAILABLE)?;
+    send(&mut inner, head, body, place.address, is_private(client, place.address))
+        .await
+        .map_err(|_| head::UNAVAILABLE)?;
     drop(reserved);
     let mut answer = Answer::read(inner, head).await?;
     answer.write(client, head, head.keeps_alive && !shared.closing.get(), turn).await
 }
 
-async fn read_body(
-    client: &mut Async<TcpStream>,
-    ahead: &mut Vec<u8>,
-    head: &Head,
-) -> Result<Vec<u8>, Failure> {
+async fn read_body(client: &mut Accepted, ahead: &mut Vec<u8>, head: &Head) -> Result<Vec<u8>, Failure> {
     let length = head.body_bytes as usize;
     let mut body: Vec<u8> = ahead.drain(..length.min(ahead.len())).collect();
     if body.len() == length {
         return Ok(body);
     }
     if head.expects_continue && body.is_empty() {
-        within(WRITE_WAIT, client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")).await?;
+        within(WRITE_WAIT, put(client, b"HTTP/1.1 100 Continue\r\n\r\n")).await?;
     }
     let had = body.len();
     body.resize(length, 0);
@@ -444,9 +626,9 @@ async fn read_body(
 }
 
 /// Tries it: duplicates one descriptor a few times.
-fn has_spare_descriptors(client: &Async<TcpStream>) -> bool {
+fn has_spare_descriptors(client: &Accepted) -> bool {
     let spare: Result<Vec<_>, _> =
-        (0..SPARE_DESCRIPTORS).map(|_| client.as_fd().try_clone_to_owned()).collect();
+        (0..SPARE_DESCRIPTORS).map(|_| client.tcp().as_fd().try_clone_to_owned()).collect();
     spare.is_ok()
 }
 
@@ -464,12 +646,19 @@ async fn connect(shared: &Shared) -> Result<UnixStream, Refusal> {
     }
 }
 
-async fn send(inner: &mut UnixStream, head: &Head, body: Vec<u8>, from: IpAddr) -> io::Result<()> {
+async fn send(
+    inner: &mut UnixStream,
+    head: &Head,
+    body: Vec<u8>,
+    from: IpAddr,
+    is_private: bool,
+) -> io::Result<()> {
     let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", head.method, head.target);
     for (name, value) in &head.passed {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
-    text.push_str(&format!("{CLIENT_HEADER}: {from}\r\nContent-Length: {}\r\n\r\n", body.len()));
+    text.push_str(&format!("{CLIENT_HEADER}: {from}\r\n{PRIVATE_HEADER}: {is_private}\r\n"));
+    text.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
     within(SEND_WAIT, async {
         inner.write_all(text.as_bytes()).await?;
         inner.write_all(&body).await
@@ -514,7 +703,6 @@ impl Answer {
         let status = answer.code.filter(|status| is_whole && (200..600).contains(status));
         let status = status.ok_or(head::UNAVAILABLE)?;
 
-        let is_page = page(request.path()).is_some();
         let mut head = format!("HTTP/1.1 {status} {}\r\n", answer.reason.unwrap_or_default()).into_bytes();
         let (mut length, mut is_chunked, mut has_type) = (None, false, false);
         for header in answer.headers.iter() {
@@ -524,7 +712,7 @@ impl Answer {
                 length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
             }
             is_chunked |= is("Transfer-Encoding");
-            if NOT_PASSED.iter().any(|name| is(name)) || (is("Cache-Control") && !is_page) {
+            if NOT_PASSED.iter().any(|name| is(name)) || is("Cache-Control") {
                 continue;
             }
             head.extend_from_slice(header.name.as_bytes());
@@ -537,7 +725,7 @@ impl Answer {
             return Err(head::UNAVAILABLE);
         }
         head.extend_from_slice(SECURITY.as_bytes());
-        head.extend_from_slice((if is_page { PAGE_POLICY } else { DATA_POLICY }).as_bytes());
+        head.extend_from_slice(DATA_POLICY.as_bytes());
         let left = match length {
             _ if request.method == "HEAD" || [204, 304].contains(&status) => Left::None,
             _ if is_chunked => Left::Chunks { bytes: 0, is_first: true },
@@ -551,7 +739,7 @@ impl Answer {
     /// Writes the answer as the client can read it. True if another request may follow.
     async fn write(
         &mut self,
-        client: &mut Async<TcpStream>,
+        client: &mut Accepted,
         request: &Head,
         keep_alive: bool,
         turn: SemaphoreGuard<'_>,
@@ -587,7 +775,7 @@ impl Answer {
             } else if matches!(self.left, Left::Bytes(_)) && out.len() < PIECE_BYTES {
                 continue;
             }
-            within(WRITE_WAIT, client.write_all(&out)).await?;
+            within(WRITE_WAIT, put(client, &out)).await?;
             out.clear();
             if is_over {
                 return Ok(keep_alive);
@@ -687,17 +875,17 @@ fn refusal_answer(refusal: &Refusal, is_head: bool) -> Vec<u8> {
 }
 
 /// Says why and closes: what follows a refused request cannot be trusted to begin where it seems to.
-async fn refuse(client: &mut Async<TcpStream>, refusal: &Refusal, is_head: bool) {
+async fn refuse(client: &mut Accepted, refusal: &Refusal, is_head: bool) {
     log::debug!("a request was refused: {} {}", refusal.status, refusal.code);
     let answer = refusal_answer(refusal, is_head);
-    if within(WRITE_WAIT, client.write_all(&answer)).await.is_ok() {
+    if within(WRITE_WAIT, put(client, &answer)).await.is_ok() {
         farewell(client).await;
     }
 }
 
 /// Closes so that the last answer arrives: a close with unread bytes would be a reset, which discards it.
-async fn farewell(client: &mut Async<TcpStream>) {
-    if client.get_ref().shutdown(std::net::Shutdown::Write).is_err() {
+async fn farewell(client: &mut Accepted) {
+    if within(FAREWELL_WAIT, client.close()).await.is_err() {
         return;
     }
     let drain = async {
@@ -715,8 +903,8 @@ async fn farewell(client: &mut Async<TcpStream>) {
 }
 
 /// Closes with a reset: an answer that ends with the connection must not look whole.
-fn break_off(client: &Async<TcpStream>) {
-    let _ = rustix::net::sockopt::set_socket_linger(client.get_ref(), Some(Duration::ZERO));
+fn break_off(client: &Accepted) {
+    let _ = rustix::net::sockopt::set_socket_linger(client.tcp(), Some(Duration::ZERO));
 }
 
 #[cfg(test)]

@@ -10,8 +10,17 @@ pub(crate) const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
 /// Headers that go on to the handlers; each at most once. All others end here.
-const PASSED: [&str; 7] =
-    ["Authorization", "Cookie", "Content-Type", "Accept", "Range", "If-None-Match", "If-Range"];
+const PASSED: [&str; 9] = [
+    "Authorization",
+    "Cookie",
+    "Content-Type",
+    "Accept",
+    "Accept-Encoding",
+    "Range",
+    "If-None-Match",
+    "If-Range",
+    "User-Agent",
+];
 /// Where a WebSocket may be asked for.
 const WEBSOCKET_PATH: &str = "/relay";
 /// Why a request does not pass.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,8 @@ use smol::channel::{Receiver, Sender, TrySendError};
 use smol::future::FutureExt;
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, read_target};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, Via, read_target};
 use crate::dashboard::auth::{Auth, Denied, Proof};
-use crate::id::hex;
-use crate::keys::sha256;
 
 /// Requests handled at once; the door lets no more through.
 pub(crate) const HANDLERS_MAX: usize = 16;
@@ -36,6 +34,8 @@ pub(crate) const REPLY_WAIT: Duration = Duration::from_secs(120);
 const REBUILD_PAUSE: Duration = Duration::from_millis(200);
 /// The header in which the door names the client's address.
 pub(crate) const CLIENT_HEADER: &str = "X-Grove-Client";
+/// The header in which the door says whether nobody on the way can read along.
+pub(crate) const PRIVATE_HEADER: &str = "X-Grove-Private";
 
 /// What the handlers share.
 pub(crate) struct Context {
@@ -45,6 +45,8 @@ pub(crate) struct Context {
     pub calls: Sender<Call>,
     /// The cell's name.
     pub name: String,
+    /// SHA-256 of the certificate, if TLS is spoken.
+    pub fingerprint: Option<[u8; 32]>,
     /// Most bytes of a body.
     pub body_bytes_max: usize,
     /// Requests being handled, and streamed answers among them.
@@ -184,10 +186,6 @@ fn dispatch(request: Request, context: &Arc<Context>) {
 fn handle(mut request: Request, context: &Arc<Context>) {
     let is_head = *request.method() == tiny_http::Method::Head;
     let is_get = is_head || *request.method() == tiny_http::Method::Get;
-    let path = request.url().split('?').next().unwrap_or_default();
-    if let Some(page) = page(path).filter(|_| is_get) {
-        return write_page(request, page);
-    }
     let response = answer(&mut request, is_get, context).unwrap_or_else(|response| response);
     write_answer(request, response, context);
 }
@@ -203,7 +201,15 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     let cookie = header(request, "Cookie").map(str::to_owned);
     let proof = context.auth.check(header(request, "Authorization"), cookie.as_deref(), Instant::now());
     let content_type = header(request, "Content-Type").map(str::to_owned);
-    let range = header(request, "Range").map(str::to_owned);
+    let owned = |name| header(request, name).map(str::to_owned);
+    let (range, if_range) = (owned("Range"), owned("If-Range"));
+    let if_none_match = owned("If-None-Match");
+    let is_private = header(request, PRIVATE_HEADER) == Some("true");
+    let via = match proof {
+        Some(Proof::Secret) => Via::Secret,
+        Some(Proof::Session) => Via::Session,
+        None => Via::Nothing,
+    };
 
     let body = read_body(request, context.body_bytes_max)?;
     let words: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
@@ -214,12 +220,27 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     if proof.is_none() && words != [b"healthz"] {
         return Err(unauthorized());
     }
-    let authorized = proof.is_some();
-    let request = ApiRequest { method, path, query, content_type, range, body, authorized, client };
+    let is_head = *request.method() == tiny_http::Method::Head;
+    let request = ApiRequest {
+        method,
+        is_head,
+        path,
+        query,
+        content_type,
+        range,
+        if_range,
+        if_none_match,
+        body,
+        authorized: proof.is_some(),
+        via,
+        is_private,
+        is_direct: false,
+        client,
+    };
     ask(context, request)
 }
 
-fn unauthorized() -> ApiResponse {
+pub(crate) fn unauthorized() -> ApiResponse {
     let hint = "Sign in on the dashboard, or send the cell's secret as `Authorization: Bearer …`.";
     ApiResponse::error(401, "unauthorized", "This needs signing in.", hint)
         .with_header("WWW-Authenticate", "Bearer")
@@ -334,75 +355,23 @@ fn denied(denied: Denied) -> ApiResponse {
     }
 }
 
-/// A file of the dashboard, in the binary.
-#[derive(Debug)]
-pub(crate) struct Page {
-    path: &'static str,
-    content_type: &'static str,
-    bytes: &'static [u8],
-}
-
-static PAGES: [Page; 5] = [
-    Page {
-        path: "/",
-        content_type: "text/html; charset=utf-8",
-        bytes: include_bytes!("../../www/index.html"),
-    },
-    Page {
-        path: "/style.css",
-        content_type: "text/css; charset=utf-8",
-        bytes: include_bytes!("../../www/style.css"),
-    },
-    Page {
-        path: "/app.js",
-        content_type: "text/javascript; charset=utf-8",
-        bytes: include_bytes!("../../www/app.js"),
-    },
-    Page {
-        path: "/api.js",
-        content_type: "text/javascript; charset=utf-8",
-        bytes: include_bytes!("../../www/api.js"),
-    },
-    Page { path: "/icon.svg", content_type: "image/svg+xml", bytes: include_bytes!("../../www/icon.svg") },
-];
-
-/// The page at exactly this path.
-pub(crate) fn page(path: &str) -> Option<&'static Page> {
-    PAGES.iter().find(|page| page.path == path)
-}
-
-/// One tag for all pages, as they change together.
-fn etag() -> &'static str {
-    static TAG: OnceLock<String> = OnceLock::new();
-    TAG.get_or_init(|| {
-        let all: Vec<u8> = PAGES.iter().flat_map(|page| sha256(page.bytes)).collect();
-        format!("\"{}\"", hex(&sha256(&all)[..8]))
-    })
-}
-
-fn write_page(request: Request, page: &'static Page) {
-    let is_known = header(&request, "If-None-Match").is_some_and(|tags| tags.contains(etag()));
-    let (status, bytes) = if is_known { (304, &[][..]) } else { (200, page.bytes) };
-    let headers = [("Content-Type", page.content_type), ("ETag", etag()), ("Cache-Control", "no-cache")];
-    let headers = headers.iter().filter_map(|(name, value)| checked_header(name, value)).collect();
-    let length = Some(bytes.len());
-    let response = Response::new(StatusCode(status), headers, bytes, length, None);
-    let _ = request.respond(response.with_chunked_threshold(usize::MAX));
-}
-
 /// A header that is one line of visible ASCII; anything else could become more than one header.
 fn checked_header(name: &str, value: &str) -> Option<Header> {
+    if is_plain_header(name, value) { Header::from_bytes(name, value).ok() } else { None }
+}
+
+/// See `checked_header`.
+pub(crate) fn is_plain_header(name: &str, value: &str) -> bool {
     let name_is_fine = !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
     let value_is_fine = value.bytes().all(|c| c.is_ascii_graphic() || c == b' ');
     if !name_is_fine || !value_is_fine {
         log::warn!("the header {name:?} of an answer is not plain text and is left out");
-        return None;
     }
-    Header::from_bytes(name, value).ok()
+    name_is_fine && value_is_fine
 }
 
 /// Not the cell's to set.
-fn is_framing(name: &str) -> bool {
+pub(crate) fn is_framing(name: &str) -> bool {
     let framing = ["Connection", "Content-Length", "Content-Type", "Transfer-Encoding", "Trailer", "Upgrade"];
     framing.iter().any(|framing| framing.eq_ignore_ascii_case(name))
 }
@@ -430,6 +399,14 @@ fn write_answer(request: Request, response: ApiResponse, context: &Arc<Context>)
                 log::debug!("a streamed answer was broken off: {error}");
             }
             drop(count);
+        }
+        Body::File(_) => {
+            log::error!("a part of a file was answered where only the door could send it");
+            write_answer(
+                request,
+                ApiResponse::error(500, "failed", "This answer could not be sent.", ""),
+                context,
+            );
         }
     }
 }
@@ -493,6 +470,7 @@ fn next_piece(pieces: &Receiver<io::Result<Vec<u8>>>) -> io::Result<Option<Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::hex;
 
     fn stream(length: Option<u64>, pieces: Vec<io::Result<Vec<u8>>>) -> (String, bool) {
         let (sender, receiver) = smol::channel::unbounded();
@@ -534,6 +512,7 @@ mod tests {
             auth: Arc::new(Auth::open(&folder.join("auth"), secret, "c").unwrap()),
             calls,
             name: String::new(),
+            fingerprint: None,
             body_bytes_max: 10,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),
@@ -543,7 +522,7 @@ mod tests {
         let page = || -> io::Result<String> {
             let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+            stream.write_all(b"GET /api/v1/session HTTP/1.1\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text).map(|_| text)
         };
@@ -575,14 +554,6 @@ mod tests {
         for (name, value) in [("X", "a\r\nSet-Cookie: b"), ("X: y", "a"), ("", "a"), ("X", "é"), ("X\n", "a")]
         {
             assert!(checked_header(name, value).is_none(), "{name:?} {value:?}");
-        }
-    }
-
-    #[test]
-    fn pages_are_found_by_their_exact_path() {
-        assert!(page("/").is_some() && page("/app.js").is_some());
-        for path in ["", "/index.html", "/App.js", "/app.js/", "//app.js", "/../style.css", "/healthz"] {
-            assert!(page(path).is_none(), "{path}");
         }
     }
 }

@@ -11,13 +11,17 @@
 
 pub mod api;
 pub mod auth;
+mod direct;
 mod door;
 mod head;
 mod http;
+mod pages;
+#[cfg(feature = "wss")]
+mod tls;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -30,8 +34,9 @@ use smol::channel::Receiver;
 use smol::future::FutureExt;
 use smol::{Async, LocalExecutor, Task, Timer};
 
-use crate::dashboard::api::Call;
+use crate::dashboard::api::{ApiRequest, Call};
 use crate::dashboard::auth::Auth;
+pub use crate::dashboard::direct::Answering;
 use crate::dashboard::door::Shared;
 pub use crate::dashboard::door::Upgrade;
 use crate::dashboard::head::Hosts;
@@ -67,6 +72,10 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Most bytes of the body of a request, see `BODY_BYTES_MAX`.
     pub body_bytes_max: usize,
+    /// Where the certificate of TLS and its key are kept; `None`: no TLS.
+    pub tls_dir: Option<PathBuf>,
+    /// Addresses of this machine, for a certificate that is made.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The running dashboard. Dropped, it stops; `stop` lets answers that have begun come to their end.
@@ -77,6 +86,7 @@ pub struct Dashboard {
     accepting: Vec<Task<()>>,
     serving: Task<()>,
     handlers: Handlers,
+    fingerprint: Option<[u8; 32]>,
     _folder: Option<File>,
 }
 
@@ -95,10 +105,20 @@ impl Dashboard {
         let auth = Arc::new(Auth::open(&config.auth_file, &config.secret, &format!("grove_{port}"))?);
         let (socket, folder) = socket_path(&config.socket_dir)?;
         let (calls, asked) = smol::channel::bounded(CALLS_MAX);
+        #[cfg(feature = "wss")]
+        let tls = match &config.tls_dir {
+            Some(folder) => open_tls(folder, &config),
+            None => None,
+        };
+        #[cfg(feature = "wss")]
+        let fingerprint = tls.as_ref().map(|tls| tls.fingerprint);
+        #[cfg(not(feature = "wss"))]
+        let fingerprint = None;
         let context = Context {
             auth: Arc::clone(&auth),
             calls,
             name: config.name,
+            fingerprint,
             body_bytes_max: config.body_bytes_max,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),
@@ -106,7 +126,10 @@ impl Dashboard {
         let handlers = Handlers::start(&socket, context)?;
 
         let hosts = Hosts::new(&hostname(), &config.hosts);
-        let shared = Rc::new(Shared::new(socket, hosts, Arc::clone(&auth), config.body_bytes_max as u64));
+        let shared = Shared::new(socket, hosts, Arc::clone(&auth), config.body_bytes_max as u64);
+        #[cfg(feature = "wss")]
+        let shared = Shared { tls: tls.map(|tls| tls.acceptor), ..shared };
+        let shared = Rc::new(shared);
         let connections = Rc::new(LocalExecutor::new());
         let mut accepting = Vec::new();
         for listener in listeners {
@@ -114,7 +137,8 @@ impl Dashboard {
             accepting.push(executor.spawn(door::accept(Async::new(listener)?, shared, connections)));
         }
         let serving = executor.spawn(async move { connections.run(std::future::pending()).await });
-        let dashboard = Self { addresses, auth, shared, accepting, serving, handlers, _folder: folder };
+        let dashboard =
+            Self { addresses, auth, shared, accepting, serving, handlers, fingerprint, _folder: folder };
         Ok((dashboard, asked))
     }
 
@@ -133,9 +157,35 @@ impl Dashboard {
         self.auth.setup_code()
     }
 
+    /// SHA-256 of the certificate; `None` where TLS is not spoken.
+    pub fn fingerprint(&self) -> Option<String> {
+        self.fingerprint.as_ref().map(fingerprint_text)
+    }
+
     /// From now on, connections that ask for a WebSocket at `/relay` are handed to `take`, which answers them.
     pub fn serve_relay(&self, take: impl Fn(Upgrade) + 'static) {
         *self.shared.relay.borrow_mut() = Some(Rc::new(take));
+    }
+
+    /// From now on, requests whose paths begin so are answered by `handler` on the executor, from the door: their
+    /// answers may last, and go out piece by piece as they come. A prefix takes itself and all below it; one that ends
+    /// with a slash only what is below. Only who is signed in, or has the cell's secret, gets to the handler; below
+    /// `/v1/` API keys do, too. The answer is dropped as soon as the client is gone: `Sender::send` fails then, and
+    /// `Sender::closed` wakes.
+    pub fn serve_direct(
+        &self,
+        prefixes: &[&'static str],
+        handler: impl Fn(ApiRequest) -> Answering + 'static,
+    ) {
+        let handler: direct::Handler = Rc::new(handler);
+        for prefix in prefixes {
+            self.shared.direct.borrow_mut().add(prefix, Rc::clone(&handler));
+        }
+    }
+
+    /// From now on, `is_key` tells by its SHA-256 whether a bearer token is an API key. Must not wait.
+    pub fn admit_keys(&self, is_key: impl Fn(&[u8; 32]) -> bool + 'static) {
+        *self.shared.keys.borrow_mut() = Some(Rc::new(is_key));
     }
 
     /// Stops within a second: no new connections, answers that have begun get half of it.
@@ -195,6 +245,34 @@ fn socket_path(folder: &Path) -> io::Result<(PathBuf, Option<File>)> {
     let folder = File::open(folder)?;
     let socket = PathBuf::from(format!("/proc/self/fd/{}/dashboard.sock", folder.as_raw_fd()));
     Ok((socket, Some(folder)))
+}
+
+/// A fingerprint as people compare it: groups of four hexadecimal digits.
+pub(crate) fn fingerprint_text(fingerprint: &[u8; 32]) -> String {
+    let digits = crate::id::hex(fingerprint).to_uppercase();
+    let groups: Vec<&str> = (0..digits.len() / 4).map(|n| &digits[4 * n..4 * n + 4]).collect();
+    groups.join(" ")
+}
+
+/// Key and certificate; without them the dashboard is there all the same.
+#[cfg(feature = "wss")]
+fn open_tls(folder: &Path, config: &Config) -> Option<tls::Tls> {
+    let host = hostname();
+    let mut names = vec!["localhost".to_owned(), host.clone()];
+    names.extend(host.split('.').next().map(|first| format!("{first}.local")));
+    names.extend(config.hosts.iter().cloned());
+    let mut addresses =
+        vec![IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
+    addresses.extend(config.addresses.iter().filter(|address| !address.is_loopback()));
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    match tls::Tls::open(folder, &config.name, &names, &addresses, now) {
+        Ok(tls) => Some(tls),
+        Err(why) => {
+            log::error!("the dashboard speaks no TLS: {why}");
+            None
+        }
+    }
 }
 
 fn hostname() -> String {

@@ -34,6 +34,7 @@ impl Cell {
 
     fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = std::env::temp_dir().join(format!("grove-http-{}", hex(&random::<8>())));
+        fs::create_dir(&folder).unwrap();
         let mut config = Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             socket_dir: folder.join("run"),
@@ -43,6 +44,8 @@ impl Cell {
             hosts: vec!["cell.example.org".to_owned()],
             opened: Vec::new(),
             body_bytes_max: BODY_BYTES_MAX,
+            tls_dir: Some(folder.clone()),
+            addresses: Vec::new(),
         };
         change(&mut config);
         let produced = Arc::new(AtomicU64::new(0));
@@ -54,6 +57,12 @@ impl Cell {
             let inner = Rc::clone(&executor);
             smol::block_on(executor.run(async move {
                 let (dashboard, calls) = Dashboard::start(&inner, config).unwrap();
+                let (runs, gone) = (Rc::clone(&inner), Arc::clone(&counter));
+                dashboard.serve_direct(&["/api/v1/direct", "/v1/"], move |request| {
+                    let (runs, gone) = (Rc::clone(&runs), Arc::clone(&gone));
+                    Box::pin(async move { answer_directly(request, gone, &runs) })
+                });
+                dashboard.admit_keys(|hash| *hash == crate::keys::sha256(b"sk-key"));
                 tell.send((dashboard.port(), dashboard.setup_code())).await.unwrap();
                 let answers = inner.spawn(answer_all(calls, counter, Rc::clone(&inner)));
                 let _ = stopped.recv().await;
@@ -200,6 +209,269 @@ async fn answer_all(calls: Receiver<Call>, produced: Arc<AtomicU64>, executor: R
             }
         };
         reply.send(response);
+    }
+}
+
+/// Answers from the door; counts the clients that went away.
+fn answer_directly(
+    request: super::api::ApiRequest,
+    gone: Arc<AtomicU64>,
+    executor: &LocalExecutor<'static>,
+) -> ApiResponse {
+    let word = request.path_text().pop().unwrap_or_default();
+    let (pieces, receiver) = smol::channel::bounded::<io::Result<Vec<u8>>>(2);
+    match word.as_str() {
+        "silent" => {
+            let wait = async move {
+                pieces.closed().await;
+                gone.fetch_add(1, Ordering::SeqCst);
+            };
+            executor.spawn(wait).detach();
+            ApiResponse::stream(None, receiver)
+        }
+        "pieces" | "broken" => {
+            let is_broken = word == "broken";
+            let send = async move {
+                for n in 0..3 {
+                    let _ = pieces.send(Ok(format!("piece {n};").into_bytes())).await;
+                }
+                if is_broken {
+                    let _ = pieces.send(Err(io::ErrorKind::Other.into())).await;
+                }
+            };
+            executor.spawn(send).detach();
+            ApiResponse::stream(None, receiver)
+        }
+        _ => ApiResponse::json_text(
+            200,
+            format!("{:?} {:?} body {}", request.method, request.via, request.body.len()),
+        ),
+    }
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn open_silent(cell: &Cell) -> (TcpStream, String) {
+    let mut stream = cell.connect();
+    let head = format!("GET /api/v1/direct/silent HTTP/1.1\r\nHost: localhost\r\n{}\r\n", authorized(""));
+    stream.write_all(head.as_bytes()).unwrap();
+    let head = read_head(&mut stream);
+    (stream, head)
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn direct_stream_says_so_at_once_and_notices_that_its_client_is_gone() {
+    let cell = Cell::start();
+    let mut streams: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let (stream, head) = open_silent(&cell);
+            assert!(
+                head.starts_with("HTTP/1.1 200") && head.contains("Transfer-Encoding: chunked"),
+                "{head}"
+            );
+            assert!(head.contains("default-src 'none'") && head.contains("nosniff"), "{head}");
+            stream
+        })
+        .collect();
+    cell.is_well();
+    assert_eq!(cell.produced.load(Ordering::SeqCst), 0);
+    // A close, an end of what it says, and a reset.
+    drop(streams.pop());
+    streams[0].shutdown(Shutdown::Write).unwrap();
+    rustix::net::sockopt::set_socket_linger(&streams[1], Some(Duration::ZERO)).unwrap();
+    drop(streams.pop());
+    wait_for("all are noticed", || cell.produced.load(Ordering::SeqCst) == 3);
+    cell.is_well();
+}
+
+#[test]
+fn direct_answers_are_bounded_and_the_rest_is_told_so() {
+    let cell = Cell::start();
+    let streams: Vec<TcpStream> = (0..47).map(|_| open_silent(&cell).0).collect();
+    // From one machine come no more connections than this; the others are served on.
+    assert_eq!(cell.ask("GET /healthz", "", "").0, 200);
+    drop(streams);
+    wait_for("all are noticed", || cell.produced.load(Ordering::SeqCst) == 47);
+}
+
+#[test]
+fn direct_answers_are_for_those_who_may() {
+    let cell = Cell::start();
+    let (status, head, body) = cell.ask("GET /api/v1/direct/silent", "", "");
+    assert_eq!(status, 401, "{head}");
+    assert!(body.contains("\"unauthorized\"") && head.contains("no-store"), "{head} {body}");
+    assert_eq!(cell.ask("GET /v1/models", "Authorization: Bearer sk-other\r\n", "").0, 401);
+    let (status, _, body) = cell.ask("POST /v1/chat", "Authorization: Bearer sk-key\r\n", "{}");
+    assert!(status == 200 && body.contains("Key(") && body.contains("body 2"), "{body}");
+    // A key opens nothing else.
+    for path in ["/api/v1/direct/x", "/api/v1/status", "/metrics"] {
+        assert_eq!(cell.ask(&format!("GET {path}"), "Authorization: Bearer sk-key\r\n", "").0, 401, "{path}");
+    }
+    let (_, _, body) = cell.ask("GET /v1/models", &authorized(""), "");
+    assert!(body.contains("Secret"), "{body}");
+}
+
+#[test]
+fn strangers_get_no_further_on_the_direct_way() {
+    let cell = Cell::start();
+    let line = "POST /api/v1/direct/x";
+    for (headers, wanted) in [
+        ("Host: evil.example\r\n", 421),
+        ("Origin: http://evil.example\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+        ("Content-Length: 9223372036854775807\r\n", 400),
+        ("Content-Length: 1048577\r\n", 413),
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", 400),
+        ("Connection: upgrade\r\nUpgrade: h2c\r\n", 501),
+    ] {
+        let (status, _, body) = cell.ask(line, &authorized(headers), "");
+        assert!(status == wanted && body.contains("\"error\""), "{headers}: {status} {body}");
+    }
+    assert_eq!(cell.ask("POST /api/v1/direct/x", "Content-Length: 8193\r\n", "").0, 413);
+    for target in ["/api/v1/direct/../x", "/api/v1/direct/%2e%2e", "/api/v1/direct//x", "/api/v1/direct/%00"]
+    {
+        let (status, _, body) = cell.ask(&format!("GET {target}"), &authorized(""), "");
+        assert!(status == 400 && body.contains("\"error\""), "{target}: {status}");
+    }
+    // Bodies that never come, and half-closed connections.
+    let began = Instant::now();
+    let mut late = cell.connect();
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{}", authorized("Content-Length: 10\r\n\r\n"));
+    late.write_all(head.as_bytes()).unwrap();
+    cell.is_well();
+    assert_eq!(status(&read_rest(&mut late)), 408);
+    assert!(began.elapsed() < Duration::from_secs(9));
+    cell.is_well();
+}
+
+#[test]
+fn requests_after_a_direct_answer_are_answered_and_broken_ones_end_the_connection() {
+    let cell = Cell::start();
+    let one = |word: &str, more: &str| {
+        format!("GET /api/v1/direct/{word} HTTP/1.1\r\nHost: localhost\r\n{more}{}\r\n", authorized(""))
+    };
+    let text = cell.raw(&format!("{}{}", one("pieces", ""), one("x", "Connection: close\r\n")));
+    assert!(text.contains("8\r\npiece 0;\r\n") && text.contains("\r\n0\r\n\r\nHTTP/1.1 200"), "{text}");
+    assert!(text.ends_with("body 0"), "{text}");
+    let text = cell.raw(&one("broken", ""));
+    assert!(!text.contains("\r\n0\r\n"), "{text}");
+    let old = one("pieces", "").replace("HTTP/1.1", "HTTP/1.0");
+    let text = cell.raw(&old);
+    assert!(
+        text.contains("Connection: close\r\n") && text.ends_with("\r\n\r\npiece 0;piece 1;piece 2;"),
+        "{text}"
+    );
+    let (status, head, body) = cell.ask("HEAD /api/v1/direct/pieces", &authorized(""), "");
+    assert!(status == 200 && body.is_empty() && head.contains("chunked"), "{head}");
+}
+
+#[cfg(feature = "wss")]
+mod over_tls {
+    use super::*;
+    use crate::relay::tls_pinned;
+    use futures_rustls::rustls::pki_types::ServerName;
+    use futures_rustls::rustls::{ClientConnection, StreamOwned};
+
+    type Client = StreamOwned<ClientConnection, TcpStream>;
+
+    fn connect(cell: &Cell, fingerprint: [u8; 32]) -> Client {
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = ClientConnection::new(Arc::new(tls_pinned(fingerprint)), name).unwrap();
+        StreamOwned::new(client, cell.connect())
+    }
+
+    fn fingerprint(cell: &Cell) -> [u8; 32] {
+        crate::keys::sha256(&fs::read(cell.folder.join("tls.crt")).unwrap())
+    }
+
+    fn ask(cell: &Cell, request: &str) -> String {
+        let mut stream = connect(cell, fingerprint(cell));
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn same_answers_come_inside_tls() {
+        let cell = Cell::start();
+        let text = ask(&cell, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("</html>\n"), "{text}");
+        let head = |path: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{}\r\n", authorized(""))
+        };
+        let text = ask(&cell, &head("/api/v1/direct/pieces"));
+        assert!(text.contains("piece 2;") && text.ends_with("0\r\n\r\n"), "{text}");
+        let text = ask(&cell, &head("/api/v1/stream?bytes=655360"));
+        assert!(text.len() > 655_360, "{}", text.len());
+        assert_eq!(status(&ask(&cell, &head("/").replace("localhost", "evil.example"))), 421);
+        // Another certificate is not taken, and plain HTTP goes on.
+        let mut other = connect(&cell, [7; 32]);
+        assert!(other.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err());
+        cell.is_well();
+    }
+
+    #[test]
+    fn handshakes_that_never_end_hold_nobody_up() {
+        let mut cell = Cell::start();
+        let hello = {
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut client = ClientConnection::new(Arc::new(tls_pinned([0; 32])), name).unwrap();
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).unwrap();
+            bytes
+        };
+        let mut open: Vec<TcpStream> = Vec::new();
+        for bytes in [&[0x16][..], &[0x16; 600], &hello[..hello.len() / 2], &hello] {
+            for _ in 0..8 {
+                let mut stream = cell.connect();
+                stream.write_all(bytes).unwrap();
+                open.push(stream);
+            }
+        }
+        cell.is_well();
+        let began = Instant::now();
+        for mut stream in open {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        assert!(began.elapsed() < Duration::from_secs(9));
+        cell.is_well();
+        // A client that is gone in the middle, and a stop while some are there.
+        let mut stream = cell.connect();
+        stream.write_all(&hello).unwrap();
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        drop(stream);
+        let mut stream = cell.connect();
+        stream.write_all(&hello).unwrap();
+        assert!(cell.stop() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn silent_stream_inside_tls_notices_that_its_client_is_gone() {
+        let cell = Cell::start();
+        let mut stream = connect(&cell, fingerprint(&cell));
+        let head = format!("GET /api/v1/direct/silent HTTP/1.1\r\nHost: localhost\r\n{}\r\n", authorized(""));
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        drop(stream);
+        wait_for("it is noticed", || cell.produced.load(Ordering::SeqCst) == 1);
     }
 }
 
@@ -670,6 +942,8 @@ fn address_in_use_is_named() {
         hosts: vec![],
         opened: Vec::new(),
         body_bytes_max: BODY_BYTES_MAX,
+        tls_dir: None,
+        addresses: Vec::new(),
     };
     let error = Dashboard::start(&executor, config).err().unwrap();
     assert!(error.to_string().contains(&format!("cannot listen on 127.0.0.1:{}", cell.port)), "{error}");

@@ -315,25 +315,10 @@ impl Iterator for EntryCursor<'_> {
         }
         let entry = self.manifest.entries.get(self.next)?;
         self.next += 1;
-        let Entry::List { name, key, entries: count, len } = entry else { return Some(Ok(entry.clone())) };
-        let opened = self.vault.local_chunk(name).and_then(|bytes| {
-            let bytes = bytes.ok_or_else(|| {
-                VaultError::Record(format!(
-                    "list chunk {} of a large file is not here; it is fetched by a sync",
-                    name.short()
-                ))
-            })?;
-            let plain = self.vault.sealer_of(self.manifest.epoch).open(key, ENCODING_RAW, bytes);
-            let list = read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?;
-            let is_as_said =
-                list.len() == *count as usize && list.iter().map(Entry::len).sum::<u64>() == *len;
-            if is_as_said {
-                Ok(list)
-            } else {
-                Err(VaultError::Record("a list is not as its manifest says".into()))
-            }
-        });
-        match opened {
+        if !matches!(entry, Entry::List { .. }) {
+            return Some(Ok(entry.clone()));
+        }
+        match open_list(self.vault, self.manifest.epoch, entry) {
             Ok(entries) => {
                 self.list = entries.into_iter();
                 self.next()
@@ -341,6 +326,21 @@ impl Iterator for EntryCursor<'_> {
             Err(why) => Some(Err(why)),
         }
     }
+}
+
+/// The entries of a list that is here. Pool work.
+pub fn open_list(vault: &Vault, epoch: u32, list: &Entry) -> Result<Vec<Entry>, VaultError> {
+    let Entry::List { name, key, entries: count, len } = list else { return Ok(Vec::new()) };
+    let bytes = vault.local_chunk(name)?.ok_or_else(|| {
+        VaultError::Record(format!(
+            "list chunk {} of a large file is not here; it is fetched by a sync",
+            name.short()
+        ))
+    })?;
+    let plain = vault.sealer_of(epoch).open(key, ENCODING_RAW, bytes);
+    let list = read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?;
+    let is_as_said = list.len() == *count as usize && list.iter().map(Entry::len).sum::<u64>() == *len;
+    if is_as_said { Ok(list) } else { Err(VaultError::Record("a list is not as its manifest says".into())) }
 }
 
 /// Seals the parts of large files, on all cores.

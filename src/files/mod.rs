@@ -15,3 +15,4 @@ pub mod unix;
 pub mod version;
 pub mod walk;
 pub mod watch;
+pub mod zip;

@@ -19,6 +19,11 @@ use crate::manifest::{FileTime, Kind};
 /// Names that begin so are files on their way into place, ours alone.
 pub const TEMP_PREFIX: &[u8] = b".grove-tmp-";
 
+/// Names that begin so are uploads that are not whole yet.
+pub const UPLOAD_PREFIX: &[u8] = b".grove-tmp-upload-";
+/// An upload that nobody goes on with is removed after so long. Seconds.
+pub const UPLOAD_S: i64 = 7 * 86_400;
+
 /// What the file system says of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {

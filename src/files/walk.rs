@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::ignore::{IgnoreRules, RULES_BYTES_MAX, RULES_NAME};
-use super::unix::{Folder, Names, Stat, TEMP_PREFIX, show, show_name};
+use super::unix::{Folder, Names, Stat, TEMP_PREFIX, UPLOAD_PREFIX, UPLOAD_S, show, show_name};
 use super::version::{self, NewVersion};
 use super::watch::WatchList;
 use super::{kept, marker};
@@ -318,7 +318,7 @@ impl Walk {
             };
             if name.starts_with(TEMP_PREFIX) {
                 // Ours, from before a power cut, on a file system that knows no nameless files.
-                if stat.kind == Some(Kind::File) && self.is_stale(&stat) {
+                if stat.kind == Some(Kind::File) && self.is_stale(&name, &stat) {
                     let _ = at.folder.remove_file(&name);
                 }
                 continue;
@@ -356,8 +356,9 @@ impl Walk {
         Ok(kept::may_be_kept(path) && self.vault.db.read(|t| kept::is_kept(t, path))?)
     }
 
-    fn is_stale(&self, stat: &Stat) -> bool {
-        self.vault.clock.wall() - stat.ctime / 1_000_000_000 > 3600
+    fn is_stale(&self, name: &[u8], stat: &Stat) -> bool {
+        let most = if name.starts_with(UPLOAD_PREFIX) { UPLOAD_S } else { 3600 };
+        self.vault.clock.wall() - stat.ctime / 1_000_000_000 > most
     }
 
     fn compare(
@@ -485,7 +486,8 @@ impl Walk {
     }
 }
 
-fn read_rules(root: &Folder) -> Vec<u8> {
+/// The text of the user's rules.
+pub(crate) fn read_rules(root: &Folder) -> Vec<u8> {
     use std::io::Read;
     let mut text = Vec::new();
     if let Ok(file) = root.open_file(RULES_NAME) {

@@ -16,7 +16,7 @@ pub use tables::{
     CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
     InventoryRow, Own, StoredHead, Tables, Unanswered,
 };
-pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals};
+pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals, Sort};
 
 /// Why the database did not do as asked.
 #[derive(Debug)]

@@ -26,6 +26,19 @@ pub enum NodeState {
     Awaiting = 2,
 }
 
+/// By what a folder is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sort {
+    /// Name.
+    Name,
+    /// Bytes.
+    Size,
+    /// When it was modified.
+    Modified,
+    /// Folder, file or link, and then the ending of the name.
+    Kind,
+}
+
 /// A row of `devices`: a file system that was seen below GroveHome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Device(pub i64);
@@ -219,6 +232,52 @@ impl Tables<'_> {
             &format!("SELECT {COLUMNS} FROM nodes WHERE parent = ?1 AND name > ?2 ORDER BY name LIMIT ?3"),
             params![parent.0, after, limit as i64],
             node,
+        )
+    }
+
+    /// Up to `limit` nodes of a folder after the first `offset`, folders before all else. Names are compared without
+    /// case (of ASCII letters).
+    pub fn children_sorted(
+        &self,
+        parent: NodeId,
+        sort: Sort,
+        is_down: bool,
+        offset: u64,
+        limit: usize,
+    ) -> Result<Vec<Node>, DbError> {
+        let way = if is_down { "DESC" } else { "ASC" };
+        let by_name = format!("lower(CAST(name AS TEXT)) {way}, name {way}");
+        // What follows the last dot, if anything stands before it.
+        const ENDING: &str = "CASE WHEN instr(substr(CAST(name AS TEXT), 2), '.') > 0 THEN lower(replace(\
+            CAST(name AS TEXT), rtrim(CAST(name AS TEXT), replace(CAST(name AS TEXT), '.', '')), '')) ELSE '' END";
+        let by = match sort {
+            Sort::Name => by_name,
+            Sort::Size => format!("size {way}, {by_name}"),
+            Sort::Modified => format!("mtime_s {way}, mtime_ns {way}, {by_name}"),
+            Sort::Kind => format!("kind {way}, {ENDING} {way}, {by_name}"),
+        };
+        self.list(
+            &format!(
+                "SELECT {COLUMNS} FROM nodes WHERE parent = ?1 AND id <> 1
+                 ORDER BY (kind = {}) DESC, {by} LIMIT ?2 OFFSET ?3",
+                Kind::Folder as u8
+            ),
+            params![parent.0, limit as i64, offset.min(i64::MAX as u64) as i64],
+            node,
+        )
+    }
+
+    /// How many nodes a folder has.
+    pub fn child_count(&self, parent: NodeId) -> Result<u64, DbError> {
+        self.number("SELECT count(*) FROM nodes WHERE parent = ?1 AND id <> 1", [parent.0])
+    }
+
+    /// Rows and names of up to `limit` nodes over row `after`.
+    pub fn names_after(&self, after: NodeId, limit: usize) -> Result<Vec<(NodeId, Vec<u8>)>, DbError> {
+        self.list(
+            "SELECT id, name FROM nodes WHERE id > ?1 ORDER BY id LIMIT ?2",
+            params![after.0, limit as i64],
+            |row| Ok((NodeId(row.get(0)?), row.get(1)?)),
         )
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use smol::channel::{self, Receiver, Sender};
 use smol::io::{AsyncRead, AsyncWrite};
-use smol::{Async, LocalExecutor, Timer};
+use smol::{LocalExecutor, Timer};
 
 use super::frame::{Control, Decoder, Event, From, Head, Kind, Violation, code, put_control};
 use super::login::{Hello, LOGIN_BYTES_MAX, Login, Welcome};
@@ -27,7 +27,7 @@ use super::{DEAD_AFTER, LOGIN_TIME_MAX, MESSAGE_BYTES_MAX, PING_AFTER};
 use crate::id::CellId;
 use crate::keys::{Identity, random};
 use crate::wire::handshake::{HandshakeLimiter, Rate};
-use crate::wire::{read_some, within, write_full};
+use crate::wire::{Accepted, flush, read_some, within, write_full};
 
 /// Read from a client at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -204,7 +204,7 @@ impl Hub {
 
     /// Takes a connection whose request for a WebSocket, with this key, has been read and not answered; `ahead` came
     /// after it.
-    pub fn take(self: &Rc<Self>, stream: Async<TcpStream>, key: &str, ahead: Vec<u8>, from: IpAddr) {
+    pub fn take(self: &Rc<Self>, stream: Accepted, key: &str, ahead: Vec<u8>, from: IpAddr) {
         if !self.allows(from) {
             return;
         }
@@ -228,7 +228,7 @@ impl Hub {
 
     async fn login(
         self: &Rc<Self>,
-        mut stream: Async<TcpStream>,
+        mut stream: Accepted,
         answer: Vec<u8>,
         ahead: Vec<u8>,
         guest: &Guest,
@@ -252,7 +252,7 @@ impl Hub {
     /// What a client proves; `None` if it was told that it is not wanted.
     async fn shake_hands(
         &self,
-        stream: &mut Async<TcpStream>,
+        stream: &mut Accepted,
         mut answer: Vec<u8>,
         ahead: Vec<u8>,
     ) -> io::Result<Option<Incoming>> {
@@ -261,6 +261,7 @@ impl Hub {
         answer.extend_from_slice(Head::binary(said.len(), None).as_slice());
         answer.extend_from_slice(&said);
         write_full(stream, &answer, LOGIN_TIME_MAX).await?;
+        flush(stream, LOGIN_TIME_MAX).await?;
         let mut decoder = Decoder::new(From::Client, MESSAGE_BYTES_MAX as u64);
         let (message, rest) = match read_message(stream, &mut decoder, ahead).await {
             Ok(read) => read,
@@ -285,16 +286,12 @@ impl Hub {
         Ok(Some(Incoming { login, decoder, rest }))
     }
 
-    async fn refuse(
-        &self,
-        stream: &mut Async<TcpStream>,
-        code: u16,
-        reason: &str,
-    ) -> io::Result<Option<Incoming>> {
+    async fn refuse(&self, stream: &mut Accepted, code: u16, reason: &str) -> io::Result<Option<Incoming>> {
         count(&self.counts.refused);
         let mut word = Vec::new();
         put_control(&mut word, Control::Close { code: Some(code), reason }, None);
         write_full(stream, &word, FAREWELL_TIME_MAX).await?;
+        flush(stream, FAREWELL_TIME_MAX).await?;
         // What the client still sends would turn the close into a reset, and the reason would be lost.
         let mut last = [0; LOGIN_BYTES_MAX];
         let _ = read_some(stream, &mut last, FAREWELL_TIME_MAX).await;
@@ -304,7 +301,7 @@ impl Hub {
     /// The client is in: what it has sent already is its first bytes.
     fn welcome(
         self: &Rc<Self>,
-        stream: Async<TcpStream>,
+        stream: Accepted,
         login: &Login,
         decoder: Decoder,
         ahead: Vec<u8>,
@@ -531,7 +528,7 @@ enum ReadError {
 
 /// The first message, and the raw bytes after it.
 async fn read_message(
-    stream: &mut Async<TcpStream>,
+    stream: &mut Accepted,
     decoder: &mut Decoder,
     ahead: Vec<u8>,
 ) -> Result<(Vec<u8>, Vec<u8>), ReadError> {
@@ -573,7 +570,7 @@ async fn read_message(
 /// One client, from its login to its end.
 struct ClientTask {
     hub: Rc<Hub>,
-    stream: Async<TcpStream>,
+    stream: Accepted,
     port: Port,
     mailbox: Rc<Mailbox>,
     decoder: Decoder,
@@ -660,6 +657,10 @@ impl ClientTask {
     /// Sends and reads; `Ok` when it can do no more now and will be woken.
     fn poll_moving(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
         let is_sent = self.send(cx)?;
+        // TLS keeps what the socket did not take, and is woken when it does.
+        if let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx) {
+            flushed?;
+        }
         if !self.may_read(cx) {
             return Ok(());
         }
@@ -820,7 +821,9 @@ impl ClientTask {
             Ok(false) => Poll::Pending,
             Err(_) => Poll::Ready(()),
             Ok(true) => {
-                let _ = self.stream.get_ref().shutdown(std::net::Shutdown::Write);
+                if Pin::new(&mut self.stream).poll_close(cx).is_pending() {
+                    return Poll::Pending;
+                }
                 // Closing over unread bytes would send a reset, and the last word might be lost.
                 let mut buffer = self.hub.read_buffer.borrow_mut();
                 match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
@@ -843,6 +846,7 @@ pub(super) mod tests {
     use crate::relay::client::{Client, ConnectError, End, Options, connect};
     use crate::relay::{CircuitError, Url, listener};
     use crate::wire::noise::tests::Dice;
+    use smol::Async;
     use smol::io::{AsyncReadExt, AsyncWriteExt};
 
     pub(crate) fn identity(seed: u8) -> Identity {

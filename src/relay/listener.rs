@@ -118,7 +118,7 @@ async fn answer(mut stream: Async<TcpStream>, from: IpAddr, hub: &Rc<Hub>) -> io
         Asked::Relay { key, from: forwarded } => {
             // Only a proxy on this machine is believed about who stands behind it.
             let from = forwarded.filter(|_| from.to_canonical().is_loopback()).unwrap_or(from);
-            hub.take(stream, &key, bytes, from);
+            hub.take(stream.into(), &key, bytes, from);
             return Ok(());
         }
         Asked::Health => ("200 OK".to_owned(), "text/plain", "ok\n".to_owned()),

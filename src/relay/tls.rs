@@ -45,6 +45,12 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }
 
+/// What a client needs that takes the certificate of this SHA-256 and no other.
+#[cfg(test)]
+pub(crate) fn pinned(fingerprint: [u8; 32]) -> ClientConfig {
+    config(Trust::Only(fingerprint)).expect("the provider has what TLS 1.3 needs")
+}
+
 enum Trust {
     /// This certificate and no other.
     Only([u8; 32]),

@@ -13,6 +13,7 @@ use super::driver::Sync;
 use super::link::Link;
 use super::serve::{Answered, reply};
 use crate::alerts::Alert;
+use crate::changes::{Changes, Part};
 use crate::chat::{self, Draft, Found, Page, Side, Talk, Talks, Took};
 use crate::id::{CellId, hex};
 use crate::keys::random;
@@ -42,16 +43,18 @@ pub(super) struct Chats {
     /// Grows with whatever happens, from a random beginning.
     change: Cell<u64>,
     waiters: RefCell<Vec<Sender<()>>>,
+    shown: Arc<Changes>,
 }
 
 impl Chats {
-    fn new(talks: Talks) -> Self {
+    fn new(talks: Talks, shown: Arc<Changes>) -> Self {
         let change = u64::from(u32::from_le_bytes(random()));
-        Self { talks: Arc::new(talks), change: Cell::new(change), waiters: RefCell::default() }
+        Self { talks: Arc::new(talks), change: Cell::new(change), waiters: RefCell::default(), shown }
     }
 
     fn ring(&self) {
         self.change.set(self.change.get() + 1);
+        self.shown.note(Part::Chat);
         for waiter in self.waiters.borrow_mut().drain(..) {
             let _ = waiter.try_send(());
         }
@@ -152,7 +155,7 @@ impl Sync {
         let dir = self.vault.dir.clone();
         match unblock(move || open(&dir)).await {
             Ok((talks, aside)) => {
-                *self.chats.borrow_mut() = Some(Rc::new(Chats::new(talks)));
+                *self.chats.borrow_mut() = Some(Rc::new(Chats::new(talks, Arc::clone(&self.vault.changes))));
                 // Whoever says too much tries again, and then it is told again.
                 self.vault.clear("chat-full");
                 if aside.is_none() {

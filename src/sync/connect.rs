@@ -14,6 +14,7 @@ use super::driver::Sync;
 use super::link::{For, Line, Link, NewLine};
 use super::serve::{self, Caller};
 use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
+use crate::changes::Part;
 use crate::id::CellId;
 use crate::keys::{Secret, random};
 use crate::pool::{Turns, unblock};
@@ -655,6 +656,7 @@ impl Sync {
         self.note_seen(link, Some(&line));
         if !was_alive {
             log::info!("connected with {}", self.name_of(&peer));
+            self.vault.changes.note(Part::Peers);
         }
         log::debug!("{}: {} over {}", self.name_of(&peer), line.kind.as_str(), line.address);
         let (sync, ended, of) = (Rc::clone(self), Rc::clone(&line), Rc::clone(link));
@@ -730,6 +732,7 @@ impl Sync {
                 self.errors.borrow_mut().insert(link.peer, why.to_string());
             }
             log::info!("no longer connected with {}: {why}", self.name_of(&link.peer));
+            self.vault.changes.note(Part::Peers);
         }
         self.note_seen(link, None);
     }

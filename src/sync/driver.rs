@@ -29,16 +29,18 @@ use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
 use crate::card::{Card, Invite, InviteError, Role};
+use crate::changes::Part;
 use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
 use crate::placement::planner::{Candidate, Site};
-use crate::placement::{CellNumber, ChunkId, DbError, Own};
+use crate::placement::{CellNumber, ChunkId, DbError, HeldTotals, Own};
 use crate::pool::{Turns, unblock};
 use crate::publish;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
 use crate::routes::{Kind, RouteBook};
+use crate::sums::Sums;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
 use crate::wire::message::{Farewell, Reply, Request};
@@ -108,6 +110,9 @@ pub struct PeerView {
     /// The last problem in words, or empty.
     pub error: String,
 }
+
+/// Chunks and bytes that a peer holds for us, and what we hold for it.
+type PeerSums = ((u64, u64), HeldTotals);
 
 /// Why a peer has not all that it should have.
 const NO_ROOM: &str = "it takes no more: its disk, or this cell's quota there, is full";
@@ -256,6 +261,10 @@ pub struct Sync {
     waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
+    /// What peers hold for us, and we for them.
+    peer_sums: Sums<Vec<CellId>, Vec<PeerSums>>,
+    /// Versions that peers say they run.
+    pub(super) versions: RefCell<HashMap<CellId, super::Release>>,
     /// Conversations, where their file is open.
     pub(super) chats: RefCell<Option<Rc<Chats>>>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -347,6 +356,8 @@ impl Sync {
             digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
+            peer_sums: Sums::default(),
+            versions: RefCell::default(),
             chats: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
@@ -522,6 +533,8 @@ impl Sync {
             let before = *moved;
             let outcome = round::run(self, link, moved).await;
             link.moved.set(link.moved.get().and(moved.since(before)));
+            self.vault.changes.note(Part::Peers);
+            self.vault.changes.note(Part::Status);
             let Err(why) = outcome else {
                 self.errors.borrow_mut().remove(&link.peer);
                 return Ok(());
@@ -787,21 +800,30 @@ impl Sync {
     pub async fn peers(&self) -> Result<Vec<PeerView>, VaultError> {
         let rows = self.gate.peers();
         let ids: Vec<CellId> = rows.iter().map(|row| row.id).collect();
-        let (vault, keeper) = (Arc::clone(&self.vault), Arc::clone(&self.keeper));
-        let sums = unblock(move || -> Result<Vec<_>, VaultError> {
-            ids.iter()
-                .map(|id| {
-                    let copies = vault.db.change(|t| {
-                        let cell = t.cell(id)?;
-                        t.copy_totals(cell)
-                    })?;
-                    Ok((copies, keeper.totals(id)?))
+        let began = self.vault.clock.steady();
+        let sums = match self.peer_sums.get(&ids, began) {
+            Some(sums) => sums,
+            None => {
+                let (vault, keeper, asked) = (Arc::clone(&self.vault), Arc::clone(&self.keeper), ids.clone());
+                let sums = unblock(move || -> Result<Vec<PeerSums>, VaultError> {
+                    asked
+                        .iter()
+                        .map(|id| {
+                            let copies = vault.db.change(|t| {
+                                let cell = t.cell(id)?;
+                                t.copy_totals(cell)
+                            })?;
+                            Ok((copies, keeper.totals(id)?))
+                        })
+                        .collect()
                 })
-                .collect()
-        })
-        .await?;
+                .await?;
+                self.peer_sums.put(ids, sums.clone(), began, self.vault.clock.steady());
+                sums
+            }
+        };
         let wall = self.vault.clock.wall();
-        let view = |(row, ((chunks, bytes), held)): (PeerRow, ((u64, u64), crate::placement::HeldTotals))| {
+        let view = |(row, ((chunks, bytes), held)): (PeerRow, PeerSums)| {
             let link = self.link(&row.id);
             PeerView {
                 addresses: row.addresses(),

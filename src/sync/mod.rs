@@ -6,6 +6,7 @@
 //! Promise: a chunk counts as copied only after its holder said that it is durable; nobody is given, shown or made to
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
+mod attach;
 mod audit;
 #[cfg(test)]
 mod audit_tests;
@@ -30,6 +31,7 @@ mod keep;
 mod kept;
 mod ledger;
 mod link;
+mod newer;
 mod offer;
 mod outlook;
 mod part;
@@ -51,6 +53,7 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
+pub use attach::Attached;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
 pub use bounty::{BountyView, Dispute, QuotaThere};
@@ -61,6 +64,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;
 pub(crate) use recover::{Others, bring_back};

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::books::{Books, wrong};
 use super::shares::put_list;
 use crate::catalog::RecordKind;
+use crate::changes::Part;
 use crate::grant::{GrantReceived, Ranges, Revocations, revocations_key, revocations_to_bytes};
 use crate::id::{CellId, FileId};
 use crate::placement::DbError;
@@ -111,6 +112,7 @@ impl Books {
             t.put_record(&revocations_key(creator), &revocations_to_bytes(list)).map(drop)
         })?;
         self.drop_received(vault, creator, Some(&list.revoked))?;
+        vault.changes.note(Part::Feed);
         Ok(list.number)
     }
 
@@ -229,6 +231,7 @@ impl Books {
                 None => t.forget_record(key),
             })
         })?;
+        vault.changes.note(Part::Feed);
         Ok(outcome)
     }
 

@@ -167,6 +167,7 @@ async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Res
         return Err(AskError::OutOfTurn.into());
     };
     sync.vault.hear_time(&link.peer, theirs.unix_time);
+    sync.hear_version(&link.peer, &theirs.version);
     link.usage.set(Some(theirs.usage));
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     take_heads(sync, link, &theirs.tips, moved).await?;

@@ -15,6 +15,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 
 use crate::world::Timer;
 
+mod accepted;
 pub mod handshake;
 pub mod memory;
 pub mod message;
@@ -22,6 +23,8 @@ pub mod noise;
 pub mod pace;
 pub mod session;
 pub mod tcp;
+
+pub use accepted::Accepted;
 
 /// Whatever carries bytes both ways: a TCP connection, a circuit through a relay, a link in memory.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}

@@ -336,6 +336,11 @@ impl Cell {
         self.run.as_mut().is_some_and(|(child, _)| child.try_wait().unwrap().is_none())
     }
 
+    /// The port of the dashboard, while it runs.
+    pub fn port(&self) -> u16 {
+        self.run.as_ref().expect("it runs").1
+    }
+
     pub fn pid(&self) -> u32 {
         self.run.as_ref().expect("the cell runs").0.id()
     }

@@ -1,0 +1,96 @@
+//! Puts everything below `www/` into the program: as it is, and packed for browsers.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Types by the ending of a name; what is not here is not served.
+const TYPES: &[(&str, &str)] = &[
+    ("css", "text/css; charset=utf-8"),
+    ("html", "text/html; charset=utf-8"),
+    ("ico", "image/x-icon"),
+    ("js", "text/javascript; charset=utf-8"),
+    ("json", "application/json"),
+    ("md", "text/plain; charset=utf-8"),
+    ("mjs", "text/javascript; charset=utf-8"),
+    ("png", "image/png"),
+    ("svg", "image/svg+xml"),
+    ("txt", "text/plain; charset=utf-8"),
+    ("wasm", "application/wasm"),
+    ("webmanifest", "application/manifest+json"),
+    ("webp", "image/webp"),
+    ("woff2", "font/woff2"),
+];
+/// Types that are packed already.
+const PACKED: &[&str] = &["png", "webp", "woff2"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("www");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let mut files = Vec::new();
+    gather(&root, &mut files);
+    files.sort();
+    let mut table = String::from("static PAGES: &[Page] = &[\n");
+    for (n, file) in files.iter().enumerate() {
+        let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let Some((_, kind)) = TYPES.iter().find(|(known, _)| *known == ending) else { continue };
+        let below = file.strip_prefix(&root).expect("it lies below").to_str().expect("names are UTF-8");
+        let path = if below == "index.html" { "/".to_owned() } else { format!("/{below}") };
+        let bytes = fs::read(file).expect("it can be read");
+        let packed = if PACKED.contains(&ending) { None } else { Some(gzip(&bytes)) };
+        let packed = match packed.filter(|packed| packed.len() < bytes.len()) {
+            Some(packed) => {
+                let place = out.join(format!("page-{n}.gz"));
+                fs::write(&place, packed).expect("it can be written");
+                format!("Some(include_bytes!({:?}))", place.to_str().expect("paths are UTF-8"))
+            }
+            None => "None".to_owned(),
+        };
+        let source = file.to_str().expect("paths are UTF-8");
+        writeln!(
+            table,
+            "    Page {{ path: {path:?}, content_type: {kind:?}, bytes: include_bytes!({source:?}), packed: {packed} }},"
+        )
+        .expect("a text takes all");
+    }
+    table.push_str("];\n");
+    fs::File::create(out.join("pages.rs"))
+        .and_then(|mut file| file.write_all(table.as_bytes()))
+        .expect("it can be written");
+}
+
+/// All files below a folder. Cargo is told to look at each, and at each folder for new ones.
+fn gather(folder: &Path, files: &mut Vec<PathBuf>) {
+    println!("cargo:rerun-if-changed={}", folder.display());
+    for entry in fs::read_dir(folder).expect("www can be read").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            gather(&path, files);
+        } else {
+            println!("cargo:rerun-if-changed={}", path.display());
+            files.push(path);
+        }
+    }
+}
+
+/// As gzip has it (RFC 1952), without a time, so that the same files give the same program.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 255];
+    packed.extend(miniz_oxide::deflate::compress_to_vec(bytes, 10));
+    packed.extend_from_slice(&crc32(bytes).to_le_bytes());
+    packed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    packed
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    !crc
+}

@@ -1,0 +1,470 @@
+//! What a browser asks of a running cell, over the wire.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::{Cell, TempDir, wait_for};
+
+/// A running cell of its own folder.
+fn running(temp: &TempDir, name: &str, settings: &[(&str, &str)]) -> Cell {
+    let mut cell = Cell::at(temp.path(), name);
+    cell.init(name, settings);
+    cell.run();
+    cell
+}
+
+fn secret(cell: &Cell) -> String {
+    fs::read_to_string(cell.dir.join("peer_secret")).unwrap().trim().to_owned()
+}
+
+fn connect(cell: &Cell) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", cell.port())).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+/// An answer that was read to its end.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// One request by the owner, with these further headers.
+fn ask(cell: &Cell, line: &str, headers: &str, body: &[u8]) -> Answer {
+    raw(cell, line, &format!("Authorization: Bearer {}\r\n{headers}", secret(cell)), body)
+}
+
+fn raw(cell: &Cell, line: &str, headers: &str, body: &[u8]) -> Answer {
+    let mut stream = connect(cell);
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+    let head = format!("{line} HTTP/1.1\r\n{host}Connection: close\r\n{headers}{length}\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let _ = stream.write_all(body);
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("there is a head");
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let status = head[9..12].parse().unwrap();
+    Answer { status, head, body: bytes.split_off(end + 4) }
+}
+
+/// Opens the stream of changes; lines come out of it.
+fn events(cell: &Cell) -> BufReader<TcpStream> {
+    let mut stream = connect(cell);
+    let head = format!(
+        "GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+        secret(cell)
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        if line.starts_with("HTTP/1.1") {
+            assert!(line.starts_with("HTTP/1.1 200"), "{line}");
+        }
+    }
+    reader
+}
+
+/// Reads lines until one has all of these words.
+fn event_with(events: &mut BufReader<TcpStream>, words: &[&str]) {
+    let mut line = String::new();
+    while !words.iter().all(|word| line.contains(word)) {
+        line.clear();
+        assert!(events.read_line(&mut line).unwrap() > 0, "the stream ended before {words:?}");
+    }
+}
+
+#[test]
+fn changes_are_told_as_they_happen_and_watchers_are_bounded() {
+    let temp = TempDir::new("dash-events");
+    let cell = running(&temp, "ann", &[("settle.closed_ms", "60")]);
+    let mut watching = events(&cell);
+    fs::write(cell.home.join("new.txt"), "new").unwrap();
+    event_with(&mut watching, &["data:", "\"files\"", "\"status\""]);
+    cell.post("/collect", "{}");
+    event_with(&mut watching, &["data:", "\"jobs\""]);
+
+    let more: Vec<_> = (1..16).map(|_| events(&cell)).collect();
+    let full = ask(&cell, "GET /api/v1/events", "", b"");
+    assert_eq!(full.status, 503, "{}", full.text());
+    assert!(full.text().contains("too_many_streams"));
+    assert_eq!(raw(&cell, "GET /api/v1/events", "", b"").status, 401);
+    // A place is free as soon as one is gone.
+    drop(more);
+    wait_for("a place is free", || (ask_head(&cell) == 200).then_some(()));
+}
+
+/// The status of another stream of changes, which is closed at once.
+fn ask_head(cell: &Cell) -> u16 {
+    let mut stream = connect(cell);
+    let head = format!(
+        "GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+        secret(cell)
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line[9..12].parse().unwrap()
+}
+
+fn json(answer: &Answer) -> miniserde::json::Object {
+    common::object(&answer.text())
+}
+
+fn names(answer: &Answer) -> Vec<String> {
+    common::items(&json(answer), "entries").iter().map(|entry| field(entry, "name")).collect()
+}
+
+fn field(value: &miniserde::json::Value, key: &str) -> String {
+    let miniserde::json::Value::Object(object) = value else { panic!("no object") };
+    common::text(object, key)
+}
+
+fn code(answer: &Answer) -> String {
+    common::text(&json(answer), "error.code")
+}
+
+#[test]
+fn folders_are_listed_in_every_order_and_names_are_found() {
+    let temp = TempDir::new("dash-files");
+    let cell = running(&temp, "ann", &[]);
+    for (name, len) in [("b.txt", 3), ("A.md", 5), ("c.jpg", 1), ("noending", 4), (".hidden", 2)] {
+        fs::write(cell.home.join(name), vec![b'x'; len]).unwrap();
+    }
+    fs::create_dir_all(cell.home.join("Folder/inner")).unwrap();
+    fs::write(cell.home.join("Folder/inner/B-deep \u{c4}.txt"), "deep").unwrap();
+    common::set_mtime(&cell.home.join("b.txt"), 1000, 0);
+    common::set_mtime(&cell.home.join("A.md"), 2000, 5_000_000);
+    cell.job_done("/add", &format!("{{\"paths\":[{:?}]}}", cell.home.to_str().unwrap()));
+
+    let list = |query: &str| ask(&cell, &format!("GET /api/v1/files?{query}"), "", b"");
+    let all = list("sort=name");
+    assert_eq!(names(&all), ["Folder", ".hidden", "A.md", "b.txt", "c.jpg", "noending"]);
+    assert_eq!(common::number(&json(&all), "total"), 6);
+    assert_eq!(
+        names(&list("sort=size&order=down")),
+        ["Folder", "A.md", "noending", "b.txt", ".hidden", "c.jpg"]
+    );
+    assert_eq!(names(&list("sort=kind")), ["Folder", ".hidden", "noending", "c.jpg", "A.md", "b.txt"]);
+    assert_eq!(names(&list("sort=modified&limit=3")), ["Folder", "b.txt", "A.md"]);
+    let part = list("sort=name&offset=4&limit=1");
+    assert_eq!(names(&part), ["c.jpg"]);
+    assert!(part.text().contains("\"more\":true") && part.text().contains("\"offset\":4"));
+    assert!(all.text().contains("\"modified_unix_ms\":2000005") && all.text().contains("\"state\":\"here\""));
+    assert!(all.text().contains("\"copies\":{\"have\":1,\"want\":2}"), "{}", all.text());
+    for bad in ["sort=colour", "sort=name&order=sideways"] {
+        assert_eq!(list(bad).status, 400, "{bad}");
+    }
+    // The form for pages by name is as it was.
+    assert!(list("limit=2").text().contains("\"state\":\"present\""));
+
+    let search = |q: &str| ask(&cell, &format!("GET /api/v1/search?q={q}"), "", b"");
+    assert_eq!(names(&search("b%20TXT")), ["b.txt", "B-deep \u{c4}.txt"]);
+    assert_eq!(names(&search("%C3%A4")), ["B-deep \u{c4}.txt"]);
+    assert!(search("deep").text().contains("\"path\":\"Folder/inner/B-deep \u{c4}.txt\""));
+    let first = search("b&limit=1");
+    assert!(names(&first) == ["b.txt"] && first.text().contains("\"more\":true"));
+    assert_eq!(names(&search("b&limit=1&offset=1")).len(), 1);
+    assert_eq!(search("").status, 400);
+
+    let file = ask(&cell, "GET /api/v1/file?path=A.md", "", b"");
+    let text = file.text();
+    assert_eq!(common::items(&json(&file), "versions").len(), 1);
+    assert!(text.contains("\"shared_with\":[]") && text.contains("\"path\":\"A.md\""), "{text}");
+    assert_eq!(ask(&cell, "GET /api/v1/file?path=nothing", "", b"").status, 404);
+}
+
+#[test]
+fn folders_are_made_and_things_are_moved_without_loss() {
+    let temp = TempDir::new("dash-move");
+    let cell = running(&temp, "ann", &[("settle.closed_ms", "60")]);
+    let post = |path: &str, body: &str| {
+        ask(&cell, &format!("POST /api/v1/{path}"), "Content-Type: application/json\r\n", body.as_bytes())
+    };
+    fs::write(cell.home.join("a.txt"), "alpha").unwrap();
+    fs::write(cell.home.join("b.txt"), "beta").unwrap();
+    cell.job_done("/add", &format!("{{\"paths\":[{:?}]}}", cell.home.to_str().unwrap()));
+    assert_eq!(post("folders", r#"{"path":"new/inner"}"#).status, 200);
+    assert!(cell.home.join("new/inner").is_dir());
+    assert_eq!(code(&post("folders", r#"{"path":"new/inner"}"#)), "exists");
+    for bad in ["../x", "/etc/x", "a//b", ".", "a/..", "", "x/.grove-tmp-1"] {
+        let answer = post("folders", &format!("{{\"path\":{bad:?}}}"));
+        assert_eq!((answer.status, code(&answer)), (400, "bad_name".into()), "{bad}");
+        let answer = post("move", &format!("{{\"from\":\"a.txt\",\"to\":{bad:?}}}"));
+        assert_eq!(answer.status, 400, "{bad}");
+    }
+    assert_eq!(code(&post("folders", r#"{"path":"x.tmp"}"#)), "not_kept");
+
+    let id = |path: &str| {
+        common::text(&json(&ask(&cell, &format!("GET /api/v1/file?path={path}"), "", b"")), "id")
+    };
+    let before = id("a.txt");
+    assert_eq!(post("move", r#"{"from":"a.txt","to":"new/inner/A.txt"}"#).status, 200);
+    assert_eq!(id("new/inner/A.txt"), before);
+    assert_eq!(fs::read(cell.home.join("new/inner/A.txt")).unwrap(), b"alpha");
+    assert!(!cell.home.join("a.txt").exists());
+    // Nothing is ever overwritten.
+    assert_eq!(code(&post("move", r#"{"from":"b.txt","to":"new/inner/A.txt"}"#)), "exists");
+    fs::write(cell.home.join("unseen.txt"), "not kept yet").unwrap();
+    let answer = post("move", r#"{"from":"b.txt","to":"unseen.txt"}"#);
+    assert_eq!((answer.status, code(&answer)), (409, "exists".into()));
+    assert_eq!(fs::read(cell.home.join("unseen.txt")).unwrap(), b"not kept yet");
+    // A folder goes with all that is in it, and not into itself.
+    assert_eq!(post("move", r#"{"from":"new","to":"new/inner/new"}"#).status, 400);
+    assert_eq!(post("move", r#"{"from":"new","to":"old"}"#).status, 200);
+    assert_eq!(id("old/inner/A.txt"), before);
+    assert_eq!(post("move", r#"{"from":"nothing","to":"x"}"#).status, 404);
+    // The next look finds nothing new, and nothing gone.
+    let added = cell.job_done("/add", &format!("{{\"paths\":[{:?}]}}", cell.home.to_str().unwrap()));
+    assert_eq!(common::number(&added, "deleted"), 0, "{}", common::json_text(&added));
+    assert_eq!(id("old/inner/A.txt"), before);
+    let versions = ask(&cell, "GET /api/v1/versions?path=old/inner/A.txt", "", b"").text();
+    assert_eq!(versions.matches("\"version\":").count(), 2, "{versions}");
+}
+
+#[test]
+fn uploads_go_on_after_every_break_and_are_put_in_place_whole() {
+    let temp = TempDir::new("dash-upload");
+    let mut cell = running(&temp, "ann", &[("settle.closed_ms", "60")]);
+    let bytes: Vec<u8> = (0..2_500_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let post = |cell: &Cell, path: &str, body: &str| {
+        ask(cell, &format!("POST /api/v1/uploads{path}"), "", body.as_bytes())
+    };
+    let put = |cell: &Cell, id: &str, offset: usize, part: &[u8]| {
+        ask(cell, &format!("PUT /api/v1/uploads/{id}?offset={offset}"), "", part)
+    };
+    let begin = |cell: &Cell, path: &str, size: usize, more: &str| {
+        let body = format!("{{\"path\":{path:?},\"size\":{size},\"modified_unix_ms\":1234567890123{more}}}");
+        post(cell, "", &body)
+    };
+    let begun = begin(&cell, "photos/big.bin", bytes.len(), "");
+    let id = common::text(&json(&begun), "id");
+    let answer = put(&cell, &id, 0, &bytes[..1_000_000]);
+    assert_eq!(answer.text(), "{\"offset\":1000000}");
+    // The wrong place, too much, and what nobody began.
+    let answer = put(&cell, &id, 5, &bytes[..10]);
+    assert_eq!((answer.status, code(&answer)), (409, "wrong_offset".into()));
+    assert!(answer.text().contains("\"offset\":1000000"));
+    let long = begin(&cell, "long.bin", 5, "");
+    let long = common::text(&json(&long), "id");
+    let answer = put(&cell, &long, 0, b"123456");
+    assert_eq!((answer.status, code(&answer)), (409, "too_long".into()));
+    assert_eq!(put(&cell, &"0".repeat(32), 0, b"1").status, 404);
+    assert_eq!(put(&cell, "..%2F..", 0, b"1").status, 404);
+    assert_eq!(code(&post(&cell, &format!("/{id}/finish"), "")), "wrong_offset");
+    for bad in ["../x", "/etc/x", "a/../../x", "", "a//b"] {
+        assert_eq!(begin(&cell, bad, 1, "").status, 400, "{bad}");
+    }
+    let answer = begin(&cell, "huge.bin", 1 << 45, "");
+    assert_eq!((answer.status, code(&answer)), (507, "disk_full".into()));
+    // Killed: what had come is there.
+    cell.kill();
+    cell.run();
+    let list = ask(&cell, "GET /api/v1/uploads", "", b"");
+    assert!(list.text().contains("\"offset\":1000000"), "{}", list.text());
+    assert_eq!(post(&cell, &format!("/{long}/cancel"), "").status, 200);
+    let mut at = 1_000_000;
+    for part in bytes[at..].chunks(1 << 20) {
+        assert_eq!(put(&cell, &id, at, part).status, 200);
+        at += part.len();
+    }
+    assert_eq!(post(&cell, &format!("/{id}/finish"), "").status, 200);
+    let place = cell.home.join("photos/big.bin");
+    assert!(fs::read(&place).unwrap() == bytes);
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(&place).unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec(), meta.mode() & 0o777), (1_234_567_890, 123_000_000, 0o644));
+    assert!(ask(&cell, "GET /api/v1/uploads", "", b"").text().contains("\"uploads\":[]"));
+    wait_for("it is kept", || {
+        (ask(&cell, "GET /api/v1/file?path=photos/big.bin", "", b"").status == 200).then_some(())
+    });
+    // Not over what is there, unless that is asked for; then what was there stays as a version.
+    assert_eq!(code(&begin(&cell, "photos/big.bin", 3, "")), "exists");
+    let id = common::text(&json(&begin(&cell, "photos/big.bin", 3, ",\"replace\":true")), "id");
+    put(&cell, &id, 0, b"new");
+    assert_eq!(post(&cell, &format!("/{id}/finish"), "").status, 200);
+    assert_eq!(fs::read(&place).unwrap(), b"new");
+    wait_for("both versions are kept", || {
+        let versions = ask(&cell, "GET /api/v1/versions?path=photos/big.bin", "", b"").text();
+        (versions.matches("\"version\":").count() == 2).then_some(())
+    });
+    cell.no_temps();
+}
+
+#[test]
+fn content_comes_in_ranges_and_shows_nothing_that_runs() {
+    let temp = TempDir::new("dash-content");
+    let cell = running(&temp, "ann", &[("settle.closed_ms", "60")]);
+    // Two chunks and a bit, so that ranges begin in the middle of one.
+    let bytes: Vec<u8> = (0..9_000_001u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let add = || drop(cell.job_done("/add", &format!("{{\"paths\":[{:?}]}}", cell.home.to_str().unwrap())));
+    fs::write(cell.home.join("film.mp4"), &bytes).unwrap();
+    fs::write(cell.home.join("page.html"), "<script>alert(1)</script>").unwrap();
+    fs::write(cell.home.join("caf\u{e9} \"x\".txt"), "text").unwrap();
+    fs::write(cell.home.join("doc.pdf"), "%PDF").unwrap();
+    fs::write(cell.home.join("empty"), "").unwrap();
+    add();
+    let get =
+        |path: &str, headers: &str| ask(&cell, &format!("GET /api/v1/content?path={path}"), headers, b"");
+    let whole = get("film.mp4", "");
+    assert!(whole.status == 200 && whole.body == bytes);
+    assert_eq!(whole.header("content-type"), Some("video/mp4"));
+    assert_eq!(whole.header("accept-ranges"), Some("bytes"));
+    assert!(whole.header("content-disposition").unwrap().starts_with("attachment"));
+    let tag = whole.header("etag").unwrap().to_owned();
+
+    let check = |path: &str, first: usize, last: usize| {
+        let part = get(path, &format!("Range: bytes={first}-{last}\r\n"));
+        assert_eq!(part.status, 206);
+        let range = format!("bytes {first}-{last}/{}", bytes.len());
+        assert_eq!(part.header("content-range"), Some(range.as_str()));
+        assert!(part.body == bytes[first..=last], "{path} {first}-{last}");
+    };
+    for path in ["film.mp4", "film.mp4&version=1"] {
+        for (first, last) in [(0, 0), (4_194_303, 4_194_304), (5_000_000, 8_999_999), (9_000_000, 9_000_000)]
+        {
+            check(path, first, last);
+        }
+    }
+    let refused = get("film.mp4", "Range: bytes=9000001-\r\n");
+    assert_eq!((refused.status, refused.header("content-range")), (416, Some("bytes */9000001")));
+    assert_eq!(get("empty", "Range: bytes=0-\r\n").status, 416);
+    assert_eq!(get("empty", "").body, b"");
+    assert_eq!(get("film.mp4", &format!("If-None-Match: {tag}\r\n")).status, 304);
+    let same = get("film.mp4", &format!("Range: bytes=1-2\r\nIf-Range: {tag}\r\n"));
+    assert_eq!((same.status, same.body.len()), (206, 2));
+    let other = get("film.mp4", "Range: bytes=1-2\r\nIf-Range: \"other\"\r\n");
+    assert_eq!((other.status, other.body.len()), (200, bytes.len()));
+    let head = ask(&cell, "HEAD /api/v1/content?path=film.mp4", "Range: bytes=0-9\r\n", b"");
+    assert_eq!((head.status, head.header("content-length"), head.body.len()), (206, Some("10"), 0));
+
+    let page = get("page.html&inline=1", "");
+    assert_eq!(page.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert!(page.header("content-security-policy").unwrap().contains("sandbox"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    let named = get("caf%C3%A9%20%22x%22.txt&inline=1", "");
+    let wanted = "inline; filename=\"caf_ _x_.txt\"; filename*=UTF-8''caf%C3%A9%20%22x%22.txt";
+    assert_eq!(named.header("content-disposition"), Some(wanted));
+    let pdf = get("doc.pdf&inline=1", "");
+    assert!(
+        pdf.header("content-security-policy").unwrap().contains("frame-ancestors 'self'"),
+        "{}",
+        pdf.head
+    );
+
+    // A file that was changed since: the newest version is what was kept, chunk by chunk, not what lies there now.
+    let kept = fs::metadata(cell.home.join("film.mp4")).unwrap().len();
+    assert_eq!(kept, bytes.len() as u64);
+    assert_eq!(get("nothing", "").status, 404);
+    assert_eq!(get("film.mp4&version=99", "").status, 404);
+    assert_eq!(ask(&cell, "GET /api/v1/content", "", b"").status, 400);
+    assert_eq!(raw(&cell, "GET /api/v1/content?path=film.mp4", "", b"").status, 401);
+}
+
+/// The bytes of a chunked body.
+fn unchunk(mut body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let end = body.windows(2).position(|two| two == b"\r\n").expect("a chunk has a size");
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return bytes;
+        }
+        bytes.extend_from_slice(&body[end + 2..end + 2 + size]);
+        body = &body[end + 4 + size..];
+    }
+}
+
+#[test]
+fn folders_come_as_archives_that_unzip_takes() {
+    let temp = TempDir::new("dash-zip");
+    let cell = running(&temp, "ann", &[]);
+    let bytes: Vec<u8> = (0..5_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8).collect();
+    fs::create_dir_all(cell.home.join("album/inner/empty")).unwrap();
+    fs::write(cell.home.join("album/big.bin"), &bytes).unwrap();
+    fs::write(cell.home.join("album/inner/caf\u{e9}.txt"), "text").unwrap();
+    std::os::unix::fs::symlink("big.bin", cell.home.join("album/link")).unwrap();
+    common::set_mtime(&cell.home.join("album/big.bin"), 1_700_000_000, 0);
+    for n in 0..600 {
+        fs::write(cell.home.join(format!("album/inner/{n:03}")), format!("{n}")).unwrap();
+    }
+    cell.job_done("/add", &format!("{{\"paths\":[{:?}]}}", cell.home.to_str().unwrap()));
+    let answer = ask(&cell, "GET /api/v1/archive?path=album", "", b"");
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/zip")));
+    assert!(answer.header("content-disposition").unwrap().contains("filename=\"album.zip\""));
+    let zip = unchunk(&answer.body);
+    // Read back by the directory at its end.
+    let u32_at = |at: usize| u32::from_le_bytes(zip[at..at + 4].try_into().unwrap()) as usize;
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes(zip[at..at + 2].try_into().unwrap()));
+    let end = zip.len() - 22;
+    assert_eq!(u32_at(end), 0x0605_4b50);
+    let (mut at, mut names) = (u32_at(end + 16), Vec::new());
+    for _ in 0..u16_at(end + 10) {
+        assert_eq!(u32_at(at), 0x0201_4b50);
+        names.push(String::from_utf8(zip[at + 46..at + 46 + u16_at(at + 28)].to_vec()).unwrap());
+        at += 46 + u16_at(at + 28) + u16_at(at + 30);
+    }
+    assert_eq!(names.len(), 606);
+    for name in [
+        "album/",
+        "album/big.bin",
+        "album/link",
+        "album/inner/",
+        "album/inner/caf\u{e9}.txt",
+        "album/inner/599",
+    ] {
+        assert!(names.iter().any(|known| known == name), "{name}");
+    }
+    // And by a program that others wrote, where there is one.
+    let file = temp.path().join("a.zip");
+    fs::write(&file, &zip).unwrap();
+    let script = "import sys,zipfile\nz=zipfile.ZipFile(sys.argv[1])\nassert z.testzip() is None\nz.extractall(sys.argv[2])";
+    let python = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(&file)
+        .arg(temp.path().join("out"))
+        .status();
+    if let Ok(status) = python {
+        assert!(status.success());
+        assert!(fs::read(temp.path().join("out/album/big.bin")).unwrap() == bytes);
+        assert_eq!(fs::read(temp.path().join("out/album/inner/caf\u{e9}.txt")).unwrap(), b"text");
+    }
+    assert_eq!(ask(&cell, "GET /api/v1/archive?path=nothing", "", b"").status, 404);
+    assert_eq!(ask(&cell, "GET /api/v1/archive?path=album/big.bin", "", b"").status, 409);
+    assert_eq!(raw(&cell, "GET /api/v1/archive?path=album", "", b"").status, 401);
+}
+
+#[test]
+fn relay_is_reached_through_tls_at_the_door() {
+    let temp = TempDir::new("dash-relay");
+    let hub = running(&temp, "hub", &[("relay.serve", "true"), ("relay.allow", "[\"all\"]")]);
+    let certificate = grove::keys::sha256(&fs::read(hub.dir.join("tls.crt")).unwrap());
+    let url = format!("wss://127.0.0.1:{}/relay#cert:{}", hub.port(), grove::id::hex(&certificate));
+    let cell = running(&temp, "ann", &[("relay.urls", &format!("[{url:?}]"))]);
+    wait_for("the cell is at the relay", || {
+        common::json_text(&cell.get("/routes")).contains("\"connected\":true").then_some(())
+    });
+}
