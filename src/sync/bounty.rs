@@ -4,7 +4,7 @@
 //! The cell with the smaller id asks, the other one answers with a proposal, and the first signs it and shows it. Each of the
 //! two messages may be lost, come twice or late: the next exchange begins with the newest statement that each side has.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,8 +42,6 @@ pub(super) struct Ledgers {
     turns: Turns,
     /// When figures are exchanged next, by peer. Observed seconds; nothing: at once.
     next_at: RefCell<BTreeMap<CellId, u64>>,
-    /// Figures were exchanged since the start.
-    has_told: Cell<bool>,
 }
 
 impl Ledgers {
@@ -393,7 +391,6 @@ impl Sync {
         }
         let pause = if is_settled { SETTLE_EVERY_S } else { SETTLE_AGAIN_S };
         self.ledgers.next_at.borrow_mut().insert(link.peer, self.vault.now() + pause);
-        self.ledgers.has_told.set(true);
         self.tell_disputes();
         Ok(())
     }
