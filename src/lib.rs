@@ -8,7 +8,9 @@
 //!                   > catalog grant manifest seal keys id config nouns
 //! ```
 
+pub mod ai;
 pub mod alerts;
+pub mod bounty;
 pub mod buffers;
 pub mod card;
 pub mod catalog;

@@ -177,6 +177,9 @@ impl Cell {
         if path == ["metrics"] && request.authorized && request.method == Method::Get {
             return self.metrics().await;
         }
+        if let (["v1", rest @ ..], true) = (&path[..], request.authorized) {
+            return self.answer_openai(&request, rest).await;
+        }
         let Some(["api", "v1", rest @ ..]) =
             path.get(..).filter(|_| request.authorized || path == ["healthz"])
         else {
@@ -310,6 +313,8 @@ impl Cell {
             (_, ["share" | "unshare" | "shares" | "feed" | "reseal", ..]) => {
                 self.answer_about_shares(&request, rest, &fields).await
             }
+            (_, ["ai", rest @ ..]) => self.answer_about_ai(&request, rest, &fields).await,
+            (_, ["bounty", rest @ ..]) => self.answer_about_bounty(&request, rest, &fields).await,
             (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }

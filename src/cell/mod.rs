@@ -1,8 +1,10 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod again;
+mod ai;
 mod api;
 mod archive;
+mod bounty;
 mod browse;
 mod chat;
 mod checks;
@@ -71,6 +73,8 @@ pub struct Cell {
     /// One restore into GroveHome at a time: two would put the same file side by side.
     restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
+    /// Language models, while it runs.
+    ai: RefCell<Option<Rc<crate::ai::service::Service>>>,
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
@@ -115,6 +119,7 @@ impl Cell {
             jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
+            ai: RefCell::default(),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
             status_sums: Sums::default(),

@@ -103,7 +103,7 @@ test("the help opens within the frame and by itself", async () => {
   const page = await signIn(cell);
   for (const name of ["", "/sharing", "/recovery", "/security", "/trouble"]) {
     await goTo(page, `help${name}`, ".prose-title");
-    await waitFor("the page", async () => (await page.locator(".prose").innerText()).length > 500);
+    await waitFor("the page", async () => (await page.locator(".doc-text").innerText()).length > 500);
   }
   await page.goto(`${cell.url}/docs/security.html`);
   await page.getByRole("heading", { level: 1 }).waitFor();

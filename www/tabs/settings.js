@@ -84,7 +84,8 @@ export async function open(root, ctx) {
     const changes = {};
     const groups = new Map();
     for (const setting of settings) groups.set(setting.group || "Advanced", [...(groups.get(setting.group || "Advanced") ?? []), setting]);
-    const isPending = settings.some((setting) => setting.pending);
+    // Ports that were given on the command line differ from the file for good.
+    const isPending = settings.some((setting) => setting.pending && !/(port|listen)$/.test(setting.key));
     const save = button(t("save"), null, { kind: "main", type: "submit", disabled: true });
     const undo = button(t("setting.undo"), () => general().catch(ctx.fail), { kind: "plain", disabled: true });
     const problem = el("p", { className: "problem", attrs: { role: "alert" }, hidden: true });
