@@ -170,6 +170,9 @@ async fn stream_out(
     }
 }
 
+/// Tells a metric of one backend, with its labels.
+type Teller<'a> = dyn FnMut(&[(&str, &str)], &BackendView) + 'a;
+
 impl Cell {
     /// Opens what the user said of models; nobody is looked at yet.
     pub(super) async fn open_ai(self: &Rc<Self>) {
@@ -467,7 +470,7 @@ impl Cell {
         to.counter("grove_ai_cancelled_total", help, &[], counts.cancelled.get());
         to.gauge("grove_ai_guests", "Answers under way for friends.", &[], service.guests());
         let views = service.views();
-        let each = |tell: &mut dyn FnMut(&[(&str, &str)], &BackendView)| {
+        let each = |tell: &mut Teller<'_>| {
             for view in &views {
                 tell(
                     &[("backend", view.name.as_str()), ("kind", view.kind), ("cell", view.cell.as_str())],
