@@ -15,6 +15,7 @@ use super::{Cell, VERSION};
 use crate::alerts::Raised;
 use crate::changes::Part;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method, Via};
+use crate::dashboard::openapi;
 use crate::files::brake;
 use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
@@ -123,8 +124,9 @@ fn in_plain_sight() -> ApiResponse {
 }
 
 /// The path is known, and this is not done with it.
-pub(super) fn bad_method() -> ApiResponse {
+fn bad_method(methods: &[Method]) -> ApiResponse {
     ApiResponse::error(405, "bad_method", "this is not done with what is at this path", "")
+        .with_header("Allow", &openapi::allow(methods))
 }
 
 /// What a request that changes something changes, by the first word after `/api/v1`.
@@ -162,8 +164,15 @@ impl Cell {
     async fn answer_inner(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
         let path = request.path_text();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        if let Some(methods) = openapi::methods_at(&path).filter(|methods| !methods.contains(&request.method))
+        {
+            return bad_method(&methods);
+        }
         if path == ["healthz"] {
             return ApiResponse::ok();
+        }
+        if path == ["api", "openapi.json"] && request.authorized {
+            return ApiResponse::json_text(200, openapi::document().to_owned());
         }
         if path == ["metrics"] && request.authorized && request.method == Method::Get {
             return self.metrics().await;

@@ -15,6 +15,7 @@ mod direct;
 mod door;
 mod head;
 mod http;
+pub mod openapi;
 mod pages;
 #[cfg(feature = "wss")]
 mod tls;
