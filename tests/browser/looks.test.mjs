@@ -93,7 +93,9 @@ test("every tab looks right on a phone and a desk, light and dark", async () => 
 test("the first load is small, and Home is there within a second on a slow machine", async () => {
   const cell = await Cell.start("first");
   await cell.setUp();
+  // What the service worker keeps would not be loaded at all.
   const page = await newPage({ width: 390, serviceWorkers: "block" });
+  page.allow(/Service Worker registration blocked/);
   const session = await page.context().newCDPSession(page);
   await session.send("Network.enable");
   await session.send("Emulation.setCPUThrottlingRate", { rate: 6 });

@@ -21,7 +21,8 @@ test("settings are changed and hold over a restart from the page", async () => {
   assert.equal((await read()).copies, 3);
   // What makes no sense is refused, with words.
   page.allow(/40[0-9]/);
-  await page.getByLabel("Copies of each file").fill("1000");
+  await page.getByText("2 changes").waitFor({ state: "hidden" });
+  await page.getByLabel("Relays", { exact: true }).fill("no address at all");
   await page.getByRole("button", { name: "Save" }).click();
   await page.locator(".problem:not([hidden])").waitFor();
   page.allow(/.*/);

@@ -82,6 +82,8 @@ export async function goTo(page, hash, selector = ".page h1") {
 
 /** Throws where axe finds a violation. */
 export async function checkAxe(page, where) {
+  // What fades in has its colours at the end only.
+  await page.evaluate(() => Promise.all(document.getAnimations().filter((each) => each.effect.getTiming().iterations !== Infinity).map((each) => each.finished.catch(() => {}))));
   await page.evaluate(`${AXE}; 0`);
   const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
   const told = found.violations.map((one) => `${one.id} (${one.impact}): ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160)).join(" | ")}`);
