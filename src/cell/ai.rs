@@ -173,9 +173,6 @@ async fn stream_out(
     }
 }
 
-/// Tells a metric of one backend, with its labels.
-type Teller<'a> = dyn FnMut(&[(&str, &str)], &BackendView) + 'a;
-
 impl Cell {
     /// Opens what the user said of models; nobody is looked at yet.
     pub(super) async fn open_ai(self: &Rc<Self>) {
