@@ -22,6 +22,8 @@ const QUIET: Duration = Duration::from_millis(600);
 const QUIET_AGAIN: Duration = Duration::from_secs(1);
 /// A sign of life comes within this.
 const CHECK_MAX: Duration = Duration::from_millis(1000);
+/// What it said meanwhile arrives within this.
+const GRACE: Duration = Duration::from_millis(50);
 /// Whoever gives none is waited for so long where nobody else could answer.
 const DEAD_MAX: Duration = Duration::from_secs(30);
 /// Where all have failed they are asked once more, within this.
@@ -526,6 +528,10 @@ where
             Err(done) => return Ok(done),
             Ok(Some(true)) => (dead_since, wait) = (None, QUIET_AGAIN),
             Ok(_) => {
+                // What was on its way while it was asked still counts.
+                if let Some(done) = within(GRACE, work.as_mut()).await {
+                    return Ok(done);
+                }
                 let since = *dead_since.get_or_insert_with(instant);
                 if has_other() || crate::world::since(since) > DEAD_MAX {
                     return Err(Failure::Broken("it gives no sign of life".into()));

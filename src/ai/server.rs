@@ -334,15 +334,22 @@ impl Server {
         }
     }
 
-    /// A sign of life.
+    /// A sign of life: it answers, and where it tells what its slots do, at least one of them works.
     pub async fn lives(&self) -> bool {
         let path = match self.program() {
-            Some(Program::LlamaCpp) => "/health",
+            Some(Program::LlamaCpp) => "/slots",
             Some(Program::Ollama) => "/api/version",
             _ => "/v1/models",
         };
-        // Whatever it answers, it answers.
-        http::ask(&self.url, self.key(), "GET", path, None).await.is_ok()
+        let Ok(response) = http::ask(&self.url, self.key(), "GET", path, None).await else { return false };
+        if path != "/slots" || response.status != 200 {
+            // Whatever it answers, it answers.
+            return true;
+        }
+        match response.text(LOOK_BYTES_MAX).await {
+            Ok(text) => !text.contains("\"is_processing\"") || text.contains("\"is_processing\":true"),
+            Err(_) => false,
+        }
     }
 
     /// Asks it.

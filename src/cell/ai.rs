@@ -41,6 +41,9 @@ const BEAT_LOOK: Duration = Duration::from_secs(1);
 /// The header that says which cell answered.
 const CELL_HEADER: &str = "x-grove-cell";
 
+/// Writes a metric of one backend, under these labels.
+type Teller<'a> = dyn FnMut(&[(&str, &str)], &BackendView) + 'a;
+
 /// Errors of `/v1` are in OpenAI's form.
 fn openai_error(why: &ApiError) -> ApiResponse {
     let response = ApiResponse::json_text(why.status, why.to_text());
@@ -467,7 +470,7 @@ impl Cell {
         to.counter("grove_ai_cancelled_total", help, &[], counts.cancelled.get());
         to.gauge("grove_ai_guests", "Answers under way for friends.", &[], service.guests());
         let views = service.views();
-        let each = |tell: &mut dyn FnMut(&[(&str, &str)], &BackendView)| {
+        let each = |tell: &mut Teller<'_>| {
             for view in &views {
                 tell(
                     &[("backend", view.name.as_str()), ("kind", view.kind), ("cell", view.cell.as_str())],

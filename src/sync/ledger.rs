@@ -73,23 +73,23 @@ const EVIDENCE_MAX: i64 = 16;
 
 /// What was told by a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct HeardAt {
+pub(crate) struct HeardAt {
     /// Unix seconds here.
-    pub(super) at: u64,
-    pub(super) heard: Heard,
+    pub(crate) at: u64,
+    pub(crate) heard: Heard,
     /// It counted too little then, probably for this reason.
-    pub(super) short: Option<Cause>,
+    pub(crate) short: Option<Cause>,
 }
 
 /// All that is known of the account with one peer, but for its days.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct PeerBook {
-    pub(super) counts: Counts,
-    pub(super) newest: Option<Statement>,
-    pub(super) proposed: u64,
-    pub(super) heard: Option<HeardAt>,
+pub(crate) struct PeerBook {
+    pub(crate) counts: Counts,
+    pub(crate) newest: Option<Statement>,
+    pub(crate) proposed: u64,
+    pub(crate) heard: Option<HeardAt>,
     /// It has signed two statements of one number, and the user has not said that this is well.
-    pub(super) is_forked: bool,
+    pub(crate) is_forked: bool,
 }
 
 /// An account, in byte-hours.
@@ -162,14 +162,14 @@ impl Books {
     }
 
     /// What is counted with one of them.
-    pub(super) fn bounty_book(&self, peer: &CellId) -> Result<PeerBook, DbError> {
+    pub(crate) fn bounty_book(&self, peer: &CellId) -> Result<PeerBook, DbError> {
         let sql = format!("SELECT {BOOK_COLUMNS} FROM bounty_peers p WHERE peer = ?1");
         let found = lock(&self.conn).query_row(&sql, [peer.0], book_row).optional().map_err(wrong)?;
         Ok(found.map(|(_, book)| book).unwrap_or_default())
     }
 
     /// Keeps what is counted and was heard: durable when this returns.
-    pub(super) fn save_counts(&self, peer: &CellId, book: &PeerBook) -> Result<(), DbError> {
+    pub(crate) fn save_counts(&self, peer: &CellId, book: &PeerBook) -> Result<(), DbError> {
         self.bounty_step();
         self.run(
             "INSERT INTO bounty_peers (peer, counts, heard) VALUES (?1, ?2, ?3)
@@ -181,7 +181,7 @@ impl Books {
     }
 
     /// This number is used: durable before anybody sees what is signed under it.
-    pub(super) fn note_proposed(&self, peer: &CellId, seq: u64) -> Result<(), DbError> {
+    pub(crate) fn note_proposed(&self, peer: &CellId, seq: u64) -> Result<(), DbError> {
         self.bounty_step();
         self.run(
             "INSERT INTO bounty_peers (peer, counts, proposed) VALUES (?1, x'', ?2)
@@ -194,7 +194,7 @@ impl Books {
 
     /// A statement that both have signed holds from now on: its figures are posted, and what is counted goes on from them.
     /// Durable when this returns. `side` is this cell's.
-    pub(super) fn take_statement(
+    pub(crate) fn take_statement(
         &self,
         peer: &CellId,
         side: Side,
@@ -325,7 +325,7 @@ impl Books {
     }
 
     /// What does not balance, in words: nothing, unless books.db was changed by hand or is damaged.
-    pub(super) fn bounty_faults(&self) -> Result<Vec<String>, DbError> {
+    pub(crate) fn bounty_faults(&self) -> Result<Vec<String>, DbError> {
         let mut faults = self.list(
             "SELECT hex(peer), earned + spent + owed,
                  -earned - coalesce((SELECT sum(earned) FROM bounty_days d WHERE d.peer = a.peer), 0),

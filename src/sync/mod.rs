@@ -66,6 +66,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub(crate) use ledger::{HeardAt, PeerBook};
 pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;
