@@ -285,6 +285,27 @@ fn is_command(words: &[String]) -> bool {
     is_named && words.len() <= 64 && words.iter().all(|word| !word.contains('\0'))
 }
 
+/// Settings of this machine alone, which no catalog brings. Whether and how it is a relay is its own affair; at which
+/// relays the cell waits is the cell's.
+fn is_of_machine(key: &str) -> bool {
+    const THIS_MACHINE: &[&str] = &[
+        "http.listen",
+        "http.port",
+        "peer.listen",
+        "peer.port",
+        "peer.addresses",
+        "alerts.command",
+        "ai.backends",
+        "ai.managed",
+        "ai.idle_s",
+        "ai.context",
+        "jobs",
+        "log.level",
+    ];
+    let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
+    THIS_MACHINE.contains(&key) || is_relay_of_its_own
+}
+
 impl Config {
     /// Reads the text of config.json.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -365,6 +386,21 @@ impl Config {
         }
     }
 
+    /// Sets one setting to a value, checked as when the file is read.
+    pub fn set(&mut self, key: &str, value: &Value) -> Result<(), ConfigError> {
+        let before = self.clone();
+        let outcome = self.take(key, value).and_then(|_| self.check());
+        if outcome.is_err() {
+            *self = before;
+        }
+        outcome
+    }
+
+    /// Every setting and its value.
+    pub fn values_now(&self) -> Vec<(&'static str, Value)> {
+        self.values()
+    }
+
     /// The text of config.json: every setting, one to a line, and after them the keys that are not known.
     pub fn to_text(&self) -> String {
         let mut lines: Vec<String> = self
@@ -385,25 +421,19 @@ impl Config {
         self.values().iter().map(|(key, value)| (*key, json::to_string(value))).collect()
     }
 
+    /// Takes over from `other` what is of this machine alone.
+    pub fn keep_machine(&mut self, other: &Self) {
+        let own: Vec<(&str, Value)> =
+            other.values().into_iter().filter(|(key, _)| is_of_machine(key)).collect();
+        for (key, value) in own {
+            // It was read as this type before.
+            let _ = self.take(key, &value);
+        }
+    }
+
     /// Takes a setting from the catalog; keys of this machine alone and keys not known are left.
     pub fn adopt(&mut self, key: &str, text: &str) {
-        const THIS_MACHINE: &[&str] = &[
-            "http.listen",
-            "http.port",
-            "peer.listen",
-            "peer.port",
-            "peer.addresses",
-            "alerts.command",
-            "ai.backends",
-            "ai.managed",
-            "ai.idle_s",
-            "ai.context",
-            "jobs",
-            "log.level",
-        ];
-        // Whether and how this machine is a relay is its own affair; at which relays the cell waits is the cell's.
-        let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
-        if THIS_MACHINE.contains(&key) || is_relay_of_its_own {
+        if is_of_machine(key) {
             return;
         }
         let Ok(value) = json::from_str::<Value>(text) else { return };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use smol::LocalExecutor;
 use smol::stream::StreamExt;
 
+use super::again::Again;
 use super::keeper::{Progress, Scope};
 use super::open::{CellError, Lock, Options, Paths, open_home, open_vault};
 use super::{Cell, files};
@@ -121,6 +122,8 @@ fn address(listen: &str, port: u64, what: &str) -> Result<SocketAddr, CellError>
 
 /// Runs a cell until SIGTERM or SIGINT.
 pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
+    super::again::take_place(&paths.dir)?;
+    let options = &super::again::ports_of_before(options);
     let (lock, vault) = prepare(paths, options)?;
     let adopt = adopts_mark(&vault)?;
     if let Err(why) = open_home(&vault, adopt) {
@@ -128,7 +131,15 @@ pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
         vault.raise("home", home_alert(&why));
     }
     let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))
+    let ended = smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))?;
+    drop(executor);
+    match ended {
+        Some(again) => {
+            drop(lock);
+            Err(super::again::execute(again.http_port, again.peer_port))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a running cell is stopped by: SIGTERM or SIGINT.
@@ -150,14 +161,14 @@ pub(crate) async fn stop_signal() {
 /// Something to do with a serving cell, after which it stops.
 type Work<'a> = dyn FnMut(Rc<Cell>) -> Pin<Box<dyn Future<Output = ()>>> + 'a;
 
-/// Serves until a signal, or until `work` says that it is done.
+/// Serves until a signal, or until `work` says that it is done. Tells whether the cell is to be started anew.
 async fn serve(
     executor: Rc<LocalExecutor<'static>>,
     lock: &Lock,
     vault: Arc<Vault>,
     says_address: bool,
     work: Option<&mut Work<'_>>,
-) -> Result<(), CellError> {
+) -> Result<Option<Again>, CellError> {
     let watch = WatchList::new().map(Arc::new);
     if let Err(why) = &watch {
         log::warn!("GroveHome is not watched, only scanned: {why}");
@@ -165,6 +176,7 @@ async fn serve(
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
     on_pool(&vault, super::peers::record_settings).await?;
     cell.load_drill().await?;
+    cell.look_whether_fresh().await?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -176,6 +188,7 @@ async fn serve(
         hosts: config.dashboard_hosts.clone(),
         body_bytes_max: BODY_BYTES_MAX,
         tls_dir: Some(vault.dir.clone()),
+        fresh: Arc::clone(&cell.fresh),
         addresses: crate::routes::interfaces::list().into_iter().map(|interface| interface.ip).collect(),
     };
     let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
@@ -230,14 +243,28 @@ async fn serve(
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
         executor.spawn(Rc::clone(&cell).keep_ai()),
+        executor.spawn(super::history::keep(Rc::clone(&cell))),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
-    match work {
-        Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
-        None => stop_signal().await,
+    cell.is_service.set(says_address);
+    let asked_again = async {
+        cell.asked_again().await;
+        true
+    };
+    let stopped = async {
+        match work {
+            Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
+            None => stop_signal().await,
+        }
+        false
+    };
+    let again = smol::future::or(stopped, asked_again).await.then(|| Again::of(&cell, dashboard.port()));
+    match again {
+        // For the service manager it goes on.
+        Some(_) => service.status("starting anew"),
+        None => service.stopping(),
     }
-    service.stopping();
     // In order: nobody asks any more, then nobody works, then what is known is saved.
     let stopping = async {
         if let Some(hub) = hub {
@@ -259,7 +286,7 @@ async fn serve(
         vault.db.checkpoint()
     })
     .await;
-    Ok(())
+    Ok(again)
 }
 
 /// Puts the code for the first visit into the file that `GROVE_SETUP_FILE` names, for those who see no terminal; an empty
