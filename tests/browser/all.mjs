@@ -11,6 +11,7 @@ import "./uploads.test.mjs";
 import "./friends.test.mjs";
 import "./settings.test.mjs";
 import "./live.test.mjs";
+import "./bounty.test.mjs";
 import "./hostile.test.mjs";
 import "./many.test.mjs";
 import "./looks.test.mjs";
