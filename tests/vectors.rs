@@ -1649,9 +1649,10 @@ fn statements() {
         unix_s: 1_800_000_001,
         disagrees: false,
     };
-    let asked = Settlement { heard, newest: whole.to_bytes(), proposal: vec![] };
+    let asked = Settlement { heard, wants: true, newest: whole.to_bytes(), proposal: vec![] };
     let disagreeing = Heard { life: 2, disagrees: true, ..heard };
-    let answered = Settlement { heard: disagreeing, newest: whole.to_bytes(), proposal: half.to_bytes() };
+    let answered =
+        Settlement { heard: disagreeing, wants: false, newest: whole.to_bytes(), proposal: half.to_bytes() };
     check("statement.json", |_| {
         let request = Request::Settle(asked.clone());
         assert_eq!(Request::from_bytes(&request.to_bytes()).unwrap(), request);

@@ -1,8 +1,6 @@
-//! The API about models: OpenAI's form below `/v1`, what the dashboard asks below `/api/v1/ai`, and how friends' models hang on
-//! the peers.
+//! The API about models below `/api/v1/ai`, and how friends' models hang on the peers. OpenAI's form is in `openai.rs`.
 
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,54 +12,25 @@ use smol::channel::Sender;
 use super::Cell;
 use super::json::{Fields, Obj, list, text};
 use super::metrics::Text;
-use crate::ai::answer::{Answer, Answerer, Event};
 use crate::ai::book::{Book, OfferRow};
-use crate::ai::form::{ApiError, Ask, Failure, Gathered, Kind, Usage};
+use crate::ai::form::Failure;
 use crate::ai::friend::{Frame, Frames, Peers};
 use crate::ai::http::Url;
 use crate::ai::service::{BackendView, Parts, Service};
 use crate::ai::{server, talks};
 use crate::changes::Part as Change;
-use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, percent_encode};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::id::CellId;
 use crate::sync::{AiAnswered, Models, Sync};
 use crate::wire::message::{Answering, AskError};
-use crate::wire::within;
 
-/// Pieces of a stream that wait for the client.
-const PIECES_MAX: usize = 64;
-/// Headers go out after so long even if nobody has answered yet.
-const HEADERS_AFTER: Duration = Duration::from_secs(10);
-/// A word of no meaning each so often, so that nobody on the way takes the stream for dead.
-const WORD_EVERY: Duration = Duration::from_secs(15);
-/// An answer that is gathered, in bytes.
-const GATHERED_MAX: usize = 8 << 20;
 /// Beats are looked at this often.
 const BEAT_LOOK: Duration = Duration::from_secs(1);
-/// The header that says which cell answered.
-const CELL_HEADER: &str = "x-grove-cell";
-
 /// Writes a metric of one backend, under these labels.
 type Teller<'a> = dyn FnMut(&[(&str, &str)], &BackendView) + 'a;
 
-/// Errors of `/v1` are in OpenAI's form.
-fn openai_error(why: &ApiError) -> ApiResponse {
-    let response = ApiResponse::json_text(why.status, why.to_text());
-    if why.status == 503 { response.with_header("Retry-After", "2") } else { response }
-}
-
 fn refused(message: &str) -> ApiResponse {
     ApiResponse::error(400, "bad_request", message, "")
-}
-
-/// A name as a header can have it.
-fn header_text(name: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_graphic() || c == ' ';
-    if name.chars().all(is_plain) { name.to_owned() } else { percent_encode(name.as_bytes()) }
-}
-
-fn grove_json(who: &Answerer) -> String {
-    Obj::new().str("cell", &who.cell).str("backend", &who.backend).end()
 }
 
 fn number_or_null(number: Option<f64>) -> String {
@@ -89,88 +58,6 @@ fn backend_json(view: &BackendView) -> String {
         .num("failures", view.failures)
         .str("last_error", &view.last_error)
         .end()
-}
-
-fn event(data: &str) -> io::Result<Vec<u8>> {
-    Ok(format!("data: {data}\n\n").into_bytes())
-}
-
-/// What follows of the answer; `Err`: the client is gone.
-async fn next_or_gone(
-    answer: &mut Answer,
-    client: &Sender<io::Result<Vec<u8>>>,
-) -> Result<Result<Event, ApiError>, ()> {
-    let mut next = pin!(answer.next());
-    loop {
-        let gone = async {
-            client.closed().await;
-            Some(Err(()))
-        };
-        let quiet = async {
-            Timer::after(WORD_EVERY).await;
-            None
-        };
-        let heard = async { Some(Ok(next.as_mut().await)) };
-        match smol::future::or(heard, smol::future::or(gone, quiet)).await {
-            Some(outcome) => return outcome,
-            None => client.send(Ok(b": still at work\n\n".to_vec())).await.map_err(drop)?,
-        }
-    }
-}
-
-/// Writes an answer as it comes; tells once who answers, or why nobody does.
-async fn stream_out(
-    mut answer: Answer,
-    told: Sender<Result<Answerer, ApiError>>,
-    client: Sender<io::Result<Vec<u8>>>,
-) {
-    let (kind, wants_usage) = (answer.ask().kind, answer.ask().wants_usage);
-    let mut is_first = true;
-    loop {
-        let Ok(outcome) = next_or_gone(&mut answer, &client).await else { return };
-        let pieces: Vec<String> = match outcome {
-            Ok(Event::Part(part)) => {
-                let mut pieces = Vec::new();
-                let mut grove = None;
-                if std::mem::take(&mut is_first) {
-                    let _ = told.try_send(Ok(answer.answerer().clone()));
-                    grove = Some(grove_json(answer.answerer()));
-                    if kind == Kind::Chat {
-                        pieces.push(answer.name().role_chunk(grove.as_deref().unwrap_or("{}")));
-                        grove = None;
-                    }
-                }
-                pieces.push(part.to_client(kind, answer.name(), grove.as_deref()));
-                pieces
-            }
-            Ok(Event::End) => {
-                let mut pieces = Vec::new();
-                if wants_usage {
-                    pieces.push(answer.name().usage_chunk(kind, &answer.usage()));
-                }
-                pieces.push("[DONE]".to_owned());
-                pieces
-            }
-            Err(why) => {
-                // Before the first part the answer is an error of its own, if its headers have not gone yet.
-                if is_first && told.try_send(Err(why.clone())).is_ok() && !told.is_closed() {
-                    return;
-                }
-                let _ = client.send(event(why.to_text().as_str())).await;
-                return;
-            }
-        };
-        let is_over = pieces.last().is_some_and(|piece| piece == "[DONE]");
-        let mut bytes = Vec::new();
-        for piece in pieces {
-            bytes.extend_from_slice(b"data: ");
-            bytes.extend_from_slice(piece.as_bytes());
-            bytes.extend_from_slice(b"\n\n");
-        }
-        if client.send(Ok(bytes)).await.is_err() || is_over {
-            return;
-        }
-    }
 }
 
 impl Cell {
@@ -240,61 +127,6 @@ impl Cell {
         }
     }
 
-    /// Answers `/v1…`, in OpenAI's form; `rest` is what follows.
-    pub(super) async fn answer_openai(self: &Rc<Self>, request: &ApiRequest, rest: &[&str]) -> ApiResponse {
-        let Some(service) = self.ai() else {
-            let why = "ai.json is damaged, or the cell does not run; see its log";
-            return openai_error(&ApiError::unavailable(why));
-        };
-        let kind = match (request.method, rest) {
-            (Method::Get, ["models"]) => return models(&service),
-            (Method::Get, ["models", id @ ..]) => return model(&service, &id.join("/")),
-            (Method::Post, ["chat", "completions"]) => Kind::Chat,
-            (Method::Post, ["completions"]) => Kind::Completion,
-            (Method::Post, ["embeddings"]) => Kind::Embeddings,
-            _ => {
-                let why = "there is nothing at this path; there are /v1/models, /v1/chat/completions, \
-                           /v1/completions and /v1/embeddings";
-                return openai_error(&ApiError::new(404, "invalid_request_error", "not_found", why));
-            }
-        };
-        let ask = match Ask::read(kind, &request.body) {
-            Ok(ask) => ask,
-            Err(why) => return openai_error(&why),
-        };
-        let streams = ask.streams;
-        let answer = service.ask(ask).await;
-        if streams { self.streamed(answer).await } else { gathered(answer).await }
-    }
-
-    async fn streamed(self: &Rc<Self>, answer: Answer) -> ApiResponse {
-        let (tell, told) = smol::channel::bounded(1);
-        let (client, pieces) = smol::channel::bounded(PIECES_MAX);
-        // Dropped with this, if the client goes away before there is anything.
-        let work = self.executor.spawn(stream_out(answer, tell, client));
-        let who = match within(HEADERS_AFTER, told.recv()).await {
-            Some(Ok(Err(why))) => return openai_error(&why),
-            Some(Ok(Ok(who))) => Some(who),
-            Some(Err(_)) => return openai_error(&ApiError::unavailable("the cell is stopping")),
-            None => None,
-        };
-        drop(told);
-        work.detach();
-        let response = ApiResponse {
-            status: 200,
-            content_type: "text/event-stream".into(),
-            headers: vec![
-                ("X-Accel-Buffering".into(), "no".into()),
-                ("Cache-Control".into(), "no-cache".into()),
-            ],
-            body: Body::Stream { length: None, receiver: pieces },
-        };
-        match who {
-            Some(who) => response.with_header(CELL_HEADER, &header_text(&who.cell)),
-            None => response,
-        }
-    }
-
     /// Answers `/api/v1/ai…`; `rest` is what follows.
     pub(super) async fn answer_about_ai(
         self: &Rc<Self>,
@@ -308,7 +140,7 @@ impl Cell {
         };
         let response = match (request.method, rest) {
             (Method::Get, []) => return self.about_ai(&service),
-            (_, ["conversations", rest @ ..]) => return self.answer_about_talks(request, rest).await,
+            (_, ["conversations", ..]) => return self.answer_about_talks(request, rest).await,
             (Method::Post, ["test"]) => return test(fields).await,
             (Method::Post, ["backends"]) => change_backends(&service, &request.body).await,
             (Method::Post, ["offer"]) => self.change_offer(&service, fields).await,
@@ -414,7 +246,7 @@ impl Cell {
         };
         let none = || ApiResponse::error(404, "not_found", "there is no such conversation", "");
         match (request.method, rest) {
-            (Method::Get, []) => match smol::unblock(move || talks::list(&dir)).await {
+            (Method::Get, ["conversations"]) => match smol::unblock(move || talks::list(&dir)).await {
                 Ok(heads) => {
                     let heads = heads.iter().map(|head| {
                         Obj::new()
@@ -427,7 +259,7 @@ impl Cell {
                 }
                 Err(why) => failed(why),
             },
-            (Method::Get, [id]) => {
+            (Method::Get, ["conversations", id]) => {
                 let id = (*id).to_owned();
                 match smol::unblock(move || talks::load(&dir, &id)).await {
                     Ok(Some(talk)) => ApiResponse::json_text(200, talk),
@@ -435,7 +267,7 @@ impl Cell {
                     Err(why) => failed(why),
                 }
             }
-            (Method::Post, []) => {
+            (Method::Post, ["conversations"]) => {
                 let (body, now) = (request.body.clone(), self.vault.clock.wall());
                 let Ok(body) = String::from_utf8(body) else { return refused("the body is not UTF-8") };
                 match smol::unblock(move || talks::save(&dir, &body, now)).await {
@@ -444,7 +276,7 @@ impl Cell {
                     Err(why) => failed(why),
                 }
             }
-            (Method::Post, [id, "delete"]) => {
+            (Method::Post, ["conversations", id, "delete"]) => {
                 let id = (*id).to_owned();
                 match smol::unblock(move || talks::delete(&dir, &id)).await {
                     Ok(true) => ApiResponse::ok(),
@@ -519,65 +351,6 @@ impl Cell {
                 tokens,
             );
         }
-    }
-}
-
-async fn gathered(mut answer: Answer) -> ApiResponse {
-    let kind = answer.ask().kind;
-    let mut parts = Gathered::default();
-    loop {
-        match answer.next().await {
-            Ok(Event::Part(part)) => parts.add(part),
-            Ok(Event::End) => break,
-            Err(why) => return openai_error(&why),
-        }
-        if parts.bytes() > GATHERED_MAX {
-            let why = "the answer is longer than can be given in one piece; ask for a stream";
-            return openai_error(&ApiError::new(502, "server_error", "too_long", why));
-        }
-    }
-    let who = answer.answerer().clone();
-    let usage: Usage = answer.usage();
-    let text = parts.to_text(kind, answer.name(), &usage, &grove_json(&who));
-    ApiResponse::json_text(200, text).with_header(CELL_HEADER, &header_text(&who.cell))
-}
-
-fn model_json(known: &crate::ai::service::Known) -> String {
-    let context = if known.context > 0 { known.context.to_string() } else { "null".into() };
-    let grove =
-        Obj::new().raw("on", list(known.cells.iter().map(|cell| text(cell)))).raw("context", context).end();
-    Obj::new()
-        .str("id", &known.name)
-        .str("object", "model")
-        .num("created", 0)
-        .str("owned_by", &known.cells.join(", "))
-        .raw("grove", grove)
-        .end()
-}
-
-fn models(service: &Service) -> ApiResponse {
-    let mut known: Vec<String> = service.models().iter().map(model_json).collect();
-    if !known.is_empty() {
-        let best = Obj::new()
-            .str("id", "auto")
-            .str("object", "model")
-            .num("created", 0)
-            .str("owned_by", "grove")
-            .end();
-        known.insert(0, best);
-    }
-    ApiResponse::json_text(200, Obj::new().str("object", "list").raw("data", list(known)).end())
-}
-
-fn model(service: &Service, id: &str) -> ApiResponse {
-    match service.models().iter().find(|known| crate::ai::form::same_model(&known.name, id)) {
-        Some(known) => ApiResponse::json_text(200, model_json(known)),
-        None => openai_error(&ApiError::new(
-            404,
-            "invalid_request_error",
-            "model_not_found",
-            format!("no model called {} is there now", crate::ai::form::cut(id, 128)),
-        )),
     }
 }
 

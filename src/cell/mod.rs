@@ -19,6 +19,7 @@ pub mod json;
 pub mod keeper;
 mod metrics;
 pub mod open;
+mod openai;
 mod peers;
 pub mod placement;
 mod range;

@@ -152,8 +152,9 @@ struct Party {
 }
 
 impl Party {
-    fn settlement(&self, book: &PeerBook, proposal: Option<&Statement>) -> Settlement {
+    fn settlement(&self, book: &PeerBook, wants: bool, proposal: Option<&Statement>) -> Settlement {
         Settlement {
+            wants,
             heard: Heard {
                 life: self.life,
                 measured: book.counts.measured(),
@@ -336,7 +337,8 @@ impl Sync {
 
     /// Exchanges figures with a peer, and signs them.
     async fn settle(self: &Rc<Self>, link: &Rc<Link>) -> Result<(), RoundError> {
-        let mut is_settled = true;
+        // Figures change with every second: one statement is enough, and then it is only shown.
+        let (mut is_settled, mut has_signed) = (true, false);
         for _ in 0..MESSAGES_MAX {
             let told = {
                 let _alone = self.ledgers.turns.lock().await;
@@ -344,7 +346,7 @@ impl Sync {
                 let (told, book) = unblock(move || -> Result<_, VaultError> {
                     party.counting.count(&mut book)?;
                     party.counting.books.save_counts(&party.counting.peer, &book)?;
-                    Ok((party.settlement(&book, None), book))
+                    Ok((party.settlement(&book, !has_signed, None), book))
                 })
                 .await?;
                 self.ledgers.put(link.peer, book);
@@ -369,23 +371,27 @@ impl Sync {
             };
             let _alone = self.ledgers.turns.lock().await;
             let (party, mut book) = (self.party(link), self.ledgers.of(&link.peer));
-            let (outcome, book) = unblock(move || -> Result<_, VaultError> {
+            let (outcome, signed, book) = unblock(move || -> Result<_, VaultError> {
                 let mut outcome = party.hear(&mut book, &answer)?;
-                if !answer.proposal.is_empty() {
+                let mut has_signed = has_signed;
+                if !answer.proposal.is_empty() && !has_signed {
                     let signed = party.countersign(&mut book, &answer.proposal)?;
+                    has_signed = signed.is_newer;
                     outcome.is_newer |= signed.is_newer;
                     outcome.refused = outcome.refused.or(signed.refused);
                 }
                 party.counting.books.save_counts(&party.counting.peer, &book)?;
-                Ok((outcome, book))
+                Ok((outcome, has_signed, book))
             })
             .await?;
             self.ledgers.put(link.peer, book);
+            let was_shown = has_signed;
+            has_signed = signed;
             if let Some(why) = &outcome.refused {
                 self.refusals.note(format_args!("{}: {why}", link.peer.short()));
                 is_settled = false;
             }
-            if !outcome.is_newer {
+            if was_shown || !outcome.is_newer {
                 break;
             }
         }
@@ -411,9 +417,10 @@ impl Sync {
             party.counting.count(&mut book)?;
             let outcome = party.hear(&mut book, &told)?;
             // What the other one has just shown is new here; and only one of the two proposes.
-            let proposal = if party.side == Side::High { party.propose(&mut book)? } else { None };
+            let is_wanted = told.wants && party.side == Side::High;
+            let proposal = if is_wanted { party.propose(&mut book)? } else { None };
             party.counting.books.save_counts(&party.counting.peer, &book)?;
-            Ok((party.settlement(&book, proposal.as_ref()), outcome.refused, book))
+            Ok((party.settlement(&book, false, proposal.as_ref()), outcome.refused, book))
         })
         .await?;
         self.ledgers.put(*owner, book);

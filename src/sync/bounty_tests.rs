@@ -318,7 +318,7 @@ fn unheard(cell: &Cell, measured: u64) -> Heard {
 }
 
 async fn told(session: &Session, heard: Heard, newest: &[u8], proposal: &[u8]) -> Settlement {
-    let told = Settlement { heard, newest: newest.to_vec(), proposal: proposal.to_vec() };
+    let told = Settlement { heard, wants: true, newest: newest.to_vec(), proposal: proposal.to_vec() };
     match message::ask(session, &Request::Settle(told)).await.unwrap() {
         Reply::Settle(answer) => answer,
         other => panic!("{other:?}"),
@@ -429,7 +429,7 @@ fn what_a_cheat_with_the_smaller_id_shows_is_refused_or_kept_as_evidence_and_nev
         // Nobody asks without end.
         let mut refused = None;
         for _ in 0..60 {
-            let ask = Settlement { heard: honest, newest: vec![], proposal: vec![] };
+            let ask = Settlement { heard: honest, wants: true, newest: vec![], proposal: vec![] };
             if let Err(why) = message::ask(&session, &Request::Settle(ask)).await {
                 refused = Some(why);
                 break;
@@ -541,7 +541,12 @@ fn what_a_cheat_with_the_larger_id_proposes_is_refused_or_kept_as_evidence_and_n
         ];
         let mut script: Vec<Answer> = Vec::new();
         let answer = move |newest: Vec<u8>, proposal: Vec<u8>| -> Answer {
-            Box::new(move |_| Settlement { heard, newest: newest.clone(), proposal: proposal.clone() })
+            Box::new(move |_| Settlement {
+                heard,
+                wants: false,
+                newest: newest.clone(),
+                proposal: proposal.clone(),
+            })
         };
         for (_, body) in &wrong {
             let proposal = Statement::sign(&key, body.clone()).unwrap().to_bytes();

@@ -323,6 +323,8 @@ pub enum Request {
 pub struct Settlement {
     /// What it counts.
     pub heard: Heard,
+    /// The next statement is wanted in the answer; otherwise the newest one is only shown.
+    pub wants: bool,
     /// The newest statement that both have signed, as far as it knows; or nothing.
     pub newest: Vec<u8>,
     /// The next one, with its signature alone; or nothing.
@@ -332,12 +334,13 @@ pub struct Settlement {
 impl Settlement {
     fn write(&self, to: &mut Writer) {
         self.heard.write(to);
-        to.long(&self.newest).long(&self.proposal);
+        to.u8(self.wants.into()).long(&self.newest).long(&self.proposal);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
         Ok(Self {
             heard: Heard::read(from)?,
+            wants: read_bool(from)?,
             newest: read_bytes(from, STATEMENT_BYTES_MAX)?,
             proposal: read_bytes(from, STATEMENT_BYTES_MAX)?,
         })
@@ -1655,7 +1658,7 @@ mod tests {
 
     fn settlement(len: usize) -> Settlement {
         let heard = Heard { life: 1, measured: 2, claimed: 3, disagrees: true, ..Heard::default() };
-        Settlement { heard, newest: vec![7; len], proposal: vec![8; len] }
+        Settlement { heard, wants: len == 0, newest: vec![7; len], proposal: vec![8; len] }
     }
 
     /// Every field of the head of a batch has its own error.

@@ -1086,10 +1086,10 @@ class Settle:
             raise Bad("another request")
         self.life = r.u32()
         self.counted, self.waiting, self.forfeited, self.debt, self.claimed, self.time = (r.u64() for _ in range(6))
-        disagrees = r.u8()
-        if disagrees > 1 or max(self.counted, self.waiting, self.forfeited, self.debt, self.claimed) >= 2**63:
+        disagrees, wants = r.u8(), r.u8()
+        if disagrees > 1 or wants > 1 or max(self.counted, self.waiting, self.forfeited, self.debt, self.claimed) >= 2**63:
             raise Bad("a figure is too large, or neither yes nor no")
-        self.disagrees = disagrees == 1
+        self.disagrees, self.wants = disagrees == 1, wants == 1
         self.newest, self.proposal = r.long(), r.long()
         r.end()
 

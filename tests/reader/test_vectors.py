@@ -344,6 +344,7 @@ class Vectors(unittest.TestCase):
         for field in ("counted", "waiting", "forfeited", "debt", "claimed", "time"):
             self.assertEqual((getattr(asked, field), getattr(answered, field)), (settle[field],) * 2)
         self.assertEqual((asked.life, asked.disagrees, answered.life, answered.disagrees), (1, False, 2, True))
+        self.assertEqual((asked.wants, answered.wants), (True, False))
         self.assertEqual(reader.Statement(asked.newest).signed, [True, True])
         self.assertEqual((asked.proposal, reader.Statement(answered.proposal).signed), (b"", [False, True]))
 
