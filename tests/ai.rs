@@ -832,10 +832,10 @@ fn a_managed_server_is_started_by_the_first_question_and_again_after_a_crash() {
             .unwrap()
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| {
+        let mut pids = pids;
+        pids.find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&marker))
         })
-        .next()
     };
     let pid = child().expect("the child runs");
     let environ = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
