@@ -25,6 +25,8 @@ SIM_SEEDS ?= 2000
 SIM_DAYS  ?= 365
 # Stories of sharing in `make sim`.
 SIM_SHARING ?= 1000
+# Years of peers that store for each other.
+SIM_BOUNTY ?= 1000
 
 export CARGO PYTHON
 
@@ -44,6 +46,8 @@ run: release ## build, make a cell if there is none, serve its dashboard
 sim: ## thousands of virtual years of whole fleets, with every fault (SIM_SEEDS=2000 SIM_DAYS=365)
 	GROVE_SIM_SEEDS=$(SIM_SEEDS) GROVE_SIM_DAYS=$(SIM_DAYS) GROVE_SIM_CELLS=50 \
 	  $(CARGO) test --locked --profile quick --test simulation -- --nocapture --test-threads 1
+	GROVE_SIM_BOUNTY=$(SIM_BOUNTY) GROVE_SIM_DAYS=$(SIM_DAYS) \
+	  $(CARGO) test --locked --profile quick --test bounty_simulation -- --nocapture
 	GROVE_SIM_SHARING=$(SIM_SHARING) \
 	  $(CARGO) test --locked --profile quick --test sharing_simulation -- --nocapture --test-threads 1
 

@@ -114,8 +114,16 @@ settings! {
     "dashboard.hosts" dashboard_hosts: Vec<String> = Vec::new();
     /// Copies of each chunk, this cell's own among them. 1 to 20.
     "copies" copies: u64 = 2;
-    /// Bytes a peer may store here, where nothing else was said to it; 0: up to the reserve.
+    /// Bytes a peer may store here, where nothing else was said to it; 0: by the rules of the bounty, which follow.
     "quota.default_bytes" quota_bytes: u64 = 0;
+    /// Bytes that any peer may store here, whatever it stores for this cell.
+    "bounty.base_bytes" bounty_base_bytes: u64 = 256 << 30;
+    /// What it stores for this cell, and has proven, adds to that so many hundredths of it.
+    "bounty.ratio_percent" bounty_ratio_percent: u64 = 100;
+    /// Bytes that a friend or favorite may store here; 0: up to the reserve.
+    "bounty.friend_bytes" bounty_friend_bytes: u64 = 0;
+    /// Bytes that a new peer may store here until its first proofs.
+    "bounty.vetting_bytes" bounty_vetting_bytes: u64 = 8 << 30;
     /// Part of the disk that is never used. Percent.
     "disk.reserve_percent" reserve_percent: u64 = 5;
     /// At least so much is never used. Bytes.
@@ -328,6 +336,7 @@ impl Config {
             ("peer.port", self.peer_port <= 65_535, "a port, 0 to 65535"),
             ("disk.reserve_percent", self.reserve_percent <= 90, "from 0 to 90"),
             ("versions.budget_percent", self.versions_budget_percent <= 90, "from 0 to 90"),
+            ("bounty.ratio_percent", self.bounty_ratio_percent <= 10_000, "at most 10000"),
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
             ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),

@@ -10,6 +10,7 @@
 
 pub mod ai;
 pub mod alerts;
+pub mod bounty;
 pub mod buffers;
 pub mod card;
 pub mod catalog;

@@ -828,11 +828,10 @@ fn a_managed_server_is_started_by_the_first_question_and_again_after_a_crash() {
     assert_eq!(state(&cell), "ready");
     let marker = cell.dir.join("models/count.gguf").display().to_string();
     let child = || {
-        let pids = std::fs::read_dir("/proc")
+        let mut pids = std::fs::read_dir("/proc")
             .unwrap()
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let mut pids = pids;
         pids.find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&marker))
         })

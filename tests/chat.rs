@@ -513,6 +513,7 @@ fn a_friend_with_a_hostile_name_is_shown_harmlessly_everywhere() {
         vec!["chat", name.as_str(), "--history", "9"],
         vec!["peers"],
         vec!["routes"],
+        vec!["bounty"],
         vec!["status"],
         vec!["placement"],
         vec!["peer", "unfriend", &id[..8]],

@@ -202,3 +202,13 @@ fn broken_garbage_collection_is_caught() {
         caught(Sabotage::CollectsClaims).expect("200 seeds are enough to see that claims are collected");
     println!("a collection that takes what peers keep is caught by seed {seed}: {why}");
 }
+
+#[test]
+fn honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them() {
+    run_seeds(
+        "honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them",
+        seeds(10),
+        scale(),
+        |seed, _| rules::accounts(seed),
+    );
+}

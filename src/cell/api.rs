@@ -314,6 +314,7 @@ impl Cell {
                 self.answer_about_shares(&request, rest, &fields).await
             }
             (_, ["ai", rest @ ..]) => self.answer_about_ai(&request, rest, &fields).await,
+            (_, ["bounty", rest @ ..]) => self.answer_about_bounty(&request, rest, &fields).await,
             (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }

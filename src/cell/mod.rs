@@ -4,6 +4,7 @@ mod again;
 mod ai;
 mod api;
 mod archive;
+mod bounty;
 mod browse;
 mod chat;
 mod checks;

@@ -242,8 +242,8 @@ async fn serve(
         executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
-        executor.spawn(Rc::clone(&cell).keep_ai()),
         executor.spawn(super::history::keep(Rc::clone(&cell))),
+        executor.spawn(Rc::clone(&cell).keep_ai()),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];

@@ -4,6 +4,7 @@
 
 mod ai;
 pub mod ask;
+mod bounty;
 mod chat;
 pub mod client;
 mod files;
@@ -250,6 +251,7 @@ enum Command {
     Feed(share::Feed),
     Fetch(share::Fetch),
     Recover(making::Recover),
+    Bounty(bounty::Bounty),
     Relay(relay::Relay),
 }
 
@@ -286,6 +288,7 @@ impl Command {
             Self::Chat(command) => command.run(context),
             Self::Ai(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Bounty(command) => command.run(context),
             Self::Relay(command) => command.run(context),
         }
     }

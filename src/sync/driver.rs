@@ -17,6 +17,7 @@ use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow, is_label};
+use super::bounty::Ledgers;
 use super::chat::Chats;
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
@@ -252,6 +253,8 @@ pub struct Sync {
     pub(super) marking: Turns,
     /// What rounds have moved since the start.
     moved: Cell<Moved>,
+    /// What is counted with each peer, and signed.
+    pub(super) ledgers: Ledgers,
     /// Sums of all that is held for an owner, as last asked for; `None`: on their way.
     pub(super) digests: RefCell<BTreeMap<CellId, Option<(Duration, Reply)>>>,
     /// Fetches under way that somebody waits for.
@@ -351,6 +354,7 @@ impl Sync {
             left: RefCell::default(),
             marking: Turns::default(),
             moved: Cell::default(),
+            ledgers: Ledgers::default(),
             digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
@@ -369,6 +373,7 @@ impl Sync {
         });
         sync.gate.refresh().await?;
         sync.load_audits().await?;
+        sync.load_bounty().await?;
         sync.load_routes().await;
         sync.load_health().await?;
         sync.load_grant_time().await?;
@@ -462,11 +467,6 @@ impl Sync {
 
     // ---- What rounds and answers ask ----
 
-    /// Bytes that a peer may store here; 0: up to the reserve.
-    pub(super) fn quota(&self, id: &CellId) -> u64 {
-        self.gate.peer(id).and_then(|peer| peer.quota_bytes).unwrap_or(self.vault.config.quota_bytes)
-    }
-
     pub(super) fn name_of(&self, id: &CellId) -> String {
         self.gate.peer(id).map_or_else(|| id.short(), |peer| peer.name)
     }
@@ -496,7 +496,10 @@ impl Sync {
             .live_links()
             .iter()
             .filter(|link| !self.is_suspended(&link.peer))
-            .filter_map(|link| round::candidate(link, self.gate.peer(&link.peer)?.is_favorite))
+            .filter_map(|link| {
+                let is_favorite = self.gate.peer(&link.peer)?.is_favorite;
+                round::candidate(link, is_favorite, self.has_credit(link))
+            })
             .collect();
         candidates.sort_by_key(|candidate| candidate.cell);
         candidates

@@ -13,6 +13,9 @@ mod audit;
 mod audit_tests;
 mod bearers;
 mod books;
+mod bounty;
+#[cfg(test)]
+mod bounty_tests;
 mod chat;
 #[cfg(test)]
 mod chat_tests;
@@ -27,6 +30,7 @@ mod heal;
 pub mod health;
 mod keep;
 mod kept;
+mod ledger;
 mod link;
 mod newer;
 mod offer;
@@ -54,6 +58,7 @@ pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
 pub use attach::Attached;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use bounty::{BountyView, Dispute, QuotaThere};
 pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
@@ -61,6 +66,7 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub(crate) use ledger::{HeardAt, PeerBook};
 pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;

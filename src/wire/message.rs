@@ -15,6 +15,7 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
+use crate::bounty::{Heard, STATEMENT_BYTES_MAX};
 use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::chat::{self, Receipt, Run};
@@ -313,6 +314,37 @@ pub enum Request {
     Beat { bytes: Vec<u8> },
     /// Answer this with your models: `len` bytes of a question follow.
     Question { len: u32 },
+    /// What we count of what we store for each other.
+    Settle(Settlement),
+}
+
+/// How far a cell is with counting, and what it has signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// What it counts.
+    pub heard: Heard,
+    /// The next statement is wanted in the answer; otherwise the newest one is only shown.
+    pub wants: bool,
+    /// The newest statement that both have signed, as far as it knows; or nothing.
+    pub newest: Vec<u8>,
+    /// The next one, with its signature alone; or nothing.
+    pub proposal: Vec<u8>,
+}
+
+impl Settlement {
+    fn write(&self, to: &mut Writer) {
+        self.heard.write(to);
+        to.u8(self.wants.into()).long(&self.newest).long(&self.proposal);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
+        Ok(Self {
+            heard: Heard::read(from)?,
+            wants: read_bool(from)?,
+            newest: read_bytes(from, STATEMENT_BYTES_MAX)?,
+            proposal: read_bytes(from, STATEMENT_BYTES_MAX)?,
+        })
+    }
 }
 
 /// What goes before messages of a run.
@@ -398,6 +430,8 @@ pub enum Reply {
     Receipts(Receipts),
     /// To `Question`: frames of the answer follow, each u8 kind, u32 length, bytes.
     Answering,
+    /// To `Settle`: the same of the other side.
+    Settle(Settlement),
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -729,6 +763,7 @@ impl Request {
             Self::Question { len } => {
                 to.u8(32).u32(*len);
             }
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
         }
         to.finish()
     }
@@ -802,6 +837,7 @@ impl Request {
                 }
                 Self::Question { len }
             }
+            28 => Self::Settle(Settlement::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -947,6 +983,7 @@ impl Reply {
             Self::Answering => {
                 to.u8(32);
             }
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -1009,6 +1046,7 @@ impl Reply {
             26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
             27 => Self::Receipts(Receipts::read(&mut from)?),
             32 => Self::Answering,
+            28 => Self::Settle(Settlement::read(&mut from)?),
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -1193,6 +1231,7 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         | (Request::Observe, Reply::Observe { .. })
         | (Request::Friendship(_), Reply::Friendship(_))
         | (Request::Receipts(_), Reply::Receipts(_))
+        | (Request::Settle(_), Reply::Settle(_))
         | (Request::Digest { .. }, Reply::Digest { .. }) => true,
         (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
             entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
@@ -1617,6 +1656,11 @@ mod tests {
         Receipts { start: [5; 16], receipts: (0..count).map(receipt).collect() }
     }
 
+    fn settlement(len: usize) -> Settlement {
+        let heard = Heard { life: 1, measured: 2, claimed: 3, disagrees: true, ..Heard::default() };
+        Settlement { heard, wants: len == 0, newest: vec![7; len], proposal: vec![8; len] }
+    }
+
     /// Every field of the head of a batch has its own error.
     #[test]
     fn heads_of_batches_with_a_wrong_field_are_refused() {
@@ -1667,6 +1711,7 @@ mod tests {
             Request::Receipts(receipts(3)),
             Request::Beat { bytes: b"beat".to_vec() },
             Request::Question { len: QUESTION_BYTES_MAX as u32 },
+            Request::Settle(settlement(0)),
             Request::Audit {
                 nonce: [7; 32],
                 asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
@@ -1687,6 +1732,7 @@ mod tests {
             Reply::Messages(Some(7)),
             Reply::Receipts(receipts(2)),
             Reply::Answering,
+            Reply::Settle(settlement(STATEMENT_BYTES_MAX)),
             Reply::Get { count: 3 },
             Reply::Put { statuses: vec![PutStatus::Stored, PutStatus::Other(99)], usage: Usage::default() },
             Reply::Release { count: 2 },

@@ -12,6 +12,7 @@ import "./friends.test.mjs";
 import "./settings.test.mjs";
 import "./ai.test.mjs";
 import "./live.test.mjs";
+import "./bounty.test.mjs";
 import "./hostile.test.mjs";
 import "./many.test.mjs";
 import "./looks.test.mjs";

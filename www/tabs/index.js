@@ -11,6 +11,7 @@ export const TABS = [
   { id: "chat", icon: "chat", isShown: () => true, load: () => import("./chat.js") },
   { id: "ai", icon: "spark", isShown: () => true, load: () => import("./ai.js") },
   { id: "fleet", icon: "fleet", isShown: () => true, load: () => import("./fleet.js") },
+  { id: "bounty", icon: "leaf", isShown: () => true, load: () => import("./bounty.js") },
   { id: "invites", icon: "invite", isShown: () => true, load: () => import("./invites.js") },
   { id: "settings", icon: "settings", isShown: () => true, load: () => import("./settings.js") },
   { id: "help", icon: "help", isShown: () => true, load: () => import("./help.js") },
