@@ -68,6 +68,9 @@ msrv: ## does it compile with the oldest Rust we promise
 bench: release ## Grove beside restic, rclone and Syncthing, as ratios (ARGS=--quick: a small run)
 	$(CARGO) build --locked --release --example primitives --example scale
 	@GROVE="$(GROVE)" scripts/bench $(ARGS)
+	@if "$${GROVE_AI_PYTHON:-python3}" -c 'import xllamacpp, gguf, numpy' 2>/dev/null; then \
+	  GROVE="$(GROVE)" "$${GROVE_AI_PYTHON:-python3}" scripts/bench-ai $(filter --quick,$(ARGS)); \
+	  else echo "skipped: scripts/bench-ai (it needs Python with xllamacpp, gguf and numpy; GROVE_AI_PYTHON names it)"; fi
 
 demo: release ## lose a cell and get everything back, on real files (ARGS=--small: a short one)
 	@GROVE="$(GROVE)" scripts/demo $(ARGS)

@@ -189,6 +189,14 @@ settings! {
     "scrub.days" scrub_days: u64 = 30;
     /// How fast it is read for that, at most. Bytes a second.
     "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
+    /// Model servers besides those named in the dashboard: `http://host:port` each.
+    "ai.backends" ai_backends: Vec<String> = Vec::new();
+    /// A `.gguf` in the folder `models` is run by a `llama-server` of this machine, when it is asked for.
+    "ai.managed" ai_managed: bool = true;
+    /// That model leaves the memory after so long without a question. s.
+    "ai.idle_s" ai_idle_s: u64 = 600;
+    /// Tokens of question and answer together that it takes.
+    "ai.context" ai_context: u64 = 4096;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -285,6 +293,27 @@ fn is_command(words: &[String]) -> bool {
     is_named && words.len() <= 64 && words.iter().all(|word| !word.contains('\0'))
 }
 
+/// Settings of this machine alone, which no catalog brings. Whether and how it is a relay is its own affair; at which
+/// relays the cell waits is the cell's.
+fn is_of_machine(key: &str) -> bool {
+    const THIS_MACHINE: &[&str] = &[
+        "http.listen",
+        "http.port",
+        "peer.listen",
+        "peer.port",
+        "peer.addresses",
+        "alerts.command",
+        "ai.backends",
+        "ai.managed",
+        "ai.idle_s",
+        "ai.context",
+        "jobs",
+        "log.level",
+    ];
+    let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
+    THIS_MACHINE.contains(&key) || is_relay_of_its_own
+}
+
 impl Config {
     /// Reads the text of config.json.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -347,6 +376,14 @@ impl Config {
             ("relay.clients_max", self.relay_clients_max <= 1_000_000, "at most 1000000"),
             ("relay.connects_per_minute", self.relay_connects_per_minute >= 1, "1 or more"),
             (
+                "ai.backends",
+                self.ai_backends.len() <= 64
+                    && self.ai_backends.iter().all(|url| crate::ai::http::Url::parse(url).is_ok()),
+                "a list of at most 64 URLs such as \"http://pc.local:8080\"",
+            ),
+            ("ai.idle_s", (10..=86_400).contains(&self.ai_idle_s), "from 10 to 86400"),
+            ("ai.context", (256..=1_048_576).contains(&self.ai_context), "from 256 to 1048576"),
+            (
                 "log.level",
                 self.log_level.parse::<log::LevelFilter>().is_ok(),
                 "error, warn, info, debug or trace",
@@ -356,6 +393,21 @@ impl Config {
             Some((key, _, wanted)) => Err(ConfigError::Range { key, wanted }),
             None => Ok(()),
         }
+    }
+
+    /// Sets one setting to a value, checked as when the file is read.
+    pub fn set(&mut self, key: &str, value: &Value) -> Result<(), ConfigError> {
+        let before = self.clone();
+        let outcome = self.take(key, value).and_then(|_| self.check());
+        if outcome.is_err() {
+            *self = before;
+        }
+        outcome
+    }
+
+    /// Every setting and its value.
+    pub fn values_now(&self) -> Vec<(&'static str, Value)> {
+        self.values()
     }
 
     /// The text of config.json: every setting, one to a line, and after them the keys that are not known.
@@ -378,21 +430,19 @@ impl Config {
         self.values().iter().map(|(key, value)| (*key, json::to_string(value))).collect()
     }
 
+    /// Takes over from `other` what is of this machine alone.
+    pub fn keep_machine(&mut self, other: &Self) {
+        let own: Vec<(&str, Value)> =
+            other.values().into_iter().filter(|(key, _)| is_of_machine(key)).collect();
+        for (key, value) in own {
+            // It was read as this type before.
+            let _ = self.take(key, &value);
+        }
+    }
+
     /// Takes a setting from the catalog; keys of this machine alone and keys not known are left.
     pub fn adopt(&mut self, key: &str, text: &str) {
-        const THIS_MACHINE: &[&str] = &[
-            "http.listen",
-            "http.port",
-            "peer.listen",
-            "peer.port",
-            "peer.addresses",
-            "alerts.command",
-            "jobs",
-            "log.level",
-        ];
-        // Whether and how this machine is a relay is its own affair; at which relays the cell waits is the cell's.
-        let is_relay_of_its_own = key.starts_with("relay.") && !["relay.urls", "relay.pins"].contains(&key);
-        if THIS_MACHINE.contains(&key) || is_relay_of_its_own {
+        if is_of_machine(key) {
             return;
         }
         let Ok(value) = json::from_str::<Value>(text) else { return };

@@ -8,6 +8,7 @@
 //!                   > catalog grant manifest seal keys id config nouns
 //! ```
 
+pub mod ai;
 pub mod alerts;
 pub mod bounty;
 pub mod buffers;

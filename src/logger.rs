@@ -15,12 +15,32 @@ const RECENT_MAX: usize = 500;
 /// Longest line, in bytes; the rest is cut.
 const LINE_BYTES_MAX: usize = 2000;
 
+/// A line that was logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its number since the start, from 1.
+    pub n: u64,
+    /// Unix time. ms.
+    pub unix_ms: u64,
+    /// How grave it is.
+    pub level: Level,
+    /// What was said, on one line.
+    pub text: String,
+}
+
+#[derive(Default)]
+struct Recent {
+    lines: VecDeque<Line>,
+    last: u64,
+}
+
 struct Logger {
-    recent: Mutex<VecDeque<String>>,
+    recent: Mutex<Recent>,
     is_journal: Mutex<bool>,
 }
 
-static LOGGER: Logger = Logger { recent: Mutex::new(VecDeque::new()), is_journal: Mutex::new(false) };
+static LOGGER: Logger =
+    Logger { recent: Mutex::new(Recent { lines: VecDeque::new(), last: 0 }), is_journal: Mutex::new(false) };
 
 /// Starts to log lines of this level and graver ones to stderr; called again, changes the level.
 pub fn start(level: LevelFilter) {
@@ -32,9 +52,10 @@ pub fn start(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// The last 500 lines, the oldest first, as they stood on stderr but for a journal's marks.
-pub fn recent() -> Vec<String> {
-    LOGGER.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+/// Of the last 500 lines those of a number over `n`, the oldest first.
+pub fn recent_after(n: u64) -> Vec<Line> {
+    let recent = LOGGER.recent.lock().unwrap_or_else(PoisonError::into_inner);
+    recent.lines.iter().filter(|line| line.n > n).cloned().collect()
 }
 
 /// Whether `stream`, `device:inode` as systemd gives it, is this descriptor.
@@ -105,17 +126,21 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let line = line(seconds, record.level(), &record.args().to_string());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = line(now.as_secs(), record.level(), &record.args().to_string());
         let is_journal = *self.is_journal.lock().unwrap_or_else(PoisonError::into_inner);
         let mark = if is_journal { mark(record.level()) } else { "" };
         // One write, so that lines of two threads do not mix. Nobody can be told that it failed.
         let _ = std::io::stderr().write_all(format!("{mark}{line}\n").as_bytes());
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() == RECENT_MAX {
-            recent.pop_front();
+        if recent.lines.len() == RECENT_MAX {
+            recent.lines.pop_front();
         }
-        recent.push_back(line);
+        recent.last += 1;
+        let n = recent.last;
+        // Behind the time and the level.
+        let text = line.splitn(3, ' ').nth(2).unwrap_or_default().to_owned();
+        recent.lines.push_back(Line { n, unix_ms: now.as_millis() as u64, level: record.level(), text });
     }
 
     fn flush(&self) {}
@@ -161,8 +186,10 @@ mod tests {
         log(Level::Error, "grove::sync");
         log(Level::Info, "grove::sync");
         // Other tests log too: what is asked for is that both are there, in order, within the limit.
-        let lines = recent();
-        assert!(lines.len() <= RECENT_MAX);
-        assert!(lines.iter().any(|line| line.ends_with("kept grove::sync")));
+        let lines = recent_after(0);
+        assert!(lines.len() <= RECENT_MAX && lines.windows(2).all(|two| two[0].n + 1 == two[1].n));
+        let kept = lines.iter().find(|line| line.text == "kept grove::sync").unwrap();
+        assert_eq!(kept.level, Level::Error);
+        assert!(recent_after(kept.n).iter().all(|line| line.n > kept.n));
     }
 }

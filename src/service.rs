@@ -130,14 +130,26 @@ pub fn sockets() -> Vec<TcpListener> {
     (FDS_START..FDS_START + count).filter_map(listener).collect()
 }
 
+/// The program is about to be executed again in this process: what the service manager handed over is to be there again.
+pub fn keep_sockets() {
+    let text = |name| std::env::var(name).ok();
+    let count = handed_over(text("LISTEN_FDS"), text("LISTEN_PID"), std::process::id());
+    for fd in FDS_START..FDS_START + count {
+        // SAFETY: only flags of a number are set; what is not open is an error that changes nothing.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
+}
+
 fn listener(fd: RawFd) -> Option<TcpListener> {
-    // SAFETY: the manager handed this descriptor over, and `sockets` takes each once.
-    let listener = unsafe { TcpListener::from_raw_fd(fd) };
+    // SAFETY: the manager handed this descriptor over, and it stays open under its number for as long as the process
+    // lives: who starts the program anew needs it.
+    let given = std::mem::ManuallyDrop::new(unsafe { TcpListener::from_raw_fd(fd) });
+    let _ = rustix::io::fcntl_setfd(&*given, rustix::io::FdFlags::CLOEXEC);
+    let listener = given.try_clone().ok()?;
     let is_listening = rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false);
     match listener.local_addr() {
         Ok(_) if is_listening => {
-            // Programs that the cell starts must not hold its port.
-            let _ = rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC);
+            // Both descriptors close where the cell starts programs, which must not hold its port.
             Some(listener)
         }
         _ => {

@@ -468,3 +468,213 @@ fn relay_is_reached_through_tls_at_the_door() {
         common::json_text(&cell.get("/routes")).contains("\"connected\":true").then_some(())
     });
 }
+
+fn post(cell: &Cell, path: &str, headers: &str, body: &str) -> Answer {
+    raw(cell, &format!("POST /api/v1/{path}"), headers, body.as_bytes())
+}
+
+/// The cookie of a new session.
+fn cookie_of(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let set = answer.header("set-cookie").expect("a session was opened");
+    format!("Cookie: {}\r\n", set.split(';').next().unwrap())
+}
+
+/// A cell with a password, and a session.
+fn signed_in(cell: &Cell) -> String {
+    let said = cell.log_text();
+    let code = said.lines().find_map(|line| line.split_once("use the code ")).expect("the code is printed").1;
+    let body = format!("{{\"code\":{code:?},\"password\":\"a long password\"}}");
+    cookie_of(&post(cell, "setup", "User-Agent: Test/1\r\n", &body))
+}
+
+#[test]
+fn sessions_survive_a_new_start_and_are_revoked() {
+    let temp = TempDir::new("dash-sessions");
+    let mut cell = running(&temp, "ann", &[]);
+    let printed = cell.log_text();
+    let certificate = grove::keys::sha256(&fs::read(cell.dir.join("tls.crt")).unwrap());
+    let session = json(&raw(&cell, "GET /api/v1/session", "", b""));
+    let fingerprint = common::text(&session, "fingerprint");
+    assert_eq!(fingerprint.replace(' ', "").to_lowercase(), grove::id::hex(&certificate));
+    assert!(printed.contains(&fingerprint), "it stands beside the code");
+    let first = signed_in(&cell);
+    let told = raw(&cell, "GET /api/v1/session", &first, b"").text();
+    for word in
+        ["\"signed_in\":true", "\"fresh\":true", "\"secure\":true", "\"totp\":false", "\"set_up\":true"]
+    {
+        assert!(told.contains(word), "{told}");
+    }
+    assert!(
+        raw(&cell, "GET /api/v1/session", "", b"").text().contains("\"fresh\":false"),
+        "strangers hear nothing"
+    );
+    let second = cookie_of(&post(&cell, "login", "", "{\"password\":\"a long password\"}"));
+    let old = format!("grove_{}=", cell.port());
+    cell.kill();
+    cell.run();
+    // Tests have another port each time, by which the cookie goes.
+    let new = format!("grove_{}=", cell.port());
+    let (first, second) = (first.replace(&old, &new), second.replace(&old, &new));
+    let list = raw(&cell, "GET /api/v1/sessions", &first, b"");
+    assert_eq!(common::items(&json(&list), "sessions").len(), 2);
+    assert!(
+        list.text().contains("\"agent\":\"Test/1\"") && list.text().matches("\"current\":true").count() == 1
+    );
+    assert_eq!(raw(&cell, "GET /api/v1/sessions", "", b"").status, 401);
+    assert_eq!(post(&cell, "sessions/revoke", &first, "{}").status, 400);
+    assert_eq!(post(&cell, "sessions/revoke", &first, "{\"id\":\"0011223344556677\"}").status, 404);
+    assert_eq!(post(&cell, "sessions/revoke", "", "{\"others\":true}").status, 401);
+    let foreign = format!("{first}Origin: http://evil.example\r\n");
+    assert_eq!(post(&cell, "sessions/revoke", &foreign, "{\"others\":true}").status, 403);
+    assert_eq!(post(&cell, "sessions/revoke", &first, "{\"others\":true}").status, 200);
+    assert_eq!(raw(&cell, "GET /api/v1/status", &second, b"").status, 401);
+    assert_eq!(raw(&cell, "GET /api/v1/status", &first, b"").status, 200);
+    // What changes something is asked for by POST only.
+    for path in ["logout", "login", "password", "sessions/revoke", "totp/begin", "restart", "phrase"] {
+        let status = raw(&cell, &format!("GET /api/v1/{path}"), &first, b"").status;
+        assert!([404, 405].contains(&status), "{path}: {status}");
+    }
+    // The second factor: begun, confirmed by a wrong code, and not on.
+    let begun = post(&cell, "totp/begin", &first, "");
+    assert!(begun.text().contains("otpauth://totp/Grove:ann?secret="), "{}", begun.text());
+    assert_eq!(code(&post(&cell, "totp/confirm", &first, "{\"code\":\"000000\"}")), "wrong_totp");
+    assert_eq!(code(&post(&cell, "totp/remove", &first, "{\"password\":\"a long password\"}")), "no_totp");
+    cell.cli(["password", "--no-totp"]);
+}
+
+#[test]
+fn cell_starts_itself_anew_with_its_ports_and_sessions() {
+    let temp = TempDir::new("dash-again");
+    let cell = running(&temp, "ann", &[]);
+    fs::write(cell.home.join("a.txt"), "a").unwrap();
+    let cookie = signed_in(&cell);
+    let (port, pid) = (cell.port(), cell.pid());
+    let (peer_port, lock) = (cell.peer_port, fs::read_to_string(cell.dir.join("lock")).unwrap());
+    assert!(lock.contains(&format!("\"peer_port\":{peer_port}")));
+    // The stream of changes ends, so that pages know.
+    let mut watching = events(&cell);
+    assert_eq!(post(&cell, "restart", "", "{}").status, 401);
+    assert_eq!(post(&cell, "restart", &cookie, "{}").status, 200);
+    let mut rest = Vec::new();
+    let _ = watching.read_to_end(&mut rest);
+    wait_for("it is there again", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let head =
+            format!("GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{cookie}\r\n");
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.starts_with("HTTP/1.1 200").then_some(())
+    });
+    assert_eq!((cell.pid(), cell.log_text().matches("ann is up").count()), (pid, 2), "{}", cell.log_text());
+}
+
+#[test]
+fn phrase_is_shown_in_private_only_and_kept_by_those_who_read_it() {
+    let temp = TempDir::new("dash-phrase");
+    let cell = running(&temp, "ann", &[]);
+    let cookie = signed_in(&cell);
+    let shown = post(&cell, "phrase", &cookie, "{}");
+    let words: Vec<String> = common::items(&json(&shown), "words")
+        .iter()
+        .map(|word| if let miniserde::json::Value::String(word) = word { word.clone() } else { panic!() })
+        .collect();
+    assert_eq!(words.len(), 24);
+    let kept = |words: &str| post(&cell, "phrase/kept", &cookie, &format!("{{\"words\":{words}}}"));
+    let right =
+        format!("{{\"3\":{:?},\"11\":{:?},\"19\":\" {} \"}}", words[2], words[10], words[18].to_uppercase());
+    for wrong in [
+        "{}".to_owned(),
+        "3".to_owned(),
+        format!("{{\"3\":{:?}}}", words[2]),
+        right.replace("\"19\"", "\"20\""),
+        right.replace("\"19\"", "\"0\""),
+        right.replace("\"19\"", "\"25\""),
+    ] {
+        assert_eq!(kept(&wrong).status, 403, "{wrong}");
+    }
+    assert_eq!(post(&cell, "phrase/kept", &cookie, "").status, 403);
+    assert_eq!(kept(&right).status, 200);
+    assert!(cell.alert("phrase").is_none());
+    // From another machine, over plain HTTP: only to who was warned.
+    let Some(own) = own_address() else { return };
+    let from_afar = |body: &str| {
+        let mut stream = TcpStream::connect((own, cell.port())).unwrap();
+        let head = format!(
+            "POST /api/v1/phrase HTTP/1.1\r\nHost: {own}\r\nConnection: close\r\n{cookie}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let told = from_afar("{}");
+    assert!(
+        told.starts_with("HTTP/1.1 403") && told.contains("\"plain\"") && !told.contains(&words[5]),
+        "{told}"
+    );
+    assert!(from_afar("{\"plain\":true}").starts_with("HTTP/1.1 200"));
+}
+
+/// An address of this machine by which it is not taken for itself.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+}
+
+#[test]
+fn empty_cell_becomes_the_one_of_a_phrase() {
+    let temp = TempDir::new("dash-recover");
+    let mut lost = running(&temp, "attic", &[("settle.closed_ms", "60")]);
+    let friend = running(&temp, "bea", &[]);
+    lost.invite(&friend);
+    fs::write(lost.home.join("precious.txt"), "precious").unwrap();
+    lost.job_done("/add", &format!("{{\"paths\":[{:?}]}}", lost.home.to_str().unwrap()));
+    wait_for("the copy is there", || {
+        let status = lost.get("/status");
+        (common::number(&status, "copies.short") == 0 && common::number(&status, "copies.full") > 0)
+            .then_some(())
+    });
+    let phrase = lost.phrase();
+    let id = common::text(&lost.get("/status"), "id");
+    lost.cli(["sync", "--wait"]);
+    lost.stop();
+
+    let new = running(&temp, "new", &[]);
+    let cookie = signed_in(&new);
+    let peer = friend.address();
+    let ask_for = |phrase: &str, peer: &str| {
+        post(&new, "recover", &cookie, &format!("{{\"phrase\":{phrase:?},\"peer\":{peer:?}}}"))
+    };
+    assert_eq!(code(&ask_for("one two three", &peer)), "bad_phrase");
+    for bad in ["", "--help", "a\u{e9}:1"] {
+        assert_eq!(code(&ask_for(&phrase, bad)), "bad_address", "{bad}");
+    }
+    // A peer that is not there costs nothing.
+    let job = common::number(&json(&ask_for(&phrase, "127.0.0.1:1")), "job");
+    let failed = wait_for("it fails", || {
+        let job = raw(&new, &format!("GET /api/v1/jobs/{job}"), &cookie, b"").text();
+        (!job.contains("\"running\"")).then_some(job)
+    });
+    assert!(failed.contains("\"failed\""), "{failed}");
+    assert_eq!(ask_for(&phrase, &peer).status, 202);
+    wait_for("it is the cell of the phrase", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", new.port())).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let head =
+            format!("GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{cookie}\r\n");
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        (text.contains(&id) && text.contains("\"name\":\"attic\"")).then_some(())
+    });
+    wait_for("its files come back", || {
+        fs::read(new.home.join("precious.txt")).ok().filter(|bytes| bytes == b"precious").map(drop)
+    });
+    // A cell with something of its own becomes no other.
+    assert_eq!(code(&ask_for(&phrase, &peer)), "not_empty");
+}

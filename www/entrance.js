@@ -92,8 +92,8 @@ function showSignIn(session, start) {
 function step(name, title, text, body, foot, { wide } = {}) {
   const at = WALK.indexOf(name);
   const main = stage(
-    at >= 0 && el("ol", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
-      WALK.map((_, n) => el("li", { className: n <= at ? "done" : "" }))),
+    at >= 0 && el("div", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
+      WALK.map((_, n) => el("span", { className: n <= at ? "done" : "" }))),
     el("section", { className: "card" }, el("div", { className: "stack tight" }, el("h1", { tabIndex: -1 }, title), text && el("p", { className: "muted" }, text)),
       body, foot && el("div", { className: "foot" }, foot)));
   main.classList.toggle("wide", wide === true);
@@ -116,15 +116,28 @@ function showName(walk) {
     if (wanted && wanted !== walk.session.name) {
       await api.post("settings", { name: wanted });
       walk.session.name = wanted;
+      // The cell goes by its new name after a new start: before an invitation carries the old one.
+      if ((await api.session()).name !== wanted) await startAnew(wanted);
     }
     await showPhrase(walk);
   });
 }
 
+/** Restarts the cell and waits until it answers by its name. */
+async function startAnew(name) {
+  await api.post("restart").catch((error) => { if (error.status !== 0) throw error; });
+  for (const end = Date.now() + 30000; Date.now() < end;) {
+    await new Promise((done) => setTimeout(done, 500));
+    const session = await api.session().catch(() => null);
+    if (session?.name === name) return;
+  }
+  throw new api.ApiError(0, "", t("error.no_answer"), t("error.no_answer.hint"));
+}
+
 function stepForm(name, title, text, fields, action, send, more = []) {
   const at = WALK.indexOf(name);
-  stage(at >= 0 && el("ol", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
-    WALK.map((_, n) => el("li", { className: n <= at ? "done" : "" }))), form({ title, text, fields, action, send, more }));
+  stage(at >= 0 && el("div", { className: "steps", attrs: { role: "img" }, aria: { label: t("walk.step", { n: at + 1, all: WALK.length }) } },
+    WALK.map((_, n) => el("span", { className: n <= at ? "done" : "" }))), form({ title, text, fields, action, send, more }));
   app.querySelector("input, textarea")?.focus();
 }
 

@@ -14,7 +14,8 @@ use super::placement::{self, Wish};
 use super::{Cell, VERSION};
 use crate::alerts::Raised;
 use crate::changes::Part;
-use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Method, Via};
+use crate::dashboard::openapi;
 use crate::files::brake;
 use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
@@ -25,6 +26,8 @@ use crate::manifest::Kind;
 use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
 use crate::vault::{Vault, VaultError};
 
+/// Words of the phrase that are asked for, to see that it was written down.
+const WORDS_TOLD: usize = 3;
 /// Entries of one page.
 const PAGE_MAX: usize = 1000;
 
@@ -41,7 +44,7 @@ pub(super) fn failure(why: &VaultError) -> ApiResponse {
     }
 }
 
-fn json(outcome: Result<String, VaultError>) -> ApiResponse {
+pub(super) fn json(outcome: Result<String, VaultError>) -> ApiResponse {
     match outcome {
         Ok(text) => ApiResponse::json_text(200, text),
         Err(why) => failure(&why),
@@ -113,9 +116,17 @@ pub(super) fn needs(field: &str) -> ApiResponse {
     )
 }
 
+/// A secret would go where others may read along.
+fn in_plain_sight() -> ApiResponse {
+    let why = "the recovery phrase would go over the network in plain sight";
+    let hint = "open the dashboard with https:// or on the cell itself; who wants it all the same says \"plain\": true";
+    ApiResponse::error(403, "plain", why, hint)
+}
+
 /// The path is known, and this is not done with it.
-pub(super) fn bad_method() -> ApiResponse {
+fn bad_method(methods: &[Method]) -> ApiResponse {
     ApiResponse::error(405, "bad_method", "this is not done with what is at this path", "")
+        .with_header("Allow", &openapi::allow(methods))
 }
 
 /// What a request that changes something changes, by the first word after `/api/v1`.
@@ -153,11 +164,21 @@ impl Cell {
     async fn answer_inner(self: &Rc<Self>, request: ApiRequest) -> ApiResponse {
         let path = request.path_text();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        if let Some(methods) = openapi::methods_at(&path).filter(|methods| !methods.contains(&request.method))
+        {
+            return bad_method(&methods);
+        }
         if path == ["healthz"] {
             return ApiResponse::ok();
         }
+        if path == ["api", "openapi.json"] && request.authorized {
+            return ApiResponse::json_text(200, openapi::document().to_owned());
+        }
         if path == ["metrics"] && request.authorized && request.method == Method::Get {
             return self.metrics().await;
+        }
+        if let (["v1", rest @ ..], true) = (&path[..], request.authorized) {
+            return self.answer_openai(&request, rest).await;
         }
         let Some(["api", "v1", rest @ ..]) =
             path.get(..).filter(|_| request.authorized || path == ["healthz"])
@@ -259,13 +280,32 @@ impl Cell {
             (Method::Post, ["confirm"]) => json(self.confirm().await),
             (Method::Post, ["drill"]) => self.drill(),
             (Method::Post, ["collect"]) => self.collect(),
+            (Method::Post, ["phrase"]) if !request.is_private && !fields.bool("plain") => in_plain_sight(),
             (Method::Post, ["phrase"]) => json(self.phrase().await),
+            (Method::Post, ["restart"]) => self.restart(),
+            (Method::Post, ["recover"]) if !request.is_private && !fields.bool("plain") => in_plain_sight(),
+            (Method::Post, ["recover"]) => self.recover(&fields).await,
+            (Method::Post, ["phrase", "kept"])
+                if request.via != Via::Secret && !self.knows_words(&fields) =>
+            {
+                let hint = "look at the card again; words are counted from 1";
+                ApiResponse::error(403, "wrong_words", "these are not the words of the phrase", hint)
+            }
             (Method::Post, ["phrase", "kept"]) => {
                 let kept =
                     pool(vault, |v| Ok(v.db.change_durably(|t| t.set_meta_u64("phrase_kept", 1))?)).await;
                 vault.clear("phrase");
+                self.fresh.store(false, std::sync::atomic::Ordering::Relaxed);
                 json(kept.map(|()| "{\"ok\":true}".into()))
             }
+            (Method::Get, ["settings"]) => self.settings().await,
+            (Method::Post, ["settings"]) => self.change_settings(request.body.clone()).await,
+            (Method::Get, ["logs"]) => {
+                let after = number_param(&request, "after").unwrap_or(0);
+                ApiResponse::json_text(200, super::settings::logs_json(after))
+            }
+            (Method::Get, ["history"]) => ApiResponse::json_text(200, self.history_json()),
+            (Method::Get, ["peers", "health"]) => ApiResponse::json_text(200, self.peer_health_json()),
             (Method::Get, ["doctor"]) => json(self.doctor().await),
             (Method::Post, ["doctor", "adopt-home"]) => {
                 json(pool(vault, crate::files::marker::adopt).await.map(|()| "{\"ok\":true}".into()))
@@ -273,10 +313,24 @@ impl Cell {
             (_, ["share" | "unshare" | "shares" | "feed" | "reseal", ..]) => {
                 self.answer_about_shares(&request, rest, &fields).await
             }
+            (_, ["ai", rest @ ..]) => self.answer_about_ai(&request, rest, &fields).await,
             (_, ["bounty", rest @ ..]) => self.answer_about_bounty(&request, rest, &fields).await,
             (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
+    }
+
+    /// Whether a person has read at least three words of the phrase from somewhere: `{"words":{"3":"…",…}}`.
+    fn knows_words(&self, fields: &Fields) -> bool {
+        let Some(told) = fields.texts("words") else { return false };
+        let phrase = zeroize::Zeroizing::new(self.vault.master.phrase());
+        let words: Vec<&str> = phrase.split_whitespace().collect();
+        let fits = |(at, word): &(String, String)| {
+            let at: Option<usize> = at.parse().ok();
+            let right = at.and_then(|at| words.get(at.checked_sub(1)?));
+            right.is_some_and(|right| right.eq_ignore_ascii_case(word.trim()))
+        };
+        told.len() >= WORDS_TOLD && told.len() <= words.len() && told.iter().all(fits)
     }
 
     async fn placement(&self, wish: Wish) -> Result<String, VaultError> {

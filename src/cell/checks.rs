@@ -77,6 +77,7 @@ impl Cell {
         let kept = smol::unblock(move || vault.db.read(|t| t.meta_u64("phrase_kept"))).await?.is_some();
         Ok(Obj::new()
             .str("phrase", &card.phrase)
+            .raw("words", list(card.phrase.split_whitespace().map(super::json::text)))
             .str("card", &card.to_text())
             .str("qr_text", &card.to_qr_text())
             .raw(

@@ -117,6 +117,16 @@ impl Fields {
         matches!(self.get(key), Some(Value::Bool(true)))
     }
 
+    /// Texts by their names.
+    pub fn texts(&self, key: &str) -> Option<Vec<(String, String)>> {
+        let Some(Value::Object(object)) = self.get(key) else { return None };
+        let pair = |(key, value): (&String, &Value)| match value {
+            Value::String(text) => Some((key.clone(), text.clone())),
+            _ => None,
+        };
+        object.iter().map(pair).collect()
+    }
+
     /// A list of texts.
     pub fn strs(&self, key: &str) -> Option<Vec<String>> {
         let Some(Value::Array(items)) = self.get(key) else { return None };

@@ -103,6 +103,7 @@ impl Cell {
             text.gauge("grove_alert", "Conditions that a person should know of.", &labels, 1);
         }
         self.drill_metrics(&mut text);
+        self.ai_metrics(&mut text);
         self.peer_metrics(&mut text).await?;
         let mut all = text.text;
         all.push_str(&self.sums().await?);

@@ -1,5 +1,7 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
+mod again;
+mod ai;
 mod api;
 mod archive;
 mod bounty;
@@ -10,17 +12,20 @@ mod content;
 mod drill;
 mod events;
 pub mod files;
+mod history;
 mod hook;
 pub mod jobs;
 pub mod json;
 pub mod keeper;
 mod metrics;
 pub mod open;
+mod openai;
 mod peers;
 pub mod placement;
 mod range;
 mod run;
 pub(crate) mod scrub;
+mod settings;
 mod share;
 mod uploads;
 mod watching;
@@ -42,6 +47,7 @@ use crate::placement::ChunkId;
 use crate::sums::Sums;
 use crate::sync::Sync;
 use crate::vault::{Vault, VaultError};
+pub use again::take_place;
 use jobs::Jobs;
 use keeper::Keeper;
 pub use open::{CellError, CellSummary, Options, Paths, create};
@@ -68,6 +74,8 @@ pub struct Cell {
     /// One restore into GroveHome at a time: two would put the same file side by side.
     restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
+    /// Language models, while it runs.
+    ai: RefCell<Option<Rc<crate::ai::service::Service>>>,
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
@@ -80,6 +88,15 @@ pub struct Cell {
     /// Turns to read files chunk by chunk for others than restores.
     chunk_streams: Semaphore,
     uploads: uploads::Uploads,
+    /// There are no files, and the phrase is not known to be kept.
+    fresh: Arc<std::sync::atomic::AtomicBool>,
+    /// It runs until it is stopped, and may be started anew.
+    is_service: std::cell::Cell<bool>,
+    history: history::History,
+    /// One change of config.json at a time.
+    setting: smol::lock::Mutex<()>,
+    /// Wakes whoever starts it anew.
+    again: (smol::channel::Sender<()>, smol::channel::Receiver<()>),
 }
 
 impl Cell {
@@ -103,6 +120,7 @@ impl Cell {
             jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
+            ai: RefCell::default(),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
             status_sums: Sums::default(),
@@ -111,6 +129,11 @@ impl Cell {
             event_streams: std::cell::Cell::new(0),
             chunk_streams: Semaphore::new(content::CHUNK_STREAMS_MAX),
             uploads: uploads::Uploads::default(),
+            fresh: Arc::default(),
+            is_service: std::cell::Cell::new(false),
+            history: history::History::default(),
+            setting: smol::lock::Mutex::new(()),
+            again: smol::channel::bounded(1),
         })
     }
 
@@ -119,10 +142,27 @@ impl Cell {
         Restorer::new(Arc::clone(&self.vault), Arc::clone(&self.permits), self.threads, fetch)
     }
 
+    /// Looks whether anything was done with the cell.
+    async fn look_whether_fresh(&self) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let look = move || vault.db.read(|t| Ok((t.meta_u64("phrase_kept")?, t.node_totals()?)));
+        let (kept, totals): (Option<u64>, crate::placement::NodeTotals) =
+            smol::unblock(look).await.map_err(|why: crate::placement::DbError| VaultError::from(why))?;
+        self.fresh.store(kept.is_none() && totals.files == 0, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Something was published: peers should have it, and the mirror follows.
     fn after_change(self: &Rc<Self>) {
         self.vault.changes.note(Part::Files);
         self.vault.changes.note(Part::Status);
+        if self.fresh.load(std::sync::atomic::Ordering::Relaxed) {
+            let cell = Rc::clone(self);
+            let looking = async move {
+                let _ = cell.look_whether_fresh().await;
+            };
+            self.executor.spawn(looking).detach();
+        }
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }

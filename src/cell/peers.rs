@@ -279,6 +279,20 @@ impl Cell {
         peers.into_iter().filter(|peer| !peer.online).map(|peer| peer.name).collect()
     }
 
+    /// How much of each day each peer was here, as far as it could be told.
+    pub(super) fn peer_health_json(&self) -> String {
+        let offset = self.vault.clock.wall() - self.vault.now() as i64;
+        let days = self.synced().map_or(Vec::new(), |sync| sync.health_days());
+        let peers = days.into_iter().map(|(id, days)| {
+            let days = days.into_iter().filter(|day| day.watched > 0).map(|day| {
+                let unix_day = (offset + (day.day as i64 - 1) * 86_400).div_euclid(86_400);
+                format!("[{unix_day},{}]", day.here * 100 / day.watched)
+            });
+            Obj::new().str("id", &id.to_string()).raw("days", list(days)).end()
+        });
+        Obj::new().raw("peers", list(peers)).end()
+    }
+
     pub(super) async fn answer_about_peers(
         self: &Rc<Self>,
         method: Method,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use smol::LocalExecutor;
 use smol::stream::StreamExt;
 
+use super::again::Again;
 use super::keeper::{Progress, Scope};
 use super::open::{CellError, Lock, Options, Paths, open_home, open_vault};
 use super::{Cell, files};
@@ -41,8 +42,14 @@ const TELL_SERVICE: Duration = Duration::from_secs(30);
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
 /// Requests that are answered on the executor: their answers last, or are large.
-const DIRECT: &[&str] =
-    &["/api/v1/events", "/api/v1/content", "/api/v1/feed/content", "/api/v1/archive", "/api/v1/uploads"];
+const DIRECT: &[&str] = &[
+    "/api/v1/events",
+    "/api/v1/content",
+    "/api/v1/feed/content",
+    "/api/v1/archive",
+    "/api/v1/uploads",
+    "/v1/",
+];
 /// When this cell stops, those that wait at it as a relay should come back within this.
 const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 
@@ -115,6 +122,8 @@ fn address(listen: &str, port: u64, what: &str) -> Result<SocketAddr, CellError>
 
 /// Runs a cell until SIGTERM or SIGINT.
 pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
+    super::again::take_place(&paths.dir)?;
+    let options = &super::again::ports_of_before(options);
     let (lock, vault) = prepare(paths, options)?;
     let adopt = adopts_mark(&vault)?;
     if let Err(why) = open_home(&vault, adopt) {
@@ -122,7 +131,15 @@ pub fn run(paths: &Paths, options: &Options) -> Result<(), CellError> {
         vault.raise("home", home_alert(&why));
     }
     let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))
+    let ended = smol::block_on(executor.run(serve(Rc::clone(&executor), &lock, vault, true, None)))?;
+    drop(executor);
+    match ended {
+        Some(again) => {
+            drop(lock);
+            Err(super::again::execute(again.http_port, again.peer_port))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a running cell is stopped by: SIGTERM or SIGINT.
@@ -144,14 +161,14 @@ pub(crate) async fn stop_signal() {
 /// Something to do with a serving cell, after which it stops.
 type Work<'a> = dyn FnMut(Rc<Cell>) -> Pin<Box<dyn Future<Output = ()>>> + 'a;
 
-/// Serves until a signal, or until `work` says that it is done.
+/// Serves until a signal, or until `work` says that it is done. Tells whether the cell is to be started anew.
 async fn serve(
     executor: Rc<LocalExecutor<'static>>,
     lock: &Lock,
     vault: Arc<Vault>,
     says_address: bool,
     work: Option<&mut Work<'_>>,
-) -> Result<(), CellError> {
+) -> Result<Option<Again>, CellError> {
     let watch = WatchList::new().map(Arc::new);
     if let Err(why) = &watch {
         log::warn!("GroveHome is not watched, only scanned: {why}");
@@ -159,6 +176,7 @@ async fn serve(
     let cell = Cell::new(Arc::clone(&vault), Rc::clone(&executor), watch.ok());
     on_pool(&vault, super::peers::record_settings).await?;
     cell.load_drill().await?;
+    cell.look_whether_fresh().await?;
     let config = &vault.config;
     let dashboard = crate::dashboard::Config {
         listen: vec![address(&config.http_listen, config.http_port, "http.listen")?],
@@ -170,6 +188,7 @@ async fn serve(
         hosts: config.dashboard_hosts.clone(),
         body_bytes_max: BODY_BYTES_MAX,
         tls_dir: Some(vault.dir.clone()),
+        fresh: Arc::clone(&cell.fresh),
         addresses: crate::routes::interfaces::list().into_iter().map(|interface| interface.ip).collect(),
     };
     let (dashboard, calls) = Dashboard::start(&executor, dashboard).map_err(|why| {
@@ -179,6 +198,7 @@ async fn serve(
     cell.start_sync(listen).await.map_err(|why| {
         CellError::Other(format!("peers cannot be listened for on port {}: {why}", config.peer_port))
     })?;
+    cell.open_ai().await;
     lock.tell(dashboard.port(), cell.peer_port())
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
     let asked = Rc::clone(&cell);
@@ -186,6 +206,8 @@ async fn serve(
         let cell = Rc::clone(&asked);
         Box::pin(async move { cell.answer(request).await })
     });
+    let asked = Rc::clone(&cell);
+    dashboard.admit_keys(move |hash| asked.ai().is_some_and(|service| service.admits(hash)));
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
         println!(
@@ -220,14 +242,29 @@ async fn serve(
         executor.spawn(super::drill::keep(Rc::clone(&cell))),
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
+        executor.spawn(super::history::keep(Rc::clone(&cell))),
+        executor.spawn(Rc::clone(&cell).keep_ai()),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
-    match work {
-        Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
-        None => stop_signal().await,
+    cell.is_service.set(says_address);
+    let asked_again = async {
+        cell.asked_again().await;
+        true
+    };
+    let stopped = async {
+        match work {
+            Some(work) => smol::future::or(stop_signal(), work(Rc::clone(&cell))).await,
+            None => stop_signal().await,
+        }
+        false
+    };
+    let again = smol::future::or(stopped, asked_again).await.then(|| Again::of(&cell, dashboard.port()));
+    match again {
+        // For the service manager it goes on.
+        Some(_) => service.status("starting anew"),
+        None => service.stopping(),
     }
-    service.stopping();
     // In order: nobody asks any more, then nobody works, then what is known is saved.
     let stopping = async {
         if let Some(hub) = hub {
@@ -237,6 +274,7 @@ async fn serve(
         for task in tasks {
             task.cancel().await;
         }
+        cell.stop_ai().await;
         cell.stop_sync().await;
     };
     smol::future::or(stopping, async {
@@ -248,7 +286,7 @@ async fn serve(
         vault.db.checkpoint()
     })
     .await;
-    Ok(())
+    Ok(again)
 }
 
 /// Puts the code for the first visit into the file that `GROVE_SETUP_FILE` names, for those who see no terminal; an empty

@@ -338,7 +338,6 @@ impl Cell {
                 }
                 None => no_upload(),
             },
-            (_, [] | [_] | [_, "finish" | "cancel"]) => super::api::bad_method(),
             _ => ApiResponse::error(404, "not_found", "there is nothing at this path", ""),
         }
     }

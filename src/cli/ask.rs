@@ -253,6 +253,11 @@ impl Remote {
         })?;
         Ok(Self(Client::new(port, &secret)))
     }
+
+    /// What asks it, for paths that are not below `/api/v1`.
+    pub fn client(self) -> Client {
+        self.0
+    }
 }
 
 impl Cell for Remote {

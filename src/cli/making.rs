@@ -94,6 +94,10 @@ pub struct Run {
 
 impl Run {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        // A recovery that was put in place half-way leaves no key for a moment.
+        if let Holder::Nobody = holder(&context.paths.dir)? {
+            crate::cell::take_place(&context.paths.dir)?;
+        }
         if self.init && !lives_in(&context.paths.dir) {
             let made = context.house.create(&context.paths, None, None)?;
             writeln!(

@@ -2,6 +2,7 @@
 //!
 //! Promise: exit code 0 means that what was asked for is done, 1 that it is not, 2 that the words made no sense.
 
+mod ai;
 pub mod ask;
 mod bounty;
 mod chat;
@@ -242,6 +243,7 @@ enum Command {
     Peer(peers::Peer),
     Sync(peers::Sync),
     Chat(chat::Chat),
+    Ai(ai::Ai),
     Placement(placement::Placement),
     Routes(routes::Routes),
     Share(share::Share),
@@ -284,6 +286,7 @@ impl Command {
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
             Self::Chat(command) => command.run(context),
+            Self::Ai(command) => command.run(context),
             Self::Recover(command) => command.run(context),
             Self::Bounty(command) => command.run(context),
             Self::Relay(command) => command.run(context),

@@ -59,10 +59,14 @@ impl Phrase {
     }
 }
 
-/// set the password of the dashboard; it is asked for twice, or read from a pipe
+/// set the password of the dashboard; it is asked for twice, or read from a pipe. All who are signed in are signed out
 #[derive(FromArgs, Debug, PartialEq)]
 #[argh(subcommand, name = "password", help_triggers("-h", "--help"))]
-pub struct Password {}
+pub struct Password {
+    /// also switch the second factor off, if the phone that shows its codes is lost
+    #[argh(switch)]
+    no_totp: bool,
+}
 
 impl Password {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
@@ -84,9 +88,18 @@ impl Password {
                 let mut cell = Remote::open(&context.paths.dir, port)?;
                 let body = object([("password", Value::String(password.to_string()))]);
                 cell.ask(Method::Post, "/password", &[], Some(body))?;
+                if self.no_totp {
+                    // None is fine, too.
+                    match cell.ask(Method::Post, "/totp/remove", &[], None) {
+                        Err(CliError::Failed { message, .. }) if message.contains("no second factor") => {}
+                        outcome => drop(outcome?),
+                    }
+                }
             }
-            Holder::Nobody => auth::set_password(&context.paths.dir.join("dashboard_auth"), &password)
-                .map_err(|why| CliError::new(why.to_string(), why.hint()))?,
+            Holder::Nobody => {
+                auth::set_password(&context.paths.dir.join("dashboard_auth"), &password, self.no_totp)
+                    .map_err(|why| CliError::new(why.to_string(), why.hint()))?
+            }
         }
         writeln!(context.out, "The dashboard has a new password.")?;
         Ok(())

@@ -4,11 +4,13 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
-//! | `GET /api/v1/session` | | `{"name","set_up","signed_in"}`; public |
+//! | `GET /api/v1/session` | | see `Session`; public |
 //! | `POST /api/v1/setup` | `{"code","password"}` | 200 `{"ok":true}` and the session cookie; public |
-//! | `POST /api/v1/login` | `{"password"}` | 200 `{"ok":true}` and the session cookie; public |
+//! | `POST /api/v1/login` | `{"password","totp"}` | 200 `{"ok":true}` and the session cookie; public |
 //! | `POST /api/v1/logout` | | 200 `{"ok":true}`, the cookie is gone |
 //! | `POST /api/v1/password` | `{"current","password"}` | 200 `{"ok":true}`; the secret of the cell needs no `current` |
+//! | `GET /api/v1/sessions`, `POST …/revoke` | `{"id"}` or `{"others"}` | who is signed in |
+//! | `POST /api/v1/totp/begin`, `…/confirm`, `…/remove` | | the second factor |
 //!
 //! `GET /healthz` is public and goes to the cell, so that it shows that the cell still answers.
 
@@ -371,6 +373,16 @@ pub struct Session {
     pub set_up: bool,
     /// The sender is signed in.
     pub signed_in: bool,
+    /// A code of a second factor is wanted beside the password.
+    pub totp: bool,
+    /// Nobody on the way can read along: it came over TLS, or from this machine.
+    pub secure: bool,
+    /// SHA-256 of the certificate, in groups; empty where TLS is not spoken.
+    pub fingerprint: String,
+    /// Version of the program.
+    pub version: String,
+    /// There are no files yet, and the phrase is not known to be kept. Told to those who are signed in.
+    pub fresh: bool,
 }
 
 /// Answer of `GET /api/v1/status`: the state of the cell.

@@ -11,13 +11,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use argon2::{Algorithm, Argon2, Params, Version};
+use miniserde::{Deserialize, Serialize, json};
 use subtle::ConstantTimeEq;
 
+use crate::dashboard::totp;
 use crate::id::{hex, unhex};
 use crate::keys::{random, sha256};
+use crate::vault::write_whole;
 
 /// Memory of one hash: the least that OWASP asks for, 0.2 s on a Pi 4.
 const HASH_KIB: u32 = 19 * 1024;
@@ -47,6 +50,11 @@ const SESSIONS_MAX: usize = 64;
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A session ends this long after it began.
 const SESSION_LIFE: Duration = Duration::from_secs(180 * 24 * 3600);
+/// Longest file of sessions, and longest text of a browser about itself, in bytes.
+const SESSIONS_FILE_BYTES_MAX: u64 = 256 * 1024;
+const AGENT_BYTES_MAX: usize = 200;
+/// A secret of a second factor that was shown must be confirmed within so long.
+const TOTP_CONFIRM: Duration = Duration::from_secs(15 * 60);
 /// Wrong setup codes after which the code is void until the next start.
 const SETUP_MISSES_MAX: u32 = 5;
 /// Tries before an address has to wait.
@@ -77,6 +85,12 @@ pub enum Proof {
 pub enum Denied {
     /// Not the password.
     WrongPassword,
+    /// The password is right, and a code of the second factor is wanted, too.
+    TotpNeeded,
+    /// Not a code of the second factor, or one that was used.
+    WrongTotp,
+    /// There is no second factor to confirm or to remove.
+    NoTotp,
     /// Not the code; so many tries are left.
     WrongCode(u32),
     /// Too many wrong codes; there will be a new one at the next start.
@@ -99,8 +113,12 @@ impl Denied {
     /// The HTTP status that says so.
     pub fn status(&self) -> u16 {
         match self {
-            Self::WrongPassword | Self::WrongCode(_) | Self::CodeVoid => 403,
-            Self::AlreadySetUp | Self::NotSetUp => 409,
+            Self::WrongPassword
+            | Self::TotpNeeded
+            | Self::WrongTotp
+            | Self::WrongCode(_)
+            | Self::CodeVoid => 403,
+            Self::AlreadySetUp | Self::NotSetUp | Self::NoTotp => 409,
             Self::UnfitPassword(_) => 400,
             Self::Wait(_) | Self::Busy => 429,
             Self::Disk(_) => 500,
@@ -111,6 +129,9 @@ impl Denied {
     pub fn code(&self) -> &'static str {
         match self {
             Self::WrongPassword => "wrong_password",
+            Self::TotpNeeded => "totp_needed",
+            Self::WrongTotp => "wrong_totp",
+            Self::NoTotp => "no_totp",
             Self::WrongCode(_) => "wrong_code",
             Self::CodeVoid => "code_void",
             Self::AlreadySetUp => "already_set_up",
@@ -126,6 +147,13 @@ impl Denied {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::WrongPassword => "`grove password` on the cell sets a new one.",
+            Self::TotpNeeded => {
+                "Open the app that shows its codes. `grove password --no-totp` on the cell switches it off."
+            }
+            Self::WrongTotp => {
+                "Wait for the next code; each is good once. If none is right, compare the clocks of phone and cell."
+            }
+            Self::NoTotp => "Begin with a new secret.",
             Self::WrongCode(_) => "The code is printed when the cell starts.",
             Self::CodeVoid => "Start the cell again; it prints a new code.",
             Self::AlreadySetUp => "Sign in; `grove password` on the cell sets a new password.",
@@ -150,6 +178,9 @@ impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongPassword => f.write_str("This is not the password."),
+            Self::TotpNeeded => f.write_str("A code of the second factor is wanted, too."),
+            Self::WrongTotp => f.write_str("This is not a code of the second factor that is good now."),
+            Self::NoTotp => f.write_str("There is no second factor to confirm or to remove."),
             Self::WrongCode(left) => write!(f, "This is not the setup code. Tries left: {left}."),
             Self::CodeVoid => f.write_str("The setup code is void after too many wrong tries."),
             Self::AlreadySetUp => f.write_str("This cell has a password already."),
@@ -165,6 +196,34 @@ impl fmt::Display for Denied {
 }
 
 impl std::error::Error for Denied {}
+
+/// Who asks at the entrance.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// Whence.
+    pub from: IpAddr,
+    /// What the browser says it is.
+    pub agent: String,
+    /// It came over TLS.
+    pub is_tls: bool,
+}
+
+/// A session, for its owner to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionView {
+    /// A public name of it: 16 hexadecimal digits.
+    pub id: String,
+    /// Unix seconds of its beginning and of its last use.
+    pub created_unix: i64,
+    /// See `created_unix`.
+    pub used_unix: i64,
+    /// Whence it was opened.
+    pub from: String,
+    /// What the browser said it is.
+    pub agent: String,
+    /// It is the one that asks.
+    pub is_current: bool,
+}
 
 /// The guard of the dashboard. Shared between threads.
 pub struct Auth {
@@ -183,6 +242,16 @@ struct State {
     setup: Setup,
     sessions: Sessions,
     delays: Delays,
+    totp: Option<Totp>,
+    /// A secret that was shown, not confirmed yet.
+    shown: Option<([u8; totp::SECRET_BYTES], Instant)>,
+}
+
+/// A second factor.
+struct Totp {
+    secret: [u8; totp::SECRET_BYTES],
+    /// The step of the last code that was used.
+    used: u64,
 }
 
 struct Setup {
@@ -207,8 +276,10 @@ impl Auth {
         let state = State {
             hash: read_hash(path)?,
             setup: Setup { code: new_code(), misses: 0 },
-            sessions: Sessions::default(),
+            sessions: Sessions::read(&path.with_file_name(SESSIONS_FILE), Instant::now()),
             delays: Delays::default(),
+            totp: read_totp(&path.with_file_name(TOTP_FILE))?,
+            shown: None,
         };
         Ok(Self {
             secret: sha256(secret.trim().as_bytes()),
@@ -242,14 +313,21 @@ impl Auth {
         self.state().sessions.is_live(token, now).then_some(Proof::Session)
     }
 
-    /// Opens a session with the password; gives its `Set-Cookie`.
-    pub fn sign_in(&self, password: &str, from: IpAddr, now: Instant) -> Result<String, Denied> {
-        self.prove_password(password, from, now)?;
-        Ok(self.open_session(now))
+    /// Opens a session with the password, and a code where there is a second factor; gives its `Set-Cookie`.
+    pub fn sign_in(
+        &self,
+        password: &str,
+        code: Option<&str>,
+        who: &Visitor,
+        now: Instant,
+    ) -> Result<String, Denied> {
+        self.prove_password(password, who.from, now)?;
+        self.prove_totp(code, who.from, now)?;
+        Ok(self.open_session(who, now))
     }
 
     /// Sets the first password with the code; gives the `Set-Cookie` of a session.
-    pub fn set_up(&self, code: &str, password: &str, from: IpAddr, now: Instant) -> Result<String, Denied> {
+    pub fn set_up(&self, code: &str, password: &str, who: &Visitor, now: Instant) -> Result<String, Denied> {
         is_fit(password)?;
         {
             let mut state = self.state();
@@ -262,7 +340,7 @@ impl Auth {
             let same: bool = plain_code(code).as_bytes().ct_eq(state.setup.code.as_bytes()).into();
             if !same {
                 state.setup.misses += 1;
-                log::warn!("wrong setup code from {from}");
+                log::warn!("wrong setup code from {}", who.from);
                 return Err(match SETUP_MISSES_MAX - state.setup.misses {
                     0 => Denied::CodeVoid,
                     left => Denied::WrongCode(left),
@@ -273,7 +351,7 @@ impl Auth {
             // Somebody else with the code may have been faster.
             if self.is_set_up() { Err(Denied::AlreadySetUp) } else { self.store(password) }
         })??;
-        Ok(self.open_session(now))
+        Ok(self.open_session(who, now))
     }
 
     /// Sets a new password and ends all sessions. A session must name the `current` password.
@@ -290,16 +368,133 @@ impl Auth {
             self.prove_password(current.unwrap_or_default(), from, now)?;
         }
         self.hash_in_turn(|| self.store(password))??;
-        self.state().sessions = Sessions::default();
+        self.state().sessions.close_all();
+        self.save(now);
         Ok(())
     }
 
     /// Ends the session of this `Cookie` header; gives the `Set-Cookie` that forgets it.
-    pub fn sign_out(&self, cookie: Option<&str>) -> String {
+    pub fn sign_out(&self, cookie: Option<&str>, is_tls: bool, now: Instant) -> String {
         if let Some(token) = cookie.and_then(|cookie| self.token(cookie)) {
             self.state().sessions.close(token);
+            self.save(now);
         }
-        format!("{}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0", self.cookie)
+        let (name, secure) = self.cookie_of(is_tls);
+        format!("{name}=; Path=/; HttpOnly; SameSite=Strict{secure}; Max-Age=0")
+    }
+
+    /// All sessions, the last used first. `cookie` is the header of who asks.
+    pub fn sessions(&self, cookie: Option<&str>, now: Instant) -> Vec<SessionView> {
+        let token = cookie.and_then(|cookie| self.token(cookie)).map(|token| sha256(token.as_bytes()));
+        let mut state = self.state();
+        state.sessions.expire(now);
+        let unix = unix_now();
+        let mut all: Vec<&OpenSession> = state.sessions.0.iter().collect();
+        all.sort_by_key(|session| std::cmp::Reverse(session.used));
+        let view = |session: &OpenSession| SessionView {
+            id: hex(&session.id),
+            created_unix: unix - now.saturating_duration_since(session.began).as_secs() as i64,
+            used_unix: unix - now.saturating_duration_since(session.used).as_secs() as i64,
+            from: session.from.clone(),
+            agent: session.agent.clone(),
+            is_current: token.is_some_and(|token| session.token.ct_eq(&token).into()),
+        };
+        all.into_iter().map(view).collect()
+    }
+
+    /// Ends the session of this public name; `None`: all but the one of this `Cookie` header. Gives how many ended.
+    pub fn revoke(&self, id: Option<&str>, cookie: Option<&str>, now: Instant) -> usize {
+        let token = cookie.and_then(|cookie| self.token(cookie)).map(|token| sha256(token.as_bytes()));
+        let mut state = self.state();
+        let before = state.sessions.0.len();
+        state.sessions.0.retain(|session| match id {
+            Some(id) => hex(&session.id) != id,
+            None => token.is_some_and(|token| session.token.ct_eq(&token).into()),
+        });
+        let ended = before - state.sessions.0.len();
+        drop(state);
+        self.save(now);
+        ended
+    }
+
+    /// Whether a code of a second factor is wanted.
+    pub fn has_totp(&self) -> bool {
+        self.state().totp.is_some()
+    }
+
+    /// A new secret for a second factor, to be confirmed by one of its codes.
+    pub fn begin_totp(&self, now: Instant) -> [u8; totp::SECRET_BYTES] {
+        let secret = random();
+        self.state().shown = Some((secret, now));
+        secret
+    }
+
+    /// From now on codes of the secret that was shown are wanted.
+    pub fn confirm_totp(&self, code: &str, from: IpAddr, now: Instant) -> Result<(), Denied> {
+        let mut state = self.state();
+        let fresh = state.shown.filter(|(_, at)| now.saturating_duration_since(*at) < TOTP_CONFIRM);
+        let Some((secret, _)) = fresh else { return Err(Denied::NoTotp) };
+        state.delays.begin(from, now).map_err(Denied::Wait)?;
+        let used = totp::check(&secret, code, unix_now() as u64, 0).ok_or(Denied::WrongTotp)?;
+        write_totp(&self.path.with_file_name(TOTP_FILE), &secret, used).map_err(Denied::Disk)?;
+        state.delays.succeeded(from);
+        state.totp = Some(Totp { secret, used });
+        state.shown = None;
+        Ok(())
+    }
+
+    /// No code is wanted any more. A session must name the password.
+    pub fn remove_totp(
+        &self,
+        proof: Proof,
+        password: Option<&str>,
+        from: IpAddr,
+        now: Instant,
+    ) -> Result<(), Denied> {
+        if !self.has_totp() {
+            return Err(Denied::NoTotp);
+        }
+        if proof == Proof::Session {
+            self.prove_password(password.unwrap_or_default(), from, now)?;
+        }
+        forget(&self.path.with_file_name(TOTP_FILE)).map_err(Denied::Disk)?;
+        self.state().totp = None;
+        Ok(())
+    }
+
+    fn prove_totp(&self, code: Option<&str>, from: IpAddr, now: Instant) -> Result<(), Denied> {
+        let mut state = self.state();
+        let State { totp: Some(factor), delays, .. } = &mut *state else { return Ok(()) };
+        let Some(code) = code.filter(|code| !code.trim().is_empty()) else { return Err(Denied::TotpNeeded) };
+        // Who gets here knows the password. Tries from all addresses count together: there are only a million codes.
+        delays.begin(EVERYBODY, now).map_err(Denied::Wait)?;
+        let Some(used) = totp::check(&factor.secret, code, unix_now() as u64, factor.used) else {
+            log::warn!("wrong code of the second factor from {from}");
+            return Err(Denied::WrongTotp);
+        };
+        // A code that could not be noted as used could be used again.
+        write_totp(&self.path.with_file_name(TOTP_FILE), &factor.secret, used).map_err(Denied::Disk)?;
+        factor.used = used;
+        delays.succeeded(EVERYBODY);
+        Ok(())
+    }
+
+    /// Notes sessions on the disk, where they have changed. Not for the executor.
+    pub fn save(&self, now: Instant) {
+        let text = {
+            let mut state = self.state();
+            state.sessions.expire(now);
+            state.sessions.1 = false;
+            state.sessions.to_text(now)
+        };
+        if let Err(why) = write_whole(&self.path.with_file_name(SESSIONS_FILE), text.as_bytes()) {
+            log::warn!("sessions will not survive a restart: {why}");
+        }
+    }
+
+    /// Whether `save` has something to do.
+    pub fn needs_saving(&self) -> bool {
+        self.state().sessions.1
     }
 
     fn prove_password(&self, password: &str, from: IpAddr, now: Instant) -> Result<(), Denied> {
@@ -342,16 +537,24 @@ impl Auth {
         Ok(())
     }
 
-    fn open_session(&self, now: Instant) -> String {
+    fn open_session(&self, who: &Visitor, now: Instant) -> String {
         let token = hex(&random::<32>());
-        self.state().sessions.open(&token, now);
+        self.state().sessions.open(&token, who, now);
+        self.save(now);
         let idle = SESSION_IDLE.as_secs();
-        format!("{}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={idle}", self.cookie)
+        let (name, secure) = self.cookie_of(who.is_tls);
+        format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict{secure}; Max-Age={idle}")
+    }
+
+    /// A name of its own over TLS: a browser lets no plain page put another in the place of a secure cookie.
+    fn cookie_of(&self, is_tls: bool) -> (String, &'static str) {
+        if is_tls { (format!("{}_tls", self.cookie), "; Secure") } else { (self.cookie.clone(), "") }
     }
 
     fn token<'a>(&self, cookies: &'a str) -> Option<&'a str> {
-        let mut pairs = cookies.split(';').filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, _)| *name == self.cookie).map(|(_, token)| token)
+        let pairs = || cookies.split(';').filter_map(|pair| pair.trim().split_once('='));
+        let over_tls = pairs().find(|(name, _)| name.strip_suffix("_tls") == Some(&self.cookie));
+        over_tls.or_else(|| pairs().find(|(name, _)| *name == self.cookie)).map(|(_, token)| token)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -366,9 +569,64 @@ pub(crate) fn bearer(authorization: &str) -> Option<&str> {
 }
 
 /// Sets the password of a cell that does not run; `path` is its `dashboard_auth`. Takes a while, like every hash.
-pub fn set_password(path: &Path, password: &str) -> Result<(), Denied> {
+/// All sessions end; with `no_totp` the second factor does, too.
+pub fn set_password(path: &Path, password: &str, no_totp: bool) -> Result<(), Denied> {
     is_fit(password)?;
-    write_hash(path, &hash_password(password)).map_err(Denied::Disk)
+    write_hash(path, &hash_password(password)).map_err(Denied::Disk)?;
+    forget(&path.with_file_name(SESSIONS_FILE)).map_err(Denied::Disk)?;
+    if no_totp {
+        forget(&path.with_file_name(TOTP_FILE)).map_err(Denied::Disk)?;
+    }
+    Ok(())
+}
+
+/// Beside the file of the password.
+const SESSIONS_FILE: &str = "dashboard_sessions";
+const TOTP_FILE: &str = "dashboard_totp";
+/// Stands for all addresses together.
+const EVERYBODY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64)
+}
+
+fn forget(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+        _ => Ok(()),
+    }
+}
+
+fn read_small(path: &Path, max: u64) -> io::Result<Option<String>> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.len() <= max => Ok(Some(String::from_utf8_lossy(&fs::read(path)?).into_owned())),
+        Ok(_) => Ok(Some(String::new())),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
+/// The secret in hexadecimal, and the step of the last code that was used.
+fn read_totp(path: &Path) -> io::Result<Option<Totp>> {
+    let Some(text) = read_small(path, AUTH_FILE_BYTES_MAX)? else { return Ok(None) };
+    let mut words = text.split_whitespace();
+    let secret = words.next().and_then(unhex).and_then(|bytes| bytes.try_into().ok());
+    let used = words.next().and_then(|word| word.parse().ok());
+    match (secret, used) {
+        (Some(secret), Some(used)) => Ok(Some(Totp { secret, used })),
+        // Without it the password alone would be enough, which its owner does not expect.
+        _ => {
+            let why = format!(
+                "{} is damaged; `grove password --no-totp` switches the second factor off",
+                path.display()
+            );
+            Err(io::Error::new(io::ErrorKind::InvalidData, why))
+        }
+    }
+}
+
+fn write_totp(path: &Path, secret: &[u8], used: u64) -> io::Result<()> {
+    write_whole(path, format!("{} {used}\n", hex(secret)).as_bytes())
 }
 
 fn is_fit(password: &str) -> Result<(), Denied> {
@@ -486,34 +744,113 @@ fn write_hash(path: &Path, hash: &str) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Open sessions. Only hashes of tokens are kept.
+/// Open sessions, and whether they changed since they were written. Only hashes of tokens are kept.
 #[derive(Debug, Default)]
-struct Sessions(Vec<OpenSession>);
+struct Sessions(Vec<OpenSession>, bool);
 
 #[derive(Debug)]
 struct OpenSession {
+    id: [u8; 8],
     token: [u8; 32],
     began: Instant,
     used: Instant,
+    from: String,
+    agent: String,
 }
 
+/// A session in the file.
+#[derive(Serialize, Deserialize)]
+struct KeptSession {
+    id: String,
+    token: String,
+    created_unix: i64,
+    used_unix: i64,
+    from: String,
+    agent: String,
+}
+
+/// A use within so long of the one before is not noted on the disk.
+const NOTED_EVERY: Duration = Duration::from_secs(600);
+
 impl Sessions {
-    fn open(&mut self, token: &str, now: Instant) {
+    /// What earlier runs noted; what cannot be read is forgotten.
+    fn read(path: &Path, now: Instant) -> Self {
+        let text = match read_small(path, SESSIONS_FILE_BYTES_MAX) {
+            Ok(Some(text)) => text,
+            Ok(None) => return Self::default(),
+            Err(why) => {
+                log::warn!("sessions of the dashboard cannot be read: {why}");
+                return Self::default();
+            }
+        };
+        let kept: Vec<KeptSession> = json::from_str(&text).unwrap_or_else(|_| {
+            log::warn!("{} is damaged; sign in again", path.display());
+            Vec::new()
+        });
+        let unix = unix_now();
+        // A clock that went back makes nothing older.
+        let ago = |then: i64| {
+            let since = Duration::from_secs(unix.saturating_sub(then).clamp(0, 10 * 365 * 86_400) as u64);
+            now.checked_sub(since).unwrap_or(now)
+        };
+        let open = |kept: KeptSession| {
+            Some(OpenSession {
+                id: unhex(&kept.id)?.try_into().ok()?,
+                token: unhex(&kept.token)?.try_into().ok()?,
+                began: ago(kept.created_unix),
+                used: ago(kept.used_unix),
+                from: kept.from,
+                agent: kept.agent,
+            })
+        };
+        let mut sessions = Self(kept.into_iter().filter_map(open).take(SESSIONS_MAX).collect(), false);
+        sessions.expire(now);
+        sessions
+    }
+
+    fn to_text(&self, now: Instant) -> String {
+        let unix = unix_now();
+        let before = |then: Instant| unix - now.saturating_duration_since(then).as_secs() as i64;
+        let kept = self.0.iter().map(|session| KeptSession {
+            id: hex(&session.id),
+            token: hex(&session.token),
+            created_unix: before(session.began),
+            used_unix: before(session.used),
+            from: session.from.clone(),
+            agent: session.agent.clone(),
+        });
+        json::to_string(&kept.collect::<Vec<_>>())
+    }
+
+    fn open(&mut self, token: &str, who: &Visitor, now: Instant) {
         if self.0.len() >= SESSIONS_MAX {
             if let Some(oldest) = (0..self.0.len()).min_by_key(|at| self.0[*at].used) {
                 self.0.swap_remove(oldest);
             }
         }
-        self.0.push(OpenSession { token: sha256(token.as_bytes()), began: now, used: now });
+        let mut agent: String = who.agent.chars().filter(|c| !crate::logger::is_odd(*c)).collect();
+        let mut end = agent.len().min(AGENT_BYTES_MAX);
+        while !agent.is_char_boundary(end) {
+            end -= 1;
+        }
+        agent.truncate(end);
+        let token = sha256(token.as_bytes());
+        let from = who.from.to_canonical().to_string();
+        self.0.push(OpenSession { id: random(), token, began: now, used: now, from, agent });
     }
 
-    fn is_live(&mut self, token: &str, now: Instant) -> bool {
+    fn expire(&mut self, now: Instant) {
         self.0.retain(|session| {
             now.saturating_duration_since(session.used) < SESSION_IDLE
                 && now.saturating_duration_since(session.began) < SESSION_LIFE
         });
+    }
+
+    fn is_live(&mut self, token: &str, now: Instant) -> bool {
+        self.expire(now);
         match self.find(token) {
             Some(at) => {
+                self.1 |= now.saturating_duration_since(self.0[at].used) > NOTED_EVERY;
                 self.0[at].used = now;
                 true
             }
@@ -525,6 +862,10 @@ impl Sessions {
         if let Some(at) = self.find(token) {
             self.0.swap_remove(at);
         }
+    }
+
+    fn close_all(&mut self) {
+        self.0.clear();
     }
 
     fn find(&self, token: &str) -> Option<usize> {
@@ -621,6 +962,10 @@ mod tests {
         }
     }
 
+    fn home() -> Visitor {
+        Visitor { from: HOME, agent: "Browser/1\u{202e}".into(), is_tls: false }
+    }
+
     fn cookie(set_cookie: &str) -> &str {
         set_cookie.split(';').next().unwrap()
     }
@@ -664,14 +1009,14 @@ mod tests {
             assert_eq!(auth.check(Some(wrong), None, now), None, "{wrong}");
         }
         let code = auth.setup_code().unwrap();
-        let session = auth.set_up(&code.to_lowercase(), "a long password", HOME, now).unwrap();
+        let session = auth.set_up(&code.to_lowercase(), "a long password", &home(), now).unwrap();
         assert!(session.contains("HttpOnly; SameSite=Strict"));
         let cookies = format!("other=1; {}", cookie(&session));
         assert_eq!(auth.check(None, Some(&cookies), now), Some(Proof::Session));
         assert_eq!(auth.check(Some("Bearer x"), Some(&cookies), now), None);
         assert_eq!(auth.check(None, Some(&cookies), now + SESSION_IDLE), None);
-        let again = auth.sign_in("a long password", HOME, now).unwrap();
-        assert!(auth.sign_out(Some(cookie(&again))).contains("Max-Age=0"));
+        let again = auth.sign_in("a long password", None, &home(), now).unwrap();
+        assert!(auth.sign_out(Some(cookie(&again)), false, now).contains("Max-Age=0"));
         assert_eq!(auth.check(None, Some(cookie(&again)), now), None);
         assert_eq!(auth.setup_code(), None);
     }
@@ -681,12 +1026,12 @@ mod tests {
         let folder = Folder::new();
         let now = Instant::now();
         let auth = folder.auth();
-        auth.set_up(&auth.setup_code().unwrap(), "a long password", HOME, now).unwrap();
+        auth.set_up(&auth.setup_code().unwrap(), "a long password", &home(), now).unwrap();
         let mode = fs::metadata(folder.0.join("dashboard_auth")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let auth = folder.auth();
-        assert!(auth.sign_in("a long password", HOME, now).is_ok());
-        assert!(matches!(auth.set_up("x", "a long password", HOME, now), Err(Denied::AlreadySetUp)));
+        assert!(auth.sign_in("a long password", None, &home(), now).is_ok());
+        assert!(matches!(auth.set_up("x", "a long password", &home(), now), Err(Denied::AlreadySetUp)));
     }
 
     #[test]
@@ -706,11 +1051,11 @@ mod tests {
         let code = auth.setup_code().unwrap();
         let now = Instant::now();
         for left in (1..5).rev() {
-            let denied = auth.set_up("0000-000", "a long password", HOME, now).unwrap_err();
+            let denied = auth.set_up("0000-000", "a long password", &home(), now).unwrap_err();
             assert!(matches!(denied, Denied::WrongCode(n) if n == left), "{denied}");
         }
-        assert!(matches!(auth.set_up("", "a long password", HOME, now), Err(Denied::CodeVoid)));
-        assert!(matches!(auth.set_up(&code, "a long password", HOME, now), Err(Denied::CodeVoid)));
+        assert!(matches!(auth.set_up("", "a long password", &home(), now), Err(Denied::CodeVoid)));
+        assert!(matches!(auth.set_up(&code, "a long password", &home(), now), Err(Denied::CodeVoid)));
         assert_eq!(auth.setup_code(), None);
         assert_ne!(folder.auth().setup_code().unwrap(), code);
     }
@@ -719,9 +1064,9 @@ mod tests {
     fn short_password_does_not_cost_a_try() {
         let folder = Folder::new();
         let auth = folder.auth();
-        let denied = auth.set_up("wrong", "short", HOME, Instant::now()).unwrap_err();
+        let denied = auth.set_up("wrong", "short", &home(), Instant::now()).unwrap_err();
         assert_eq!((denied.status(), denied.code()), (400, "unfit_password"));
-        assert!(matches!(auth.sign_in("x", HOME, Instant::now()), Err(Denied::NotSetUp)));
+        assert!(matches!(auth.sign_in("x", None, &home(), Instant::now()), Err(Denied::NotSetUp)));
     }
 
     #[test]
@@ -729,13 +1074,13 @@ mod tests {
         let folder = Folder::new();
         let auth = folder.auth();
         let now = Instant::now();
-        let session = auth.set_up(&auth.setup_code().unwrap(), "a long password", HOME, now).unwrap();
+        let session = auth.set_up(&auth.setup_code().unwrap(), "a long password", &home(), now).unwrap();
         let change = |proof, current| auth.change_password(proof, current, "another password", HOME, now);
         assert!(matches!(change(Proof::Session, None), Err(Denied::WrongPassword)));
         change(Proof::Session, Some("a long password")).unwrap();
         assert_eq!(auth.check(None, Some(cookie(&session)), now), None);
         change(Proof::Secret, None).unwrap();
-        assert!(auth.sign_in("another password", HOME, now).is_ok());
+        assert!(auth.sign_in("another password", None, &home(), now).is_ok());
     }
 
     #[test]
@@ -779,22 +1124,107 @@ mod tests {
         let mut sessions = Sessions::default();
         let now = Instant::now();
         for n in 0..100u64 {
-            sessions.open(&n.to_string(), now + Duration::from_secs(n));
+            sessions.open(&n.to_string(), &home(), now + Duration::from_secs(n));
         }
         assert_eq!(sessions.0.len(), SESSIONS_MAX);
         assert!(!sessions.is_live("35", now) && sessions.is_live("36", now));
     }
 
     #[test]
+    fn sessions_outlive_a_restart_and_are_revoked() {
+        let folder = Folder::new();
+        let now = Instant::now();
+        let auth = folder.auth();
+        let first = auth.set_up(&auth.setup_code().unwrap(), "a long password", &home(), now).unwrap();
+        let tls = Visitor { is_tls: true, ..home() };
+        let second = auth.sign_in("a long password", None, &tls, now).unwrap();
+        assert!(second.contains("_tls=") && second.contains("; Secure;"), "{second}");
+        let file = folder.0.join("dashboard_sessions");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        for token in [&first, &second] {
+            let token = cookie(token).split_once('=').unwrap().1;
+            assert!(!fs::read_to_string(&file).unwrap().contains(token), "only a hash is kept");
+        }
+        let auth = folder.auth();
+        assert_eq!(auth.check(None, Some(cookie(&first)), now), Some(Proof::Session));
+        let views = auth.sessions(Some(cookie(&second)), now);
+        assert_eq!(views.iter().filter(|view| view.is_current).count(), 1);
+        assert_eq!(
+            (views.len(), views[0].agent.as_str(), views[0].from.as_str()),
+            (2, "Browser/1", "127.0.0.1")
+        );
+        let other = views.iter().find(|view| !view.is_current).unwrap();
+        assert_eq!(auth.revoke(Some(&other.id), Some(cookie(&second)), now), 1);
+        assert_eq!(auth.revoke(Some("0000"), None, now), 0);
+        assert_eq!(auth.check(None, Some(cookie(&first)), now), None);
+        let third = auth.sign_in("a long password", None, &home(), now).unwrap();
+        assert_eq!(auth.revoke(None, Some(cookie(&third)), now), 1);
+        assert_eq!(auth.check(None, Some(cookie(&third)), now), Some(Proof::Session));
+        assert_eq!(folder.auth().check(None, Some(cookie(&second)), now), None, "after a restart, too");
+        // Damage costs a sign-in, and nothing more.
+        fs::write(&file, "[{").unwrap();
+        assert_eq!(folder.auth().check(None, Some(cookie(&third)), now), None);
+        set_password(&folder.0.join("dashboard_auth"), "another password", false).unwrap();
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn second_factor_is_wanted_once_it_is_confirmed() {
+        let folder = Folder::new();
+        let now = Instant::now();
+        let auth = folder.auth();
+        auth.set_up(&auth.setup_code().unwrap(), "a long password", &home(), now).unwrap();
+        assert!(matches!(auth.confirm_totp("000000", HOME, now), Err(Denied::NoTotp)));
+        let secret = auth.begin_totp(now);
+        assert!(!auth.has_totp() && auth.sign_in("a long password", None, &home(), now).is_ok());
+        let code = |step: u64| totp::code_at(&secret, unix_now() as u64 / 30 + step);
+        assert!(matches!(auth.confirm_totp("x", HOME, now), Err(Denied::WrongTotp)));
+        auth.confirm_totp(&code(0), HOME, now).unwrap();
+        assert_eq!(
+            fs::metadata(folder.0.join("dashboard_totp")).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let sign_in = |auth: &Auth, code: Option<&str>| auth.sign_in("a long password", code, &home(), now);
+        assert!(matches!(sign_in(&auth, None), Err(Denied::TotpNeeded)));
+        assert!(matches!(sign_in(&auth, Some(&code(0))), Err(Denied::WrongTotp)), "used already");
+        // One step ahead is good, and only once, after a restart too.
+        let next = code(1);
+        assert!(sign_in(&auth, Some(&next)).is_ok());
+        let auth = folder.auth();
+        assert!(auth.has_totp());
+        assert!(matches!(sign_in(&auth, Some(&next)), Err(Denied::WrongTotp)));
+        assert!(matches!(auth.sign_in("wrong", Some(&next), &home(), now), Err(Denied::WrongPassword)));
+        // Tries of all addresses together have to wait.
+        let mut waits = false;
+        for n in 0..10u32 {
+            let who = Visitor { from: IpAddr::V4(n.into()), ..home() };
+            waits |= matches!(auth.sign_in("a long password", Some("1"), &who, now), Err(Denied::Wait(_)));
+        }
+        assert!(waits);
+        let remove = |proof, password| auth.remove_totp(proof, password, IpAddr::V4(77.into()), now);
+        assert!(matches!(remove(Proof::Session, None), Err(Denied::WrongPassword)));
+        remove(Proof::Session, Some("a long password")).unwrap();
+        assert!(!folder.auth().has_totp());
+        fs::write(folder.0.join("dashboard_totp"), "damaged").unwrap();
+        let error = Auth::open(&folder.0.join("dashboard_auth"), SECRET, "c").unwrap_err();
+        assert!(error.to_string().contains("--no-totp"));
+        set_password(&folder.0.join("dashboard_auth"), "another password", true).unwrap();
+        assert!(!folder.auth().has_totp());
+    }
+
+    #[test]
     fn only_so_many_hashes_wait() {
         let folder = Folder::new();
         let auth = folder.auth();
-        auth.set_up(&auth.setup_code().unwrap(), "a long password", HOME, Instant::now()).unwrap();
+        auth.set_up(&auth.setup_code().unwrap(), "a long password", &home(), Instant::now()).unwrap();
         let busy = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..20u32)
                 .map(|n| {
                     let auth = &auth;
-                    scope.spawn(move || auth.sign_in("wrong", IpAddr::V4(n.into()), Instant::now()))
+                    scope.spawn(move || {
+                        let who = Visitor { from: IpAddr::V4(n.into()), ..home() };
+                        auth.sign_in("wrong", None, &who, Instant::now())
+                    })
                 })
                 .collect();
             let results = tries.into_iter().map(|try_| try_.join().unwrap());

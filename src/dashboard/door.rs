@@ -26,7 +26,10 @@ use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, Via, error_js
 use crate::dashboard::auth::{Auth, Proof, bearer, network};
 use crate::dashboard::direct::{self, DIRECT_MAX, Handler, while_there};
 use crate::dashboard::head::{self, HEAD_BYTES_MAX, Head, Hosts, Progress, Refusal};
-use crate::dashboard::http::{CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, REPLY_WAIT, unauthorized};
+use crate::dashboard::http::{
+    CLIENT_HEADER, HANDLERS_MAX, PRIVATE_HEADER, PRIVATE_HERE, PRIVATE_NOT, PRIVATE_TLS, REPLY_WAIT,
+    unauthorized,
+};
 use crate::dashboard::pages::{Page, page};
 use crate::keys::sha256;
 use crate::wire::Accepted;
@@ -565,15 +568,19 @@ fn direct_request(
         body,
         authorized: via != Via::Nothing,
         via,
-        is_private: is_private(client, from),
+        is_private: privacy(client, from) != PRIVATE_NOT,
         is_direct: true,
         client: from,
     })
 }
 
-/// Nobody on the way can read along.
-fn is_private(client: &Accepted, from: IpAddr) -> bool {
-    client.is_tls() || from.to_canonical().is_loopback()
+/// Whether anybody on the way can read along.
+fn privacy(client: &Accepted, from: IpAddr) -> &'static str {
+    match client.is_tls() {
+        true => PRIVATE_TLS,
+        false if from.to_canonical().is_loopback() => PRIVATE_HERE,
+        false => PRIVATE_NOT,
+    }
 }
 
 /// Reads the body to its end, hands the request on and the answer back. True if another request may follow.
@@ -598,7 +605,7 @@ async fn pass_on(
         return Err(head::BUSY.into());
     }
     let mut inner = connect(shared).await?;
-    send(&mut inner, head, body, place.address, is_private(client, place.address))
+    send(&mut inner, head, body, place.address, privacy(client, place.address))
         .await
         .map_err(|_| head::UNAVAILABLE)?;
     drop(reserved);
@@ -651,13 +658,13 @@ async fn send(
     head: &Head,
     body: Vec<u8>,
     from: IpAddr,
-    is_private: bool,
+    privacy: &str,
 ) -> io::Result<()> {
     let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", head.method, head.target);
     for (name, value) in &head.passed {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
-    text.push_str(&format!("{CLIENT_HEADER}: {from}\r\n{PRIVATE_HEADER}: {is_private}\r\n"));
+    text.push_str(&format!("{CLIENT_HEADER}: {from}\r\n{PRIVATE_HEADER}: {privacy}\r\n"));
     text.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
     within(SEND_WAIT, async {
         inner.write_all(text.as_bytes()).await?;

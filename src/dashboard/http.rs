@@ -14,13 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use miniserde::{Deserialize, json};
+use miniserde::{Deserialize, Serialize, json};
 use smol::channel::{Receiver, Sender, TrySendError};
 use smol::future::FutureExt;
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
 use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Call, Method, Reply, Session, Via, read_target};
-use crate::dashboard::auth::{Auth, Denied, Proof};
+use crate::dashboard::auth::{Auth, Denied, Proof, SessionView, Visitor};
 
 /// Requests handled at once; the door lets no more through.
 pub(crate) const HANDLERS_MAX: usize = 16;
@@ -36,6 +36,10 @@ const REBUILD_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) const CLIENT_HEADER: &str = "X-Grove-Client";
 /// The header in which the door says whether nobody on the way can read along.
 pub(crate) const PRIVATE_HEADER: &str = "X-Grove-Private";
+/// It came over TLS; it came from this machine; anybody on the way can read along.
+pub(crate) const PRIVATE_TLS: &str = "tls";
+pub(crate) const PRIVATE_HERE: &str = "here";
+pub(crate) const PRIVATE_NOT: &str = "no";
 
 /// What the handlers share.
 pub(crate) struct Context {
@@ -47,6 +51,8 @@ pub(crate) struct Context {
     pub name: String,
     /// SHA-256 of the certificate, if TLS is spoken.
     pub fingerprint: Option<[u8; 32]>,
+    /// Nothing was done with the cell yet.
+    pub fresh: Arc<AtomicBool>,
     /// Most bytes of a body.
     pub body_bytes_max: usize,
     /// Requests being handled, and streamed answers among them.
@@ -204,7 +210,7 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
     let owned = |name| header(request, name).map(str::to_owned);
     let (range, if_range) = (owned("Range"), owned("If-Range"));
     let if_none_match = owned("If-None-Match");
-    let is_private = header(request, PRIVATE_HEADER) == Some("true");
+    let is_private = header(request, PRIVATE_HEADER).is_some_and(|how| how != PRIVATE_NOT);
     let via = match proof {
         Some(Proof::Secret) => Via::Secret,
         Some(Proof::Session) => Via::Session,
@@ -213,9 +219,14 @@ fn answer(request: &mut Request, is_get: bool, context: &Context) -> Result<ApiR
 
     let body = read_body(request, context.body_bytes_max)?;
     let words: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-    if let [b"api", b"v1", word @ (b"session" | b"setup" | b"login" | b"logout" | b"password")] = words[..] {
-        let visit = Visit { context, proof, client, cookie: cookie.as_deref() };
-        return visit.answer(method, word, &body);
+    if let [b"api", b"v1", rest @ ..] = &words[..] {
+        if let Some(place) = Place::of(rest) {
+            let agent = header(request, "User-Agent").unwrap_or_default().to_owned();
+            let is_tls = header(request, PRIVATE_HEADER) == Some(PRIVATE_TLS);
+            let who = Visitor { from: client, agent, is_tls };
+            return Visit { context, proof, who, is_private, cookie: cookie.as_deref() }
+                .answer(method, place, &body);
+        }
     }
     if proof.is_none() && words != [b"healthz"] {
         return Err(unauthorized());
@@ -287,6 +298,7 @@ fn read_body(request: &mut Request, max: usize) -> Result<Vec<u8>, ApiResponse> 
 #[derive(Deserialize)]
 struct SignIn {
     password: String,
+    totp: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -301,41 +313,199 @@ struct NewPassword {
     password: String,
 }
 
+#[derive(Deserialize)]
+struct Revoke {
+    id: Option<String>,
+    others: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Code {
+    code: String,
+}
+
+#[derive(Deserialize)]
+struct Password {
+    password: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Sessions {
+    sessions: Vec<OneSession>,
+}
+
+#[derive(Serialize)]
+struct OneSession {
+    id: String,
+    created_unix: i64,
+    used_unix: i64,
+    from: String,
+    agent: String,
+    current: bool,
+}
+
+#[derive(Serialize)]
+struct NewTotp {
+    secret: String,
+    uri: String,
+}
+
+/// What the dashboard answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Session,
+    Setup,
+    Login,
+    Logout,
+    Password,
+    Sessions,
+    Revoke,
+    TotpBegin,
+    TotpConfirm,
+    TotpRemove,
+}
+
+impl Place {
+    /// All, with the words after `/api/v1` and their methods.
+    pub(crate) const ALL: [(&'static [&'static str], Method, Self); 10] = [
+        (&["session"], Method::Get, Self::Session),
+        (&["setup"], Method::Post, Self::Setup),
+        (&["login"], Method::Post, Self::Login),
+        (&["logout"], Method::Post, Self::Logout),
+        (&["password"], Method::Post, Self::Password),
+        (&["sessions"], Method::Get, Self::Sessions),
+        (&["sessions", "revoke"], Method::Post, Self::Revoke),
+        (&["totp", "begin"], Method::Post, Self::TotpBegin),
+        (&["totp", "confirm"], Method::Post, Self::TotpConfirm),
+        (&["totp", "remove"], Method::Post, Self::TotpRemove),
+    ];
+
+    fn of(words: &[&[u8]]) -> Option<(Self, Method)> {
+        let is_same = |known: &[&str]| {
+            known.len() == words.len() && known.iter().zip(words).all(|(a, b)| a.as_bytes() == *b)
+        };
+        Self::ALL.iter().find(|(known, ..)| is_same(known)).map(|(_, method, place)| (*place, *method))
+    }
+}
+
 /// Somebody at the entrance.
 struct Visit<'a> {
     context: &'a Context,
     proof: Option<Proof>,
-    client: IpAddr,
+    who: Visitor,
+    is_private: bool,
     cookie: Option<&'a str>,
 }
 
 impl Visit<'_> {
-    fn answer(&self, method: Method, word: &[u8], body: &[u8]) -> Result<ApiResponse, ApiResponse> {
+    fn answer(
+        &self,
+        method: Method,
+        place: (Place, Method),
+        body: &[u8],
+    ) -> Result<ApiResponse, ApiResponse> {
+        let (place, its_method) = place;
+        if method != its_method {
+            return Err(ApiResponse::error(
+                405,
+                "bad_method",
+                "This is not done with what is at this path.",
+                "",
+            ));
+        }
         let auth = &self.context.auth;
         let now = Instant::now();
+        let from = self.who.from;
         let with_cookie = |cookie: String| ApiResponse::ok().with_header("Set-Cookie", &cookie);
-        match (method, word) {
-            (Method::Get, b"session") => {
-                let (name, set_up) = (self.context.name.clone(), auth.is_set_up());
-                Ok(ApiResponse::json(200, &Session { name, set_up, signed_in: self.proof.is_some() }))
-            }
-            (Method::Post, b"login") => {
+        let proven = || self.proof.ok_or_else(unauthorized);
+        match place {
+            Place::Session => Ok(ApiResponse::json(
+                200,
+                &Session {
+                    name: self.context.name.clone(),
+                    set_up: auth.is_set_up(),
+                    signed_in: self.proof.is_some(),
+                    totp: auth.has_totp(),
+                    secure: self.is_private,
+                    fingerprint: self
+                        .context
+                        .fingerprint
+                        .as_ref()
+                        .map(super::fingerprint_text)
+                        .unwrap_or_default(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    fresh: self.proof.is_some() && self.context.fresh.load(Ordering::Relaxed),
+                },
+            )),
+            Place::Login => {
                 let asked: SignIn = read_json(body)?;
-                auth.sign_in(&asked.password, self.client, now).map(with_cookie).map_err(denied)
+                let cookie = auth.sign_in(&asked.password, asked.totp.as_deref(), &self.who, now);
+                cookie.map(with_cookie).map_err(denied)
             }
-            (Method::Post, b"setup") => {
+            Place::Setup => {
                 let asked: SetUp = read_json(body)?;
-                auth.set_up(&asked.code, &asked.password, self.client, now).map(with_cookie).map_err(denied)
+                let cookie = auth.set_up(&asked.code, &asked.password, &self.who, now);
+                cookie.map(with_cookie).map_err(denied)
             }
-            (Method::Post, b"logout") => Ok(with_cookie(auth.sign_out(self.cookie))),
-            (Method::Post, b"password") => {
-                let proof = self.proof.ok_or_else(unauthorized)?;
+            Place::Logout => Ok(with_cookie(auth.sign_out(self.cookie, self.who.is_tls, now))),
+            Place::Password => {
+                let proof = proven()?;
                 let asked: NewPassword = read_json(body)?;
-                auth.change_password(proof, asked.current.as_deref(), &asked.password, self.client, now)
+                auth.change_password(proof, asked.current.as_deref(), &asked.password, from, now)
                     .map(|()| ApiResponse::ok())
                     .map_err(denied)
             }
-            _ => Err(ApiResponse::error(405, "bad_method", "This method is not known here.", "")),
+            Place::Sessions => {
+                proven()?;
+                let one = |view: SessionView| OneSession {
+                    id: view.id,
+                    created_unix: view.created_unix,
+                    used_unix: view.used_unix,
+                    from: view.from,
+                    agent: view.agent,
+                    current: view.is_current,
+                };
+                let sessions = auth.sessions(self.cookie, now).into_iter().map(one).collect();
+                Ok(ApiResponse::json(200, &Sessions { sessions }))
+            }
+            Place::Revoke => {
+                proven()?;
+                let asked: Revoke = read_json(body)?;
+                let ended = match (&asked.id, asked.others) {
+                    (Some(id), _) => auth.revoke(Some(id), self.cookie, now),
+                    (None, Some(true)) => auth.revoke(None, self.cookie, now),
+                    _ => {
+                        let why = "Name a session by \"id\", or say \"others\".";
+                        return Err(ApiResponse::error(400, "bad_request", why, ""));
+                    }
+                };
+                match (asked.id, ended) {
+                    (Some(_), 0) => {
+                        Err(ApiResponse::error(404, "not_found", "There is no such session.", ""))
+                    }
+                    _ => Ok(ApiResponse::ok()),
+                }
+            }
+            Place::TotpBegin => {
+                proven()?;
+                let secret = super::totp::base32(&auth.begin_totp(now));
+                let name = super::api::percent_encode(self.context.name.as_bytes());
+                let uri = format!("otpauth://totp/Grove:{name}?secret={secret}&issuer=Grove");
+                Ok(ApiResponse::json(200, &NewTotp { secret, uri }))
+            }
+            Place::TotpConfirm => {
+                proven()?;
+                let asked: Code = read_json(body)?;
+                auth.confirm_totp(&asked.code, from, now).map(|()| ApiResponse::ok()).map_err(denied)
+            }
+            Place::TotpRemove => {
+                let proof = proven()?;
+                let asked: Password =
+                    if body.is_empty() { Password { password: None } } else { read_json(body)? };
+                auth.remove_totp(proof, asked.password.as_deref(), from, now)
+                    .map(|()| ApiResponse::ok())
+                    .map_err(denied)
+            }
         }
     }
 }
@@ -513,6 +683,7 @@ mod tests {
             calls,
             name: String::new(),
             fingerprint: None,
+            fresh: Arc::default(),
             body_bytes_max: 10,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),

@@ -15,9 +15,11 @@ mod direct;
 mod door;
 mod head;
 mod http;
+pub mod openapi;
 mod pages;
 #[cfg(feature = "wss")]
 mod tls;
+mod totp;
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -27,7 +29,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use smol::channel::Receiver;
@@ -50,6 +52,8 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 const STOP_ANSWERS: Duration = Duration::from_millis(500);
 /// When stopping, how long the handlers' socket may take to close.
 const STOP_HANDLERS: Duration = Duration::from_millis(400);
+/// How often it is looked whether sessions were used.
+const KEEP_SESSIONS: Duration = Duration::from_secs(60);
 /// Longest path of a Unix socket, with room for the closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -76,6 +80,8 @@ pub struct Config {
     pub tls_dir: Option<PathBuf>,
     /// Addresses of this machine, for a certificate that is made.
     pub addresses: Vec<IpAddr>,
+    /// Nothing was done with the cell yet: told to the first visitor.
+    pub fresh: Arc<AtomicBool>,
 }
 
 /// The running dashboard. Dropped, it stops; `stop` lets answers that have begun come to their end.
@@ -119,6 +125,7 @@ impl Dashboard {
             calls,
             name: config.name,
             fingerprint,
+            fresh: Arc::clone(&config.fresh),
             body_bytes_max: config.body_bytes_max,
             running: AtomicUsize::new(0),
             streaming: AtomicUsize::new(0),
@@ -136,6 +143,7 @@ impl Dashboard {
             let (shared, connections) = (Rc::clone(&shared), Rc::clone(&connections));
             accepting.push(executor.spawn(door::accept(Async::new(listener)?, shared, connections)));
         }
+        accepting.push(executor.spawn(keep_sessions(Arc::clone(&auth))));
         let serving = executor.spawn(async move { connections.run(std::future::pending()).await });
         let dashboard =
             Self { addresses, auth, shared, accepting, serving, handlers, fingerprint, _folder: folder };
@@ -245,6 +253,17 @@ fn socket_path(folder: &Path) -> io::Result<(PathBuf, Option<File>)> {
     let folder = File::open(folder)?;
     let socket = PathBuf::from(format!("/proc/self/fd/{}/dashboard.sock", folder.as_raw_fd()));
     Ok((socket, Some(folder)))
+}
+
+/// Notes now and then when sessions were last used.
+async fn keep_sessions(auth: Arc<Auth>) {
+    loop {
+        Timer::after(KEEP_SESSIONS).await;
+        if auth.needs_saving() {
+            let auth = Arc::clone(&auth);
+            smol::unblock(move || auth.save(Instant::now())).await;
+        }
+    }
 }
 
 /// A fingerprint as people compare it: groups of four hexadecimal digits.

@@ -46,6 +46,7 @@ impl Cell {
             body_bytes_max: BODY_BYTES_MAX,
             tls_dir: Some(folder.clone()),
             addresses: Vec::new(),
+            fresh: Arc::default(),
         };
         change(&mut config);
         let produced = Arc::new(AtomicU64::new(0));
@@ -670,7 +671,11 @@ fn stranger_sees_only_the_entrance() {
 fn first_visit_sign_in_and_sign_out() {
     let cell = Cell::start();
     let session = |cookie: &str| cell.ask("GET /api/v1/session", cookie, "").2;
-    assert_eq!(session(""), r#"{"name":"Attic","set_up":false,"signed_in":false}"#);
+    let told = session("");
+    assert!(
+        told.starts_with(r#"{"name":"Attic","set_up":false,"signed_in":false,"totp":false,"secure":true,"#),
+        "{told}"
+    );
     assert_eq!(cell.ask("POST /api/v1/login", "", r#"{"password":"a long password"}"#).0, 409);
     assert_eq!(cell.ask("POST /api/v1/setup", "", "nonsense").0, 400);
     let wrong = cell.ask("POST /api/v1/setup", "", r#"{"code":"0","password":"a long password"}"#);
@@ -944,6 +949,7 @@ fn address_in_use_is_named() {
         body_bytes_max: BODY_BYTES_MAX,
         tls_dir: None,
         addresses: Vec::new(),
+        fresh: Arc::default(),
     };
     let error = Dashboard::start(&executor, config).err().unwrap();
     assert!(error.to_string().contains(&format!("cannot listen on 127.0.0.1:{}", cell.port)), "{error}");

@@ -267,6 +267,8 @@ pub struct Sync {
     pub(super) versions: RefCell<HashMap<CellId, super::Release>>,
     /// Conversations, where their file is open.
     pub(super) chats: RefCell<Option<Rc<Chats>>>,
+    /// This cell's models, where it has any use for them.
+    pub(super) models: RefCell<Option<Rc<dyn super::ai::Models>>>,
     tasks: RefCell<Vec<Task<()>>>,
     pub(super) recovering: Cell<usize>,
     pub(super) is_stopping: Cell<bool>,
@@ -359,6 +361,7 @@ impl Sync {
             peer_sums: Sums::default(),
             versions: RefCell::default(),
             chats: RefCell::default(),
+            models: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),

@@ -84,6 +84,13 @@ impl Sync {
         Ok(())
     }
 
+    /// How long each peer was here on each of the last days.
+    pub fn health_days(&self) -> Vec<(CellId, Vec<super::health::Day>)> {
+        let health = self.health.borrow();
+        let of = |peer: super::PeerRow| Some((peer.id, health.of(&peer.id)?.days.clone()));
+        self.gate.peers().into_iter().filter_map(of).collect()
+    }
+
     /// Writes peer_health.json if it says something new.
     pub(super) async fn save_health(&self) {
         if !self.health.borrow_mut().take_changed() {

@@ -6,6 +6,7 @@
 //! Promise: a chunk counts as copied only after its holder said that it is durable; nobody is given, shown or made to
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
+mod ai;
 mod attach;
 mod audit;
 #[cfg(test)]
@@ -53,6 +54,7 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
+pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
 pub use attach::Attached;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};

@@ -977,6 +977,8 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         },
         Request::Messages(head) => return sync.answer_messages(owner, head, stream).await,
         Request::Receipts(told) => Ok(sync.answer_receipts(owner, told).await),
+        Request::Beat { bytes } => return sync.answer_beat(owner, &bytes, stream).await,
+        Request::Question { len } => return sync.answer_question(owner, len, stream).await,
         Request::Goodbye { reason } => {
             reply(stream, &Reply::Done).await?;
             if reason == Farewell::Removed {

@@ -10,6 +10,7 @@ import "./files.test.mjs";
 import "./uploads.test.mjs";
 import "./friends.test.mjs";
 import "./settings.test.mjs";
+import "./ai.test.mjs";
 import "./live.test.mjs";
 import "./bounty.test.mjs";
 import "./hostile.test.mjs";

@@ -9,7 +9,7 @@ const CORPUS = [
   "<script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", "\"><svg onload=window.hacked=1>", "'-window.hacked=1-'",
   "{{constructor.constructor('window.hacked=1')()}}", "javascript:window.hacked=1", "<a href=javascript:window.hacked=1>x</a>",
   "<iframe srcdoc='<script>parent.hacked=1</script>'>", "</title><script>window.hacked=1</script>", "${window.hacked=1}", "%3Cscript%3Ewindow.hacked=1%3C%2Fscript%3E",
-  "‮gnp.exe", "a\u0000b".replace("\u0000", ""), "line\nbreak", "&lt;b&gt;&amp;", "#?&=;/%2e%2e".replaceAll("/", "∕"), "..\\..\\x", " leading and trailing ", "\u{1F469}\u200D\u{1F4BB}", "ﷺ".repeat(20), "very".repeat(60),
+  "\u202egnp.exe", "a\u0000b".replace("\u0000", ""), "line\nbreak", "&lt;b&gt;&amp;", "#?&=;/%2e%2e".replaceAll("/", "∕"), "..\\..\\x", " leading and trailing ", "\u{1F469}\u200D\u{1F4BB}", "ﷺ".repeat(20), "very".repeat(60),
 ];
 
 test("a corpus of hostile names and messages is shown as text everywhere", async () => {
@@ -18,7 +18,7 @@ test("a corpus of hostile names and messages is shown as text everywhere", async
   await ann.setUp();
   await bob.setUp();
   await befriend(ann, bob);
-  const names = CORPUS.map((text, n) => `${n} ${text}`.slice(0, 200));
+  const names = CORPUS.map((text, n) => `${n} ${text}`.replaceAll("/", "∕").slice(0, 60));
   for (const name of names) ann.put(`hostile <b>folder</b>/${name}.txt`, `content of ${name}`);
   ann.put("<script>window.hacked=1<∕script>.svg", "<svg xmlns='http://www.w3.org/2000/svg'><script>parent.hacked=1;window.hacked=1</script></svg>");
   ann.put("page.html", "<script>parent.hacked=1;window.hacked=1</script>");
@@ -45,7 +45,7 @@ test("a corpus of hostile names and messages is shown as text everywhere", async
     await here.mouse.wheel(0, 700);
     await here.waitForTimeout(150);
   }
-  for (const name of names) assert.ok([...shown].some((one) => one === `${name}.txt`), `${JSON.stringify(name)} is not in the list`);
+  for (const name of names) assert.ok([...shown].some((one) => one === `${name}.txt`.replace(/[\u0000-\u001f]/g, "\ufffd")), `${JSON.stringify(name)} is not in the list`);
   await clean(here, "a folder");
   await checkAxe(here, "hostile names");
   await here.locator(".virtual > li", { hasText: "<script>" }).first().locator("[data-role=open]").click();

@@ -1,6 +1,6 @@
 // What changes shows by itself; a lost connection is told and healed; alerts have their remedy.
 
-import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
+import { checkAxe, goTo, signIn, signInAgain } from "./lib/browser.mjs";
 import { Cell, befriend } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -28,6 +28,7 @@ test("a lost connection is told and heals", async () => {
   await checkAxe(page, "a lost connection");
   await cell.run();
   await page.locator(".banner").waitFor({ state: "hidden" });
+  await signInAgain(page);
   cell.put("after.txt", "it lives");
   await goTo(page, "files");
   await page.locator('.virtual > li[data-name="after.txt"]').waitFor();

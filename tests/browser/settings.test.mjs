@@ -1,7 +1,7 @@
 // Settings, sessions, password, phrase, log, and the cell itself.
 
 import assert from "node:assert/strict";
-import { checkAxe, goTo, newPage, signIn } from "./lib/browser.mjs";
+import { checkAxe, goTo, newPage, signIn, signInAgain } from "./lib/browser.mjs";
 import { Cell, PASSWORD } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -21,7 +21,8 @@ test("settings are changed and hold over a restart from the page", async () => {
   assert.equal((await read()).copies, 3);
   // What makes no sense is refused, with words.
   page.allow(/40[0-9]/);
-  await page.getByLabel("Copies of each file").fill("1000");
+  await page.getByText("2 changes").waitFor({ state: "hidden" });
+  await page.getByLabel("Relays", { exact: true }).fill("no address at all");
   await page.getByRole("button", { name: "Save" }).click();
   await page.locator(".problem:not([hidden])").waitFor();
   page.allow(/.*/);
@@ -30,6 +31,8 @@ test("settings are changed and hold over a restart from the page", async () => {
   await page.locator("dialog").getByRole("button", { name: "Restart" }).click();
   await waitFor("it has started anew", async () => (await cell.api("GET", "status").catch(() => null))?.name === "Kitchen", 60_000);
   assert.equal((await read()).copies, 3);
+  await page.waitForTimeout(3000);
+  await signInAgain(page);
   await page.locator(".side .cell-name", { hasText: "Kitchen" }).waitFor();
   await page.getByRole("button", { name: "Look over the machine" }).click();
   await page.locator(".settings-pane .plain-list li").first().waitFor();
@@ -100,7 +103,7 @@ test("the help opens within the frame and by itself", async () => {
   const page = await signIn(cell);
   for (const name of ["", "/sharing", "/recovery", "/security", "/trouble"]) {
     await goTo(page, `help${name}`, ".prose-title");
-    await waitFor("the page", async () => (await page.locator(".prose").innerText()).length > 500);
+    await waitFor("the page", async () => (await page.locator(".doc-text").innerText()).length > 500);
   }
   await page.goto(`${cell.url}/docs/security.html`);
   await page.getByRole("heading", { level: 1 }).waitFor();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import crypto from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
-import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
+import { checkAxe, goTo, signIn, signInAgain } from "./lib/browser.mjs";
 import { Cell } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -89,12 +89,15 @@ test("a large upload is paused, reloaded, survives a kill of the cell, and arriv
   await page.getByText("Waiting for the cell…").first().waitFor();
   await page.locator(".banner:not([hidden])").waitFor();
   await cell.run();
+  await page.locator(".banner").waitFor({ state: "hidden" });
+  await signInAgain(page);
+  await slow(2_000_000);
   await waitFor("it goes on after the restart", async () => await offset() > 12e6, 60_000);
   await page.locator(".banner").waitFor({ state: "hidden" });
   // The page is loaded anew; the file is chosen again and only the rest is sent.
   page.once("dialog", (dialog) => dialog.accept());
   await page.reload();
-  await page.waitForSelector(".frame, .door");
+  await signInAgain(page);
   await page.getByText("Not finished. Choose the file again to go on.").waitFor();
   const kept = await offset();
   assert.ok(kept > 12e6);

@@ -1,7 +1,7 @@
 // One file: where it is, who has copies, who may read it, and its older versions. And sharing.
 
 import { button, fail, iconButton, pill } from "../ui/pieces.js";
-import { iconOf, isSeen, kindOf, split } from "./names.js";
+import { iconOf, isSeen, kindOf, show, split } from "./names.js";
 import { openLightbox } from "./lightbox.js";
 import * as thumbs from "./thumbs.js";
 
@@ -22,7 +22,7 @@ export async function shareDialog(ctx, entries) {
   const shares = entries.length === 1 ? (await api.get("shares")).shares.filter((share) => share.path === entries[0].path) : [];
   const boxes = friends.map((friend) => {
     const isOn = shares.some((share) => share.with_id === friend.id);
-    const input = el("input", { type: "checkbox", checked: isOn, value: friend.id });
+    const input = el("input", { type: "checkbox", checked: isOn, value: friend.id, attrs: { autofocus: friend === friends[0] } });
     return { friend, isOn, input, root: el("label", { className: "check-row" }, input, el("span", { className: "cut" }, friend.name), isOn && pill(t("share.has_it"), "good"), !friend.online && pill(t("fleet.away"))) };
   });
   const until = el("select", { aria: { label: t("share.until") } },
@@ -57,14 +57,14 @@ export async function showDetails(ctx, path, page) {
     fail(error);
     return;
   }
-  const entry = { ...file, path };
+  const entry = { ...file, name: show(file.name), path };
   const isFolder = entry.kind === "folder";
   const abort = new AbortController();
   const canvas = thumbs.canShow(entry) ? el("canvas", { width: 1, height: 1, aria: { hidden: "true" } }) : null;
   const picture = el("span", { className: `picture big ${isFolder ? "folder" : kindOf(entry.name)}` }, ctx.icon(iconOf(entry)), canvas);
   if (canvas) thumbs.draw(canvas, entry, abort.signal);
   const facts = el("dl", { className: "facts" },
-    el("dt", {}, t("details.where")), el("dd", {}, split(path)[0] || t("files.root")),
+    el("dt", {}, t("details.where")), el("dd", {}, show(split(path)[0]) || t("files.root")),
     !isFolder && [el("dt", {}, t("files.sort.size")), el("dd", {}, format.bytes(entry.size))],
     el("dt", {}, t("files.sort.modified")), el("dd", {}, format.moment(entry.modified_unix_ms / 1000)),
     el("dt", {}, t("details.state")), el("dd", {}, t(`files.state.${entry.state ?? "here"}`)));
@@ -97,8 +97,8 @@ export async function showDetails(ctx, path, page) {
     url: () => api.url("content", { id: entry.id, version: one.version, inline: 1 }), download: () => api.url("content", { id: entry.id, version: one.version }) });
   const history = !isFolder && versions.length > 0 && el("section", { className: "stack tight" }, el("h3", {}, t("details.versions")),
     el("ul", { className: "plain-list" }, versions.map((one) => el("li", { className: "version" }, ctx.icon("versions"),
-      el("span", { className: "number cut" }, one.tombstone ? t("details.deleted") : format.moment(one.modified_unix_ms / 1000)),
-      el("span", { className: "muted small number" }, one.tombstone ? "" : format.bytes(one.size)),
+      el("span", { className: "version-words" }, el("span", { className: "number" }, one.tombstone ? t("details.deleted") : format.moment(one.modified_unix_ms / 1000)),
+        el("span", { className: "muted small number" }, one.tombstone ? "" : format.bytes(one.size))),
       one.current ? pill(t("details.current"), "good") : !one.tombstone && el("span", { className: "version-tools" },
         isSeen(kindOf(entry.name)) && iconButton("eye", t("details.version.look", { n: one.version }), () => look(one)),
         el("a", { className: "icon-button", href: api.url("content", { id: entry.id, version: one.version }), download: entry.name, title: t("files.download"), aria: { label: t("details.version.download", { n: one.version }) } }, ctx.icon("download")),

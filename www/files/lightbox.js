@@ -33,7 +33,7 @@ async function textView(url, size, signal) {
  */
 export function openLightbox({ at, count, entry: entryAt, url, download, actions = () => [] }) {
   const title = el("h2", { className: "cut" });
-  const note = el("p", { className: "small" });
+  const note = el("p", { className: "small cut" });
   const stage = el("div", { className: "light-stage" });
   const tools = el("div", { className: "actions" });
   const back = iconButton("back", t("light.back"), () => move(-1), { className: "icon-button light-side back" });

@@ -6,6 +6,26 @@ export const split = (path) => {
   return at < 0 ? ["", path] : [path.slice(0, at), path.slice(at + 1)];
 };
 
+/** A name or path of the cell as text for people: `%25` is a percent sign, and what is no text shows as such. */
+export function show(wire) {
+  if (!wire.includes("%")) return wire;
+  const bytes = [];
+  for (let at = 0; at < wire.length;) {
+    if (/^%[0-9A-Fa-f]{2}/.test(wire.slice(at, at + 3))) {
+      bytes.push(parseInt(wire.slice(at + 1, at + 3), 16));
+      at += 3;
+    } else {
+      const letter = String.fromCodePoint(wire.codePointAt(at));
+      bytes.push(...new TextEncoder().encode(letter));
+      at += letter.length;
+    }
+  }
+  return new TextDecoder().decode(new Uint8Array(bytes)).replace(/[\u0000-\u001f\u007f-\u009f]/g, "\ufffd");
+}
+
+/** What a person typed as the cell takes it. */
+export const wire = (text) => text.replaceAll("%", "%25");
+
 const KINDS = {
   image: "jpg jpeg png gif webp avif bmp ico",
   video: "mp4 m4v webm mov ogv",

@@ -6,7 +6,7 @@ import { el, icon } from "../ui/dom.js";
 import * as format from "../ui/format.js";
 import * as live from "../ui/live.js";
 import { button, errorText, iconButton, meter } from "../ui/pieces.js";
-import { join, numbered, split } from "./names.js";
+import { join, numbered, show as shown, split, wire } from "./names.js";
 
 const PIECE = 1024 * 1024;
 const AT_ONCE = 2;
@@ -55,7 +55,7 @@ export class Uploads {
 
   /** Sums for the heading: bytes, files, rate in bytes a second, seconds left. */
   sums() {
-    const live = this.items.filter((each) => each.state !== "left");
+    const live = this.items.filter((each) => !["left", "cancelled"].includes(each.state));
     const bytes = live.reduce((sum, each) => sum + each.size, 0);
     const sent = live.reduce((sum, each) => sum + (each.state === "done" ? each.size : each.offset), 0);
     const now = performance.now();
@@ -71,13 +71,13 @@ export class Uploads {
   async add(found, folder) {
     const items = await found;
     for (const { file, path } of items) {
-      const whole = join(folder, path);
+      const whole = join(folder, wire(path));
       if (!file) {
         await api.post("folders", { path: whole }).catch(() => {});
         live.changed("files");
         continue;
       }
-      const left = this.items.find((each) => each.state === "left" && each.size === file.size && (each.path === whole || split(each.path)[1] === file.name));
+      const left = this.items.find((each) => each.state === "left" && each.size === file.size && (each.path === whole || split(each.path)[1] === wire(file.name)));
       if (left) Object.assign(left, { file, state: "queued" });
       else this.items.push({ path: whole, file, size: file.size, offset: 0, id: null, state: "queued", error: "", replace: false });
     }
@@ -115,8 +115,10 @@ export class Uploads {
       item.offset = item.size;
       live.changed("files");
     } catch (error) {
-      if (item.state === "cancelled") this.items = this.items.filter((each) => each !== item);
-      else if (error.stop === "paused") item.state = "paused";
+      if (item.state === "cancelled") {
+        this.items = this.items.filter((each) => each !== item);
+        if (item.id) await api.post(`uploads/${item.id}/cancel`).catch(() => {});
+      } else if (error.stop === "paused") item.state = "paused";
       else if (error.code === "exists") await this.taken(item);
       else Object.assign(item, { state: "failed", error: error.status === undefined ? t("upload.unreadable") : errorText(error) });
       if (error.status === undefined && !error.stop) console.warn(error);
@@ -136,9 +138,10 @@ export class Uploads {
           if (item.state === "waiting") item.state = "running";
           return told;
         } catch (error) {
-          const isAway = error.status === 0 || error.status === 503 || error.status === 504;
+          // Who is signed out may send little, and is told so; it goes on after signing in.
+          const isAway = [0, 401, 413, 503, 504].includes(error.status);
           if (!isAway) throw error;
-          item.state = "waiting";
+          if (item.state !== "cancelled") item.state = "waiting";
           this.tell();
           await new Promise((done) => setTimeout(done, RETRY_MS[Math.min(misses, RETRY_MS.length - 1)]));
           misses += 1;
@@ -223,7 +226,12 @@ export class Uploads {
   async cancel(item) {
     const { id, state } = item;
     item.state = "cancelled";
-    if (!["running", "waiting"].includes(state)) this.items = this.items.filter((each) => each !== item);
+    // One that is under way ends after its piece: see `run`.
+    if (["running", "waiting"].includes(state)) {
+      this.tell();
+      return;
+    }
+    this.items = this.items.filter((each) => each !== item);
     if (id && state !== "done") await api.post(`uploads/${id}/cancel`).catch(() => {});
     this.tell();
     this.pump();
@@ -308,13 +316,13 @@ export function dropZone(run) {
 const STATE_TEXT = { queued: "upload.queued", paused: "upload.paused", waiting: "upload.waiting", done: "upload.done", left: "upload.left" };
 
 function row(uploads, item) {
-  const name = split(item.path)[1];
+  const name = shown(split(item.path)[1]);
   const done = item.state === "done";
   const text = item.state === "failed" ? item.error : item.state === "taken" ? t("upload.taken")
     : item.state === "running" ? t("upload.of", { done: format.bytes(item.offset), total: format.bytes(item.size) }) : t(STATE_TEXT[item.state] ?? "wait");
   return el("li", { className: `upload ${item.state}`, data: { path: item.path } },
     icon(done ? "check" : item.state === "failed" || item.state === "taken" ? "warn" : "file"),
-    el("div", { className: "upload-words" }, el("p", { className: "cut", title: item.path }, name), el("p", { className: "small muted" }, text),
+    el("div", { className: "upload-words" }, el("p", { className: "cut", title: shown(item.path) }, name), el("p", { className: "small muted" }, text),
       item.state === "taken" && el("div", { className: "actions" },
         button(t("upload.replace"), () => uploads.settle(item, "replace"), { className: "button small-button" }),
         button(t("upload.both"), () => uploads.settle(item, "both"), { className: "button small-button" }),
@@ -322,13 +330,13 @@ function row(uploads, item) {
         uploads.items.filter((each) => each.state === "taken").length > 1 && button(t("upload.both_all"), () => uploads.settle(item, "both", true), { className: "button small-button" })),
       ["running", "paused", "waiting", "left"].includes(item.state) && meter(item.offset, item.size || 1, name)),
     item.state === "failed" && item.file && iconButton("refresh", t("retry"), () => uploads.retry(item)),
-    item.state === "left" && button(t("upload.choose"), () => choose((found) => uploads.add(found.map(({ file }) => ({ file, path: split(item.path)[1] })), split(item.path)[0])), { className: "button small-button" }),
+    item.state === "left" && button(t("upload.choose"), () => choose((found) => uploads.add(found.map(({ file }) => ({ file, path: name })), split(item.path)[0])), { className: "button small-button" }),
     !done && iconButton("close", t("upload.cancel", { name }), () => uploads.cancel(item)));
 }
 
 /** Rows stay while their state does, so that a focused button is not lost to a number. */
-function show(list, uploads, shown) {
-  const nodes = shown.map((item) => {
+function patch(list, uploads, items) {
+  const nodes = items.map((item) => {
     const key = `${item.state} ${item.path} ${item.error} ${item.state === "taken" ? uploads.items.filter((each) => each.state === "taken").length > 1 : ""}`;
     const kept = list.rows?.get(item);
     if (kept?.key !== key) return [item, { key, node: row(uploads, item) }];
@@ -357,10 +365,10 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
     el("header", {}, el("div", { className: "upload-words" }, heading, told), pause, tray && fold, end), bar, list, live);
   let wasBusy = false;
   uploads.watch(() => {
-    root.hidden = uploads.count === 0;
+    root.hidden = !uploads.items.some((each) => each.state !== "cancelled");
     if (root.hidden) return;
     const { bytes, sent, rate, left, done, files } = uploads.sums();
-    const open = uploads.items.filter((each) => each.state !== "done");
+    const open = uploads.items.filter((each) => !["done", "cancelled"].includes(each.state));
     const busy = uploads.isBusy;
     heading.textContent = busy ? t("upload.busy", { done: format.number(done), files: format.counted(files, "count.file") })
       : open.some((each) => each.state === "paused") ? t("upload.is_paused") : open.length > 0 ? t("upload.attention") : t("upload.finished", { files: format.counted(done, "count.file") });
@@ -374,8 +382,8 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
     pause.setAttribute("aria-label", t(canGo && !busy ? "upload.resume" : "upload.pause"));
     pause.title = pause.getAttribute("aria-label");
     const rank = { taken: 0, failed: 1, running: 2, waiting: 2, left: 3, paused: 4, queued: 5, done: 6 };
-    const shown = [...uploads.items].sort((a, b) => rank[a.state] - rank[b.state]).slice(0, SHOWN_MAX);
-    show(list, uploads, shown);
+    const items = uploads.items.filter((each) => each.state !== "cancelled").sort((a, b) => rank[a.state] - rank[b.state]).slice(0, SHOWN_MAX);
+    patch(list, uploads, items);
     if (wasBusy !== busy) live.textContent = heading.textContent;
     wasBusy = busy;
   }, signal);

@@ -1,7 +1,7 @@
 // Chat with friends: conversations beside the messages of one; one after the other on a phone.
 
 import { openLightbox } from "../files/lightbox.js";
-import { iconOf, isSeen, kindOf } from "../files/names.js";
+import { iconOf, isSeen, kindOf, show } from "../files/names.js";
 import { button, empty, iconButton, menu, waiting } from "../ui/pieces.js";
 
 const PAGE = 50;
@@ -91,7 +91,8 @@ class ChatPage {
     this.paintTalks();
     this.messages = [];
     this.more = false;
-    this.jumped = false;
+    // What was searched for stays in sight, whatever arrives meanwhile.
+    this.jumped = Boolean(at);
     if (!peer) {
       this.pane.replaceChildren(empty("chat", ctx.t("chat.choose"), ctx.t("chat.choose.text")));
       return;
@@ -100,7 +101,6 @@ class ChatPage {
     try {
       const told = await ctx.api.get("chat/messages", { peer, limit: PAGE, ...(at ? { before: Number(at) + PAGE / 2 } : {}) }, { signal: ctx.signal });
       if (this.peer !== peer) return;
-      this.jumped = Boolean(at);
       this.take(told);
       this.more = told.more;
       this.paintMessages();
@@ -126,7 +126,7 @@ class ChatPage {
 
   async loadNew() {
     const { peer, ctx } = this;
-    if (!peer || this.jumped) return;
+    if (!peer || this.jumped || !this.log) return;
     try {
       const told = await ctx.api.get("chat/messages", { peer, limit: PAGE }, { signal: ctx.signal });
       if (this.peer !== peer) return;
@@ -165,6 +165,7 @@ class ChatPage {
 
   buildPane() {
     const { el, t } = this.ctx;
+    this.messagesText = "";
     this.head = el("header", { className: "chat-head" });
     this.log = el("div", { className: "chat-log", attrs: { role: "log", tabindex: "0" }, aria: { label: t("chat.messages"), live: "polite" } }, waiting());
     this.input = el("textarea", { rows: 1, placeholder: t("chat.say"), aria: { label: t("chat.say") }, maxLength: 60000, value: this.drafts.get(this.peer) ?? "", on: {
@@ -276,11 +277,11 @@ class ChatPage {
     const chosen = new Set(this.attached);
     const paint = async () => {
       const { entries } = await api.get("files", { folder, sort: "name", order: "up", offset: 0, limit: 300 });
-      places.replaceChildren(el("p", { className: "strong cut" }, folder || t("files.root")), ...(folder ? [el("button", { type: "button", className: "place", on: { click: () => { folder = folder.split("/").slice(0, -1).join("/"); paint(); } } }, ctx.icon("up"), el("span", {}, t("files.parent")))] : []),
+      places.replaceChildren(el("p", { className: "strong cut" }, show(folder) || t("files.root")), ...(folder ? [el("button", { type: "button", className: "place", on: { click: () => { folder = folder.split("/").slice(0, -1).join("/"); paint(); } } }, ctx.icon("up"), el("span", {}, t("files.parent")))] : []),
         ...entries.map((entry) => {
           const path = folder ? `${folder}/${entry.name}` : entry.name;
-          if (entry.kind === "folder") return el("button", { type: "button", className: "place", on: { click: () => { folder = path; paint(); } } }, ctx.icon("folder"), el("span", { className: "cut" }, entry.name));
-          return el("label", { className: "place" }, el("input", { type: "checkbox", checked: chosen.has(path), on: { change: (event) => { if (event.target.checked) chosen.add(path); else chosen.delete(path); } } }), el("span", { className: "cut" }, entry.name));
+          if (entry.kind === "folder") return el("button", { type: "button", className: "place", on: { click: () => { folder = path; paint(); } } }, ctx.icon("folder"), el("span", { className: "cut" }, show(entry.name)));
+          return el("label", { className: "place" }, el("input", { type: "checkbox", checked: chosen.has(path), on: { change: (event) => { if (event.target.checked) chosen.add(path); else chosen.delete(path); } } }), el("span", { className: "cut" }, show(entry.name)));
         }));
     };
     await paint();
@@ -294,7 +295,7 @@ class ChatPage {
   paintAttached() {
     const { el, t } = this.ctx;
     this.attachList.hidden = this.attached.length === 0;
-    this.attachList.replaceChildren(...this.attached.map((path) => el("li", { className: "pill good" }, path.split("/").at(-1), iconButton("close", t("chat.detach"), () => { this.attached = this.attached.filter((each) => each !== path); this.paintAttached(); }))));
+    this.attachList.replaceChildren(...this.attached.map((path) => el("li", { className: "pill good" }, show(path.split("/").at(-1)), iconButton("close", t("chat.detach"), () => { this.attached = this.attached.filter((each) => each !== path); this.paintAttached(); }))));
   }
 
   async send() {

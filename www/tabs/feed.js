@@ -1,6 +1,6 @@
 // The Feed: what friends share with me, and what I share.
 
-import { iconOf, isSeen, kindOf, split } from "../files/names.js";
+import { iconOf, isSeen, kindOf, show, split } from "../files/names.js";
 import { openLightbox } from "../files/lightbox.js";
 import * as thumbs from "../files/thumbs.js";
 import { button, empty, iconButton, menu, meter, pill, waiting } from "../ui/pieces.js";
@@ -40,7 +40,7 @@ export function open(root, ctx) {
     paint();
     try {
       const told = await api.job("feed/fetch", { id: entry.id, add: true }, (job) => { if (job.total > 0) Object.assign(bar, { max: job.total, value: job.done }); });
-      ctx.toast(t("feed.added", { name: split(told.path ?? entry.name)[1] }), { action: { label: t("feed.show"), run: () => ctx.go("files") } });
+      ctx.toast(t("feed.added", { name: show(split(told.path ?? entry.name)[1]) }), { action: { label: t("feed.show"), run: () => ctx.go("files") } });
       ctx.events.changed("files");
     } catch (error) {
       ctx.fail(error);
@@ -92,7 +92,8 @@ export function open(root, ctx) {
   }
 
   function mine(share) {
-    const [folder, name] = split(share.path);
+    const [folder, rest] = split(share.path);
+    const name = show(rest);
     const stop = button(t("share.stop"), async () => {
       if (!await ctx.ask(t("share.stop"), [t("feed.stop.ask", { what: name, who: share.with }), t("share.stays")], t("share.stop"), { danger: true })) return;
       stop.disabled = true;
@@ -105,7 +106,7 @@ export function open(root, ctx) {
         stop.disabled = false;
       }
     }, { className: "button small-button" });
-    const title = share.path ? el("a", { className: "file-name cut", href: share.folder ? ctx.href("files", ...share.path.split("/")) : `${ctx.href("files", ...folder.split("/").filter(Boolean))}?show=${encodeURIComponent(name)}`, title: share.path }, name) : el("p", { className: "strong" }, t("feed.removed"));
+    const title = share.path ? el("a", { className: "file-name cut", href: share.folder ? ctx.href("files", ...share.path.split("/")) : `${ctx.href("files", ...folder.split("/").filter(Boolean))}?show=${encodeURIComponent(rest)}`, title: share.path }, name) : el("p", { className: "strong" }, t("feed.removed"));
     return el("li", { className: "feed-row", data: { path: share.path } }, el("span", { className: `picture ${share.folder ? "folder" : ""}` }, ctx.icon(share.folder ? "folder" : iconOf({ kind: "file", name }))),
       el("div", { className: "file-words" }, title,
         el("p", { className: "small muted cut" }, [t("feed.with", { who: share.with }), t("feed.arrived", { arrived: format.number(share.arrived), files: format.counted(share.files, "count.file") }), share.until_s > 0 && t("feed.until", { date: format.date(share.until_s) })].filter(Boolean).join(" · "))),

@@ -1,7 +1,7 @@
 // Files: a folder as list or gallery, with all that one does with files.
 
 import { Listing, VirtualList } from "../files/listing.js";
-import { iconOf, isSeen, join, kindOf, split } from "../files/names.js";
+import { iconOf, isSeen, join, kindOf, show, split, wire } from "../files/names.js";
 import { openLightbox } from "../files/lightbox.js";
 import * as thumbs from "../files/thumbs.js";
 import { Uploads, choose, showTray, takeDrops } from "../files/uploads.js";
@@ -80,11 +80,11 @@ class FilesPage {
       ? async (offset, limit, signal) => {
         const { entries, more } = await api.get("search", { q: query, offset, limit: Math.min(limit, 200) }, { signal });
         found.count = Math.max(found.count, offset + entries.length + (more ? 1 : 0));
-        return { entries: entries.map((entry) => ({ ...entry, path: entry.path ?? entry.name })), total: found.count };
+        return { entries: entries.map((entry) => ({ ...entry, name: show(entry.name), path: entry.path ?? entry.name })), total: found.count };
       }
       : async (offset, limit, signal) => {
         const { entries, total } = await api.get("files", { folder, sort: kept.sort, order: kept.order, offset, limit }, { signal });
-        return { entries: entries.map((entry) => ({ ...entry, path: join(folder, entry.name) })), total };
+        return { entries: entries.map((entry) => ({ ...entry, name: show(entry.name), path: join(folder, entry.name) })), total };
       };
     this.listing = new Listing(read, () => this.changed());
     this.listing.onError = (error) => {
@@ -130,7 +130,7 @@ class FilesPage {
     const names = this.folder ? this.folder.split("/") : [];
     const parts = [[t("files.root"), []], ...names.map((name, n) => [name, names.slice(0, n + 1)])];
     this.crumbs.replaceChildren(el("ol", {}, parts.map(([name, path], n) => el("li", {}, n > 0 && this.ctx.icon("next"),
-      el("a", { href: href("files", ...path), title: name, aria: n === parts.length - 1 ? { current: "page" } : {} }, name)))));
+      el("a", { href: href("files", ...path), title: show(name), aria: n === parts.length - 1 ? { current: "page" } : {} }, show(name))))));
     this.crumbs.scrollLeft = this.crumbs.scrollWidth;
   }
 
@@ -156,12 +156,12 @@ class FilesPage {
       for (const name of folders) {
         const path = join(folder, name);
         const isOpen = this.treeOpen.has(path);
-        const toggle = iconButton(isOpen ? "down" : "next", this.ctx.t(isOpen ? "files.tree.shut" : "files.tree.open", { name }), () => {
+        const toggle = iconButton(isOpen ? "down" : "next", this.ctx.t(isOpen ? "files.tree.shut" : "files.tree.open", { name: show(name) }), () => {
           if (this.treeOpen.has(path)) this.treeOpen.delete(path);
           else this.treeOpen.add(path);
           this.buildTree().then(() => this.tree.querySelector(`[data-toggle="${CSS.escape(path)}"]`)?.focus());
-        }, { className: "icon-button twist", aria: { expanded: String(isOpen), label: this.ctx.t(isOpen ? "files.tree.shut" : "files.tree.open", { name }) }, data: { toggle: path } });
-        items.push(el("li", {}, el("div", { className: "tree-row" }, toggle, el("a", { href: this.ctx.href("files", ...path.split("/")), data: { folder: path }, title: name }, name)),
+        }, { className: "icon-button twist", aria: { expanded: String(isOpen), label: this.ctx.t(isOpen ? "files.tree.shut" : "files.tree.open", { name: show(name) }) }, data: { toggle: path } });
+        items.push(el("li", {}, el("div", { className: "tree-row" }, toggle, el("a", { href: this.ctx.href("files", ...path.split("/")), data: { folder: path }, title: show(name) }, show(name))),
           isOpen && await build(path)));
       }
       return items.length > 0 ? el("ul", {}, items) : null;
@@ -276,7 +276,7 @@ class FilesPage {
   row(entry, n) {
     const { el, format, t } = this.ctx;
     const modified = entry.modified_unix_ms / 1000;
-    const sub = [this.query && (split(entry.path)[0] || t("files.root")), entry.kind === "folder" ? t("files.kind.folder") : format.bytes(entry.size), entry.kind !== "folder" && format.when(modified)].filter(Boolean).join(" · ");
+    const sub = [this.query && (show(split(entry.path)[0]) || t("files.root")), entry.kind === "folder" ? t("files.kind.folder") : format.bytes(entry.size), entry.kind !== "folder" && format.when(modified)].filter(Boolean).join(" · ");
     return el("li", { className: `file-row ${this.selected.has(entry.path) ? "selected" : ""}`, data: { name: entry.name }, on: { contextmenu: (event) => { event.preventDefault(); this.entryMenu(event.target, entry, n, event); } } },
       this.check(entry, n), this.picture(entry),
       el("div", { className: "file-words" }, this.name(entry, n, "file-name cut"), el("span", { className: `file-sub small muted cut ${this.query ? "always" : ""}` }, sub)),
@@ -314,7 +314,7 @@ class FilesPage {
     this.selected.clear();
     if (on) {
       try {
-        for (const entry of await this.listing.all()) this.selected.set(entry.path ?? join(this.folder, entry.name), { ...entry, path: entry.path ?? join(this.folder, entry.name) });
+        for (const entry of await this.listing.all()) this.selected.set(entry.path, entry);
       } catch (error) {
         fail(error);
       }
@@ -427,7 +427,7 @@ class FilesPage {
 
   async newFolder(folder) {
     const { t, api } = this.ctx;
-    const made = await askText(t("files.new_folder"), t("files.name"), "", t("files.create"), (name) => api.post("folders", { path: join(folder, name.trim()) }));
+    const made = await askText(t("files.new_folder"), t("files.name"), "", t("files.create"), (name) => api.post("folders", { path: join(folder, wire(name.trim())) }));
     if (made) this.ctx.events.changed("files");
     return made;
   }
@@ -436,7 +436,7 @@ class FilesPage {
     const { t, api } = this.ctx;
     const [folder] = split(entry.path);
     const done = await askText(t("files.rename"), t("files.name"), entry.name, t("files.rename"), async (name) => {
-      if (name.trim() !== entry.name) await api.post("move", { from: entry.path, to: join(folder, name.trim()) });
+      if (name.trim() !== entry.name) await api.post("move", { from: entry.path, to: join(folder, wire(name.trim())) });
     });
     if (done) {
       this.selected.delete(entry.path);
@@ -473,21 +473,21 @@ class FilesPage {
     let at = this.folder;
     const places = el("div", { className: "places" });
     const paint = async () => {
-      places.replaceChildren(el("p", { className: "strong cut" }, at || t("files.root")));
+      places.replaceChildren(el("p", { className: "strong cut" }, show(at) || t("files.root")));
       if (at) places.append(el("button", { type: "button", className: "place", on: { click: () => { at = split(at)[0]; paint(); } } }, ctx.icon("up"), el("span", {}, t("files.parent"))));
       const folders = await this.foldersOf(at).catch(() => []);
       for (const name of folders) {
         const path = join(at, name);
         if (entries.some((entry) => entry.path === path)) continue;
-        places.append(el("button", { type: "button", className: "place", on: { click: () => { at = path; paint(); } } }, ctx.icon("folder"), el("span", { className: "cut" }, name)));
+        places.append(el("button", { type: "button", className: "place", on: { click: () => { at = path; paint(); } } }, ctx.icon("folder"), el("span", { className: "cut" }, show(name))));
       }
-      places.append(el("button", { type: "button", className: "place muted", on: { click: async () => { const made = await this.newFolder(at); if (made) { at = join(at, made.trim()); paint(); } } } }, ctx.icon("new-folder"), el("span", {}, t("files.new_folder"))));
+      places.append(el("button", { type: "button", className: "place muted", on: { click: async () => { const made = await this.newFolder(at); if (made) { at = join(at, wire(made.trim())); paint(); } } } }, ctx.icon("new-folder"), el("span", {}, t("files.new_folder"))));
     };
     await paint();
     const go = await ctx.dialog({ title: t("files.move.title", { entries: ctx.format.counted(entries.length, "count.entry") }), body: [places],
       actions: [{ label: t("cancel"), value: false }, { label: t("files.move_here"), kind: "main", value: true, run: () => true }] });
     if (!go) return;
-    await this.each(entries.filter((entry) => split(entry.path)[0] !== at), (entry) => ctx.api.post("move", { from: entry.path, to: join(at, entry.name) }), "files.moved");
+    await this.each(entries.filter((entry) => split(entry.path)[0] !== at), (entry) => ctx.api.post("move", { from: entry.path, to: join(at, split(entry.path)[1]) }), "files.moved");
   }
 
   async remove(entries) {
@@ -550,7 +550,8 @@ async function openBin(root, ctx) {
     const { entries, more } = await ctx.api.get("bin", { limit: 500 }, { signal: ctx.signal });
     if (JSON.stringify(entries.map((each) => each.id)) === shown) return;
     shown = JSON.stringify(entries.map((each) => each.id));
-    list.replaceChildren(...entries.map((entry) => {
+    list.replaceChildren(...entries.map((told) => {
+      const entry = { ...told, name: show(told.name), folder: show(told.folder) };
       const restore = button(t("bin.restore"), async () => {
         restore.disabled = true;
         try {

@@ -1,5 +1,6 @@
 // The fleet: the cells one is connected to, as a map and as a list, and what is placed where.
 
+import { show as shown } from "../files/names.js";
 import { svg } from "../ui/dom.js";
 import { Parts, askText, button, dot, empty, field, iconButton, menu, meter, pill, waiting } from "../ui/pieces.js";
 
@@ -169,7 +170,7 @@ export async function open(root, ctx) {
         el("p", { className: "small muted" }, state)), more),
       waits,
       el("dl", { className: "peer-facts" }, el("div", {}, el("dt", {}, t("fleet.for_us")), el("dd", { className: "number" }, peer.held_for_us_bytes > 0 ? format.bytes(peer.held_for_us_bytes) : t("home.held.none"))),
-        el("div", {}, el("dt", {}, t("fleet.for_them")), el("dd", { className: "number" }, [peer.held_for_them_bytes > 0 ? format.bytes(peer.held_for_them_bytes) : t("home.held.none"), peer.quota_bytes > 0 && t("fleet.of", { bytes: format.bytes(peer.quota_bytes) })].filter(Boolean).join(" ")), used),
+        el("div", {}, el("dt", {}, t("fleet.for_them")), el("dd", { className: "number" }, [peer.held_for_them_bytes > 0 ? format.bytes(peer.held_for_them_bytes) : t("home.held.none"), peer.quota_bytes > 0 && t("fleet.of", { bytes: format.bytes(peer.quota_bytes) })].filter(Boolean).join(" "), used)),
         el("div", {}, el("dt", {}, t("fleet.health")), el("dd", {}, strip(days)))),
       fold,
       isOpen && el("div", { className: "stack peer-more" }, el("div", {}, el("h4", {}, t("fleet.routes")), routeList(peer)),
@@ -199,7 +200,7 @@ export async function open(root, ctx) {
       RISKS.filter(count).map((risk) => el("span", { className: risk, style: { "flex-grow": String(count(risk)) } }))),
     el("ul", { className: "risks" }, RISKS.filter(count).map((risk) => el("li", {}, el("span", { className: `swatch ${risk}` }), el("span", {}, t(`risk.${risk}`)), el("span", { className: "number strong" }, format.number(count(risk)))))));
     if (files.length > 0) {
-      section.append(el("h3", {}, t("fleet.worst")), el("ul", { className: "plain-list" }, files.map((file) => el("li", {}, icon("file"), el("span", { className: "cut", title: file.path }, file.path), el("span", { className: "muted small" }, file.holders.length > 0 ? t("fleet.held_by", { names: file.holders.join(", ") }) : t("fleet.held_by_none")), pill(t(`risk.${file.risk}`), file.risk === "gone" || file.risk === "only_away" ? "bad" : "warn")))));
+      section.append(el("h3", {}, t("fleet.worst")), el("ul", { className: "plain-list" }, files.map((file) => el("li", {}, icon("file"), el("span", { className: "cut", title: shown(file.path) }, shown(file.path)), el("span", { className: "muted small" }, file.holders.length > 0 ? t("fleet.held_by", { names: file.holders.join(", ") }) : t("fleet.held_by_none")), pill(t(`risk.${file.risk}`), file.risk === "gone" || file.risk === "only_away" ? "bad" : "warn")))));
     }
     if (more) section.append(el("p", { className: "note" }, t("fleet.more_files")));
     return section;
@@ -218,7 +219,10 @@ export async function open(root, ctx) {
     const coarse = (s) => (s === null ? null : s - (s % (s < 3600 ? 60 : 3600)));
     const cells = peers.map((peer) => {
       const route = routeOf(peer);
-      return { id: peer.id, name: peer.name, online: peer.online, favorite: peer.favorite, kind: route?.kind ?? null, rate: route?.down_bytes_per_s ?? 0, text: route ? speed(route) : "" };
+      return {
+        id: peer.id, name: peer.name, online: peer.online, favorite: peer.favorite, kind: route?.kind ?? null, rate: route?.down_bytes_per_s ?? 0,
+        text: route ? (innerWidth <= 760 ? speed(route).split(" · ")[0] : speed(route)) : "",
+      };
     });
     parts.put("map", { cells, own: ctx.state.status?.name ?? "", relays: routes.relays }, cells.length > 0 ? map : () => el("span", { hidden: true }));
     parts.put("list", peers.map((peer) => ({ peer: { ...peer, last_seen_s: coarse(peer.last_seen_s), watched_s: 0, silent_s: 0, settle_left_s: 0 }, route: routeOf(peer), days: health.get(peer.id) ?? [], isOpen: openPeer === peer.id, routes: openPeer === peer.id ? routes : null })), list);

@@ -9,7 +9,7 @@ export async function open(root, ctx) {
   const { root: page, body } = ctx.page(t("tab.help"));
   body.classList.add("settings-body");
   const links = PAGES.map((name) => el("a", { href: name === "index" ? ctx.href("help") : ctx.href("help", name), data: { part: name } }, el("span", {}, t(`help.${name}`))));
-  const article = el("article", { className: "card prose" });
+  const article = el("article", { className: "card doc-text" });
   body.append(el("nav", { className: "sub-nav", aria: { label: t("help.pages") } }, links), article);
   root.append(page);
   turn = async (path) => {

@@ -8,18 +8,21 @@ const REMEDIES = {
   "owner-silent": ["fleet"], "friend-request": ["fleet"], "chat": ["settings", "logs"], "chat-full": ["chat"],
   "disk-low": ["files"], "disk-full": ["files", "recycle-bin"], "damaged": ["home"], "damaged-held": ["settings", "logs"], "healed": ["settings", "logs"],
   "drill-failed": ["home"], "drill-overdue": ["fleet"], "phrase": ["settings", "phrase"], "clock": ["home"], "brake": ["home"], "home": ["settings", "about"],
-  "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"],
+  "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"], "older": ["settings", "about"],
 };
 
 /** With a capital letter and a full stop. */
 const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
 
+/** How many files are spoken of: what lies in the Recycle Bin has copies too, and is not counted where all is well. */
+const known = (copies, files) => (copies.short === 0 ? Math.min(copies.full, files.count) : copies.full + copies.short);
+
 /** One sentence, from the state alone: `[mood, key, values]`. */
 export function verdict({ alerts, copies, files, peers, job }, format) {
-  const total = copies.full + copies.short;
+  const total = known(copies, files);
   const urgent = alerts.some((alert) => alert.level === "urgent");
   if (urgent) return ["bad", "home.urgent", {}];
-  if (files.count === 0 && total === 0) return ["calm", "home.empty", {}];
+  if (files.count === 0) return ["calm", "home.empty", {}];
   if (peers.length === 0) return ["warn", "home.alone", { files: format.counted(files.count, "count.file") }];
   if (copies.wanted < 2) return ["warn", "home.single", {}];
   const waits = copies.short + files.waiting;
@@ -117,8 +120,9 @@ export function open(root, ctx) {
       button(t("home.drill.run"), runDrill, { className: "button small-button" })));
   }
 
-  function tiles({ copies, disk, files, held, peers, drill, chunks }) {
-    const total = copies.full + copies.short;
+  function tiles({ copies: counted, disk, files, held, peers, drill, chunks }) {
+    const total = known(counted, files);
+    const copies = { ...counted, full: Math.min(counted.full, total) };
     const online = peers.filter((peer) => peer.online).length;
     const used = Math.max(0, disk.total - disk.free);
     const low = disk.free <= 2 * disk.reserve;

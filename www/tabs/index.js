@@ -9,6 +9,7 @@ export const TABS = [
   { id: "files", icon: "files", isShown: () => true, load: () => import("./files.js") },
   { id: "feed", icon: "feed", isShown: () => true, load: () => import("./feed.js") },
   { id: "chat", icon: "chat", isShown: () => true, load: () => import("./chat.js") },
+  { id: "ai", icon: "spark", isShown: () => true, load: () => import("./ai.js") },
   { id: "fleet", icon: "fleet", isShown: () => true, load: () => import("./fleet.js") },
   { id: "bounty", icon: "leaf", isShown: () => true, load: () => import("./bounty.js") },
   { id: "invites", icon: "invite", isShown: () => true, load: () => import("./invites.js") },

@@ -44,7 +44,11 @@ export async function open(root, ctx) {
   function editor(setting, set) {
     const label = t.has(`set.${setting.key}`) ? t(`set.${setting.key}`) : setting.key;
     const words = t.has(`set.${setting.key}.note`) ? t(`set.${setting.key}.note`) : setting.text ?? "";
-    const note = [words, setting.restart && t("setting.restart"), !setting.editable && t("setting.file")].filter(Boolean).join(" ");
+    const note = [words, setting.pending && t("setting.pending")].filter(Boolean).join(" ");
+    if (setting.choices?.length > 0) {
+      const { root: node, input } = field(label, { options: setting.choices.map((choice) => [choice, choice]), value: setting.value, disabled: !setting.editable, on: { change: () => set(input.value) } }, note);
+      return node;
+    }
     if (setting.type === "bool" || typeof setting.value === "boolean") {
       const { root: node, input } = toggle(label, setting.value === true, (on) => set(on), note);
       input.disabled = !setting.editable;
@@ -79,7 +83,9 @@ export async function open(root, ctx) {
     const { settings } = await api.get("settings", {}, { signal: ctx.signal });
     const changes = {};
     const groups = new Map();
-    for (const setting of settings) groups.set(setting.group || "other", [...(groups.get(setting.group || "other") ?? []), setting]);
+    for (const setting of settings) groups.set(setting.group || "Advanced", [...(groups.get(setting.group || "Advanced") ?? []), setting]);
+    // Ports that were given on the command line differ from the file for good.
+    const isPending = settings.some((setting) => setting.pending && !/(port|listen)$/.test(setting.key));
     const save = button(t("save"), null, { kind: "main", type: "submit", disabled: true });
     const undo = button(t("setting.undo"), () => general().catch(ctx.fail), { kind: "plain", disabled: true });
     const problem = el("p", { className: "problem", attrs: { role: "alert" }, hidden: true });
@@ -96,7 +102,11 @@ export async function open(root, ctx) {
     const sections = [...groups].map(([group, items]) => {
       const first = items.filter((item) => item.editable);
       const rest = items.filter((item) => !item.editable);
-      return el("section", { className: "card stack" }, el("h2", {}, t.has(`group.${group}`) ? t(`group.${group}`) : group), first.map((item) => editor(item, (value) => set(item, value))),
+      const title = t.has(`group.${group}`) ? t(`group.${group}`) : group;
+      if (group === "Advanced") {
+        return el("section", { className: "card" }, el("details", {}, el("summary", {}, el("h2", { className: "in-line" }, title)), el("div", { className: "stack" }, items.map((item) => editor(item, (value) => set(item, value))))));
+      }
+      return el("section", { className: "card stack" }, el("h2", {}, title), first.map((item) => editor(item, (value) => set(item, value))),
         rest.length > 0 && el("details", {}, el("summary", {}, t("setting.in_file", { n: rest.length })), el("div", { className: "stack" }, rest.map((item) => editor(item, () => {})))));
     });
     pane.replaceChildren(el("form", { className: "stack", on: { submit: async (event) => {
@@ -115,7 +125,7 @@ export async function open(root, ctx) {
         problem.hidden = false;
         save.disabled = false;
       }
-    } } }, sections, bar));
+    } } }, isPending && el("div", { className: "hint wanted" }, el("span", {}, t("setting.is_pending")), button(t("about.restart"), () => restart().catch(ctx.fail), { className: "button small-button" })), sections, bar));
   }
 
   // Access

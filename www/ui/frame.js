@@ -67,6 +67,10 @@ async function refresh() {
   asking = true;
   await new Promise((done) => setTimeout(done, Math.max(0, askedAt + STATUS_MS_MIN - Date.now())));
   askedAt = Date.now();
+  if (!shown) {
+    asking = again = false;
+    return;
+  }
   try {
     state.status = await api.status();
     setOffline("");
@@ -199,9 +203,9 @@ async function route() {
 }
 
 export async function signOut() {
-  await api.post("logout").catch(() => {});
   hideFrame();
   location.hash = "";
+  await api.post("logout").catch(() => {});
   restart();
 }
 

@@ -11,6 +11,7 @@ let source = null;
 let poller = 0;
 let retry = 0;
 let isOn = false;
+let isLost = false;
 
 function tell(what) {
   for (const each of [...listeners]) if (each.what.some((one) => what.includes(one))) each.run(what);
@@ -31,6 +32,7 @@ function listen() {
   source = new EventSource(api.url("events"));
   source.addEventListener("open", () => {
     clearTimeout(poller);
+    isLost = false;
     // Whatever happened while nobody listened.
     tell(ALL);
   });
@@ -42,7 +44,12 @@ function listen() {
     }
   });
   source.addEventListener("error", () => {
-    poll();
+    // Each try to connect anew ends here, too: the asking goes on in its own time.
+    if (!isLost) {
+      isLost = true;
+      poll();
+      tell(["status"]);
+    }
     if (source?.readyState === EventSource.CLOSED) retry = setTimeout(listen, RETRY_MS);
   });
 }

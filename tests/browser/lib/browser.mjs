@@ -55,6 +55,15 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   return page;
 }
 
+/** Signs in again where the page asks for it, as after a restart. */
+export async function signInAgain(page) {
+  await page.waitForSelector(".frame .page, .door input[type=password]");
+  if (!await page.locator(".door input[type=password]").count()) return;
+  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.waitForSelector(".frame .page");
+}
+
 /** Opens a cell's page, signed in. */
 export async function signIn(cell, options) {
   const page = await newPage(options);
@@ -73,6 +82,8 @@ export async function goTo(page, hash, selector = ".page h1") {
 
 /** Throws where axe finds a violation. */
 export async function checkAxe(page, where) {
+  // What fades in has its colours at the end only.
+  await page.evaluate(() => Promise.all(document.getAnimations().filter((each) => each.effect.getTiming().iterations !== Infinity).map((each) => each.finished.catch(() => {}))));
   await page.evaluate(`${AXE}; 0`);
   const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
   const told = found.violations.map((one) => `${one.id} (${one.impact}): ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160)).join(" | ")}`);

@@ -26,8 +26,8 @@ async function freePort() {
 }
 
 export class Cell {
-  /** Makes a cell and starts it. */
-  static async start(name, config = {}) {
+  /** Makes a cell and starts it; `before` gets it in between. */
+  static async start(name, config = {}, before = () => {}) {
     const cell = new Cell();
     cell.name = name;
     cell.root = fs.mkdtempSync(path.join(os.tmpdir(), "grove-browser-"));
@@ -41,6 +41,7 @@ export class Cell {
     const file = path.join(cell.dir, "config.json");
     const known = fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, "utf8")) : {};
     fs.writeFileSync(file, JSON.stringify({ ...known, "lan.discovery": false, portmap: false, "peer.listen": "127.0.0.1", ...config }));
+    before(cell);
     await cell.run();
     return cell;
   }
