@@ -25,6 +25,8 @@ SIM_SEEDS ?= 2000
 SIM_DAYS  ?= 365
 # Stories of sharing in `make sim`.
 SIM_SHARING ?= 1000
+# Years of peers that store for each other.
+SIM_BOUNTY ?= 1000
 
 export CARGO PYTHON
 
@@ -44,6 +46,8 @@ run: release ## build, make a cell if there is none, serve its dashboard
 sim: ## thousands of virtual years of whole fleets, with every fault (SIM_SEEDS=2000 SIM_DAYS=365)
 	GROVE_SIM_SEEDS=$(SIM_SEEDS) GROVE_SIM_DAYS=$(SIM_DAYS) GROVE_SIM_CELLS=50 \
 	  $(CARGO) test --locked --profile quick --test simulation -- --nocapture --test-threads 1
+	GROVE_SIM_BOUNTY=$(SIM_BOUNTY) GROVE_SIM_DAYS=$(SIM_DAYS) \
+	  $(CARGO) test --locked --profile quick --test bounty_simulation -- --nocapture
 	GROVE_SIM_SHARING=$(SIM_SHARING) \
 	  $(CARGO) test --locked --profile quick --test sharing_simulation -- --nocapture --test-threads 1
 
@@ -64,6 +68,9 @@ msrv: ## does it compile with the oldest Rust we promise
 bench: release ## Grove beside restic, rclone and Syncthing, as ratios (ARGS=--quick: a small run)
 	$(CARGO) build --locked --release --example primitives --example scale
 	@GROVE="$(GROVE)" scripts/bench $(ARGS)
+	@if "$${GROVE_AI_PYTHON:-python3}" -c 'import xllamacpp, gguf, numpy' 2>/dev/null; then \
+	  GROVE="$(GROVE)" "$${GROVE_AI_PYTHON:-python3}" scripts/bench-ai $(filter --quick,$(ARGS)); \
+	  else echo "skipped: scripts/bench-ai (it needs Python with xllamacpp, gguf and numpy; GROVE_AI_PYTHON names it)"; fi
 
 demo: release ## lose a cell and get everything back, on real files (ARGS=--small: a short one)
 	@GROVE="$(GROVE)" scripts/demo $(ARGS)

@@ -53,7 +53,9 @@ impl Level {
         match code {
             "disk-full" | "home" | "unmounted" | "retired" | "damaged" | "brake" | "drill-failed"
             | "import" => Self::Urgent,
-            "healed" | "watches" | "drill-overdue" | "owner-silent" | "friend-request" => Self::Info,
+            "healed" | "watches" | "drill-overdue" | "owner-silent" | "friend-request" | "older" => {
+                Self::Info
+            }
             _ => Self::Warn,
         }
     }

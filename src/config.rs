@@ -114,8 +114,16 @@ settings! {
     "dashboard.hosts" dashboard_hosts: Vec<String> = Vec::new();
     /// Copies of each chunk, this cell's own among them. 1 to 20.
     "copies" copies: u64 = 2;
-    /// Bytes a peer may store here, where nothing else was said to it; 0: up to the reserve.
+    /// Bytes a peer may store here, where nothing else was said to it; 0: by the rules of the bounty, which follow.
     "quota.default_bytes" quota_bytes: u64 = 0;
+    /// Bytes that any peer may store here, whatever it stores for this cell.
+    "bounty.base_bytes" bounty_base_bytes: u64 = 256 << 30;
+    /// What it stores for this cell, and has proven, adds to that so many hundredths of it.
+    "bounty.ratio_percent" bounty_ratio_percent: u64 = 100;
+    /// Bytes that a friend or favorite may store here; 0: up to the reserve.
+    "bounty.friend_bytes" bounty_friend_bytes: u64 = 0;
+    /// Bytes that a new peer may store here until its first proofs.
+    "bounty.vetting_bytes" bounty_vetting_bytes: u64 = 8 << 30;
     /// Part of the disk that is never used. Percent.
     "disk.reserve_percent" reserve_percent: u64 = 5;
     /// At least so much is never used. Bytes.
@@ -181,6 +189,14 @@ settings! {
     "scrub.days" scrub_days: u64 = 30;
     /// How fast it is read for that, at most. Bytes a second.
     "scrub.bytes_per_s" scrub_bytes_per_s: u64 = 4 * 1024 * 1024;
+    /// Model servers besides those named in the dashboard: `http://host:port` each.
+    "ai.backends" ai_backends: Vec<String> = Vec::new();
+    /// A `.gguf` in the folder `models` is run by a `llama-server` of this machine, when it is asked for.
+    "ai.managed" ai_managed: bool = true;
+    /// That model leaves the memory after so long without a question. s.
+    "ai.idle_s" ai_idle_s: u64 = 600;
+    /// Tokens of question and answer together that it takes.
+    "ai.context" ai_context: u64 = 4096;
     /// Chunk jobs at once; 0: as many as cores, up to 4.
     "jobs" jobs: u64 = 0;
     /// error, warn, info, debug or trace.
@@ -287,6 +303,10 @@ fn is_of_machine(key: &str) -> bool {
         "peer.port",
         "peer.addresses",
         "alerts.command",
+        "ai.backends",
+        "ai.managed",
+        "ai.idle_s",
+        "ai.context",
         "jobs",
         "log.level",
     ];
@@ -316,6 +336,7 @@ impl Config {
             ("peer.port", self.peer_port <= 65_535, "a port, 0 to 65535"),
             ("disk.reserve_percent", self.reserve_percent <= 90, "from 0 to 90"),
             ("versions.budget_percent", self.versions_budget_percent <= 90, "from 0 to 90"),
+            ("bounty.ratio_percent", self.bounty_ratio_percent <= 10_000, "at most 10000"),
             ("sync.every_s", (1..=86_400).contains(&self.sync_every_s), "from 1 to 86400"),
             ("heal.grace_s", self.heal_grace_s <= 365 * 86_400, "at most 31536000"),
             ("heal.settle_s", self.heal_settle_s <= 365 * 86_400, "at most 31536000"),
@@ -354,6 +375,14 @@ impl Config {
             ("relay.circuits_max", (1..=64).contains(&self.relay_circuits_max), "from 1 to 64"),
             ("relay.clients_max", self.relay_clients_max <= 1_000_000, "at most 1000000"),
             ("relay.connects_per_minute", self.relay_connects_per_minute >= 1, "1 or more"),
+            (
+                "ai.backends",
+                self.ai_backends.len() <= 64
+                    && self.ai_backends.iter().all(|url| crate::ai::http::Url::parse(url).is_ok()),
+                "a list of at most 64 URLs such as \"http://pc.local:8080\"",
+            ),
+            ("ai.idle_s", (10..=86_400).contains(&self.ai_idle_s), "from 10 to 86400"),
+            ("ai.context", (256..=1_048_576).contains(&self.ai_context), "from 256 to 1048576"),
             (
                 "log.level",
                 self.log_level.parse::<log::LevelFilter>().is_ok(),

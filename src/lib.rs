@@ -8,7 +8,9 @@
 //!                   > catalog grant manifest seal keys id config nouns
 //! ```
 
+pub mod ai;
 pub mod alerts;
+pub mod bounty;
 pub mod buffers;
 pub mod card;
 pub mod catalog;
@@ -44,6 +46,7 @@ pub mod sha256;
 pub mod simulation;
 pub mod state_files;
 pub mod store;
+pub mod sums;
 pub mod sync;
 pub mod vault;
 pub mod wire;

@@ -438,17 +438,51 @@ fn hostile_texts_are_kept_as_they_are_and_shown_harmlessly() {
         assert_eq!(child.wait().unwrap().success(), is_taken);
     }
     wait_for("it came", || (texts(&bob, "ann").last()? == "by a pipe\nin two lines").then_some(()));
-    // Attachments are carried and shown by their ids.
-    let id = "0123456789abcdef0123456789abcdef";
-    ann.post("/chat/send", &format!(r#"{{"peer":"bob","attachments":["{id}"]}}"#));
-    wait_for("it is attached", || {
-        bob.cli(["chat", "ann", "--history", "1"]).ok().out.contains(id).then_some(())
-    });
     for bad in
         [r#""text":7"#, r#""text":"""#, r#""texts":[]"#, r#""attachments":["xyz"]"#, r#""texts":["a",""]"#]
     {
         assert!(ann.try_post("/chat/send", &format!(r#"{{"peer":"bob",{bad}}}"#)).is_err(), "{bad}");
     }
+}
+
+/// A file goes with a message: the friend sees its name, and fetches it.
+#[test]
+fn a_file_that_goes_with_a_message_is_shared_named_and_fetched() {
+    let folder = TempDir::new("chat");
+    let (ann, bob) = friends(&folder);
+    fs::create_dir_all(ann.home.join("trips")).unwrap();
+    fs::write(ann.home.join("trips/map.txt"), "left at the oak").unwrap();
+    ann.cli(["add", ann.home.join("trips").to_str().unwrap()]).ok();
+    // What is not shared, not there, or no file is refused, and nothing is said.
+    let nothing = "0123456789abcdef0123456789abcdef";
+    let refused = ann.try_post("/chat/send", &format!(r#"{{"peer":"bob","attachments":["{nothing}"]}}"#));
+    assert!(refused.unwrap_err().to_string().contains("no file that is shared with this friend"));
+    let told = ann.cli(["chat", "bob", "look", "--attach", "trips"]);
+    assert!(!told.status.success() && told.err.contains("a folder cannot be attached"), "{}", told.err);
+    let told = ann.cli(["chat", "bob", "look", "--attach", "trips/none.txt"]);
+    assert!(!told.status.success() && told.err.contains("there is no"), "{}", told.err);
+    assert!(texts(&ann, "bob").is_empty(), "nothing was said");
+
+    ann.cli(["chat", "bob", "look", "--attach", "trips/map.txt"]).ok();
+    // Once more: it is shared already, and need not be shared again.
+    ann.cli(["chat", "bob", "--attach", "trips/map.txt"]).ok();
+    let shown = wait_for("it is named", || {
+        let shown = bob.cli(["chat", "ann", "--history", "2"]).ok().out;
+        (shown.matches("+ attached: map.txt (15 B): grove fetch ").count() == 2).then_some(shown)
+    });
+    assert!(ann.cli(["chat", "bob", "--history", "2"]).ok().out.contains("+ attached: trips/map.txt (15 B)"));
+    assert_eq!(objects(&ann.get("/shares"), "shares").len(), 1);
+    let id = shown.rsplit("grove fetch ").next().unwrap().trim().to_owned();
+    let out = folder.path().join("got.txt");
+    bob.cli(["fetch", &id, "--to", out.to_str().unwrap()]).ok();
+    assert_eq!(fs::read(out).unwrap(), b"left at the oak");
+
+    // Taken back, it is said to be so on both sides.
+    ann.cli(["unshare", "trips/map.txt", "bob"]).ok();
+    assert!(ann.cli(["chat", "bob", "--history", "1"]).ok().out.contains("no longer shared"));
+    wait_for("it is gone", || {
+        bob.cli(["chat", "ann", "--history", "1"]).ok().out.contains("not in the Feed").then_some(())
+    });
 }
 
 /// A name is chosen by its owner, and stands in every answer.
@@ -479,6 +513,7 @@ fn a_friend_with_a_hostile_name_is_shown_harmlessly_everywhere() {
         vec!["chat", name.as_str(), "--history", "9"],
         vec!["peers"],
         vec!["routes"],
+        vec!["bounty"],
         vec!["status"],
         vec!["placement"],
         vec!["peer", "unfriend", &id[..8]],

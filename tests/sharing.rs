@@ -298,7 +298,7 @@ fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
         !said.status.success() && said.err.contains("9.0 MiB of 2 files") && said.err.contains("--yes"),
         "{said:?}"
     );
-    ann.cli(["share", "folder", "cid"]).ok();
+    assert_eq!(items(&ann.get("/shares"), "shares").len(), 1, "nothing is done by halves");
     let said = ann.cli(["unshare", "folder", "cid", "--reseal", "--yes"]).ok().out;
     assert!(said.contains("2 files are sealed anew"), "{said}");
     assert_eq!(ann.content("folder/big.bin").unwrap(), big);

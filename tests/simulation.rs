@@ -3,7 +3,8 @@
 //! `GROVE_SIM_SEEDS` says how many seeds, `GROVE_SIM_SEED` replays one, `GROVE_SIM_DAYS` sets the length of a year,
 //! `GROVE_SIM_LOG=1` prints everything that happens. `make sim` runs 2,000 seeds of a whole year.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use grove::simulation::{Outcome, Scale, rules, year};
@@ -32,6 +33,7 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
         None => (number("GROVE_SIM_FIRST").unwrap_or(0), seeds),
     };
     let next = AtomicU64::new(first);
+    let panicked = AtomicBool::new(false);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(count as usize);
     let began = Instant::now();
     let (mut cells, mut versions) = (0, 0);
@@ -46,7 +48,16 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
                         if seed >= first + count {
                             return (cells, versions, failed);
                         }
-                        let outcome = run(seed, scale);
+                        // Whoever panics must say which seed it was, and the others go on.
+                        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(seed, scale)));
+                        let Ok(outcome) = ran else {
+                            println!(
+                                "seed {seed}: panicked, see above\nreplay it: {}",
+                                replay(seed, scale, test)
+                            );
+                            panicked.store(true, Ordering::Relaxed);
+                            continue;
+                        };
                         (cells, versions) = (cells + outcome.cells, versions + outcome.versions);
                         if let Some(broken) = &outcome.broken {
                             println!("seed {seed}: {broken}");
@@ -58,12 +69,13 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
             .collect();
         for worker in workers {
             let (more_cells, more_versions, more) =
-                worker.join().unwrap_or_else(|_| panic!("a seed of {test} panicked; see above"));
+                worker.join().unwrap_or_else(|_| panic!("a thread of {test} panicked; see above"));
             (cells, versions) = (cells + more_cells, versions + more_versions);
             failed.extend(more);
         }
     });
     failed.sort_by_key(|(seed, _)| *seed);
+    let has_panicked = panicked.load(Ordering::Relaxed);
     println!(
         "{test}: {count} seeds of {} days, {cells} cells, {versions} versions, {:.0} s, {} broke a rule",
         scale.days,
@@ -74,6 +86,7 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
         let broken = outcome.broken.as_ref().expect("it failed");
         panic!("seed {seed}: {broken}\n{}\nreplay it: {}", outcome.log, replay(*seed, scale, test));
     }
+    assert!(!has_panicked, "a seed of {test} panicked; see above");
 }
 
 fn seeds(usual: u64) -> u64 {
@@ -188,4 +201,14 @@ fn broken_garbage_collection_is_caught() {
     let (seed, why) =
         caught(Sabotage::CollectsClaims).expect("200 seeds are enough to see that claims are collected");
     println!("a collection that takes what peers keep is caught by seed {seed}: {why}");
+}
+
+#[test]
+fn honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them() {
+    run_seeds(
+        "honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them",
+        seeds(10),
+        scale(),
+        |seed, _| rules::accounts(seed),
+    );
 }

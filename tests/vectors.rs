@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use grove::bounty::{FIGURE_MAX, Heard, Side, Statement, StatementBody};
 use grove::card::{Card, CardBody, Extension as CardExtension, Invite, Role, Successor};
 use grove::catalog::{
     CatalogError, Head, RecordKind, SegmentWriter, open_segment, read_segment, record_key, version_key,
@@ -28,7 +29,7 @@ use grove::routes::beacon::{self, DATAGRAM_BYTES, Pair, Purpose, Said};
 use grove::seal::{ENCODING_RAW, Sealer, padded_len};
 use grove::store::{ChunkStore, DiskStore, PackId, Place, StoreError, StoreLimits};
 use grove::sync::PeerRow;
-use grove::wire::message::{BatchHead, Receipts, Reply, Request};
+use grove::wire::message::{BatchHead, Receipts, Reply, Request, Settlement};
 use miniserde::json::{self, Value};
 
 /// JSON in the order it is written.
@@ -1528,6 +1529,160 @@ fn friends() {
                     ("read", number(8)),
                     ("request", telling),
                     ("reply", told),
+                ]),
+            ),
+        ])
+    });
+}
+
+/// Two cells of the fixed master key, the one with the smaller id first.
+fn two_cells() -> [Identity; 2] {
+    let mut two = [identity(), master().identity(1, 0)];
+    two.sort_by_key(|identity| identity.id());
+    two
+}
+
+fn statement_fields(about: &str, statement: &Statement) -> Json {
+    let body = statement.body();
+    Object(vec![
+        ("about", text(about)),
+        ("bytes", bytes(statement.to_bytes())),
+        ("hash", bytes(statement.hash())),
+        ("cells", array(body.cells.iter().map(|cell| bytes(cell.0)))),
+        ("sequence", number(body.seq)),
+        ("previous", bytes(body.previous)),
+        ("lives", array(body.lives.iter().map(|life| number(*life)))),
+        ("from", number(body.from)),
+        ("until", number(body.until)),
+        ("stored", array(body.stored.iter().map(|figure| number(*figure)))),
+        ("extensions", extensions(body.extensions.iter().map(|one| (one.tag, &one.bytes[..])))),
+        ("signed", array([Side::Low, Side::High].map(|side| Yes(statement.is_signed_by(side))))),
+    ])
+}
+
+/// What two cells sign of what they store for each other, and the request about it.
+#[test]
+fn statements() {
+    let [low, high] = two_cells();
+    let first = StatementBody {
+        cells: [low.id(), high.id()],
+        seq: 1,
+        previous: [0; 32],
+        lives: [1, 2],
+        from: 0,
+        until: 1_800_000_000,
+        stored: [25_769_803_776, 0],
+        extensions: vec![],
+    };
+    let half = Statement::sign(&high, first.clone()).unwrap();
+    let whole = half.clone().signed_by(&low).unwrap();
+    let next = StatementBody {
+        seq: 3,
+        previous: whole.hash(),
+        from: first.until,
+        until: first.until + 86_400,
+        stored: [51_539_607_552, FIGURE_MAX],
+        extensions: vec![Extension { tag: 7, must_understand: false, bytes: b"later".to_vec() }],
+        ..first.clone()
+    };
+    let next = Statement::sign(&high, next).unwrap().signed_by(&low).unwrap();
+    // Each field at its place in the body, as it must not be; all signed by the right cells.
+    let forged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut body = whole.to_bytes();
+        body.truncate(body.len() - 129);
+        change(&mut body);
+        [&body[..], &[3], &low.sign(&body), &high.sign(&body)].concat()
+    };
+    let put = |at: usize, what: &'static [u8]| {
+        forged(&move |body: &mut Vec<u8>| body[at..at + what.len()].copy_from_slice(what))
+    };
+    let signers = whole.to_bytes().len() - 129;
+    let with_byte = |at: usize, byte: u8| {
+        let mut wrong = whole.to_bytes();
+        wrong[at] = byte;
+        wrong
+    };
+    let refused: Vec<(&str, Vec<u8>)> = vec![
+        ("another version", put(18, b"2")),
+        (
+            "the cells in the other order",
+            forged(&|body| {
+                let (one, other) = (body[19..51].to_vec(), body[51..83].to_vec());
+                body[19..51].copy_from_slice(&other);
+                body[51..83].copy_from_slice(&one);
+            }),
+        ),
+        ("number 0", put(83, &[0; 8])),
+        ("life 0", put(123, &[0; 4])),
+        ("a period that ends before it begins", put(131, &[0xff; 8])),
+        ("a figure of 2^63", put(147, &[0, 0, 0, 0, 0, 0, 0, 0x80])),
+        (
+            "an extension that must be understood",
+            forged(&|body| {
+                body.pop();
+                body.extend_from_slice(&[1, 7, 0, 1, 0, 0, 0, 0]);
+            }),
+        ),
+        ("signed by nobody", with_byte(signers, 0)),
+        ("signed by a third cell", with_byte(signers, 4)),
+        ("a signature of the other one", {
+            let mut wrong = whole.to_bytes();
+            let (one, other) = (wrong[signers + 1..signers + 65].to_vec(), wrong[signers + 65..].to_vec());
+            wrong[signers + 1..signers + 65].copy_from_slice(&other);
+            wrong[signers + 65..].copy_from_slice(&one);
+            wrong
+        }),
+        ("a figure changed after it was signed", with_byte(147, 1)),
+        ("a byte too many", [&whole.to_bytes()[..], &[0]].concat()),
+        ("cut off", whole.to_bytes()[..signers + 64].to_vec()),
+    ];
+    for (about, wrong) in &refused {
+        assert!(Statement::from_bytes(wrong).is_err(), "{about}");
+    }
+    let heard = Heard {
+        life: 1,
+        measured: 25_769_803_776,
+        waiting: 2,
+        forfeited: 4,
+        debt: 3,
+        claimed: 5,
+        unix_s: 1_800_000_001,
+        disagrees: false,
+    };
+    let asked = Settlement { heard, wants: true, newest: whole.to_bytes(), proposal: vec![] };
+    let disagreeing = Heard { life: 2, disagrees: true, ..heard };
+    let answered =
+        Settlement { heard: disagreeing, wants: false, newest: whole.to_bytes(), proposal: half.to_bytes() };
+    check("statement.json", |_| {
+        let request = Request::Settle(asked.clone());
+        assert_eq!(Request::from_bytes(&request.to_bytes()).unwrap(), request);
+        let reply = Reply::Settle(answered.clone());
+        assert_eq!(Reply::from_bytes(&reply.to_bytes()).unwrap(), reply);
+        let refused = refused
+            .iter()
+            .map(|(about, wrong)| Object(vec![("about", text(about)), ("bytes", bytes(wrong))]));
+        Object(vec![
+            (
+                "statements",
+                array([
+                    statement_fields("proposed: the cell with the larger id has signed", &half),
+                    statement_fields("the same, signed by both", &whole),
+                    statement_fields("a later one, with a number left out and an extension", &next),
+                ]),
+            ),
+            ("refused", array(refused)),
+            (
+                "settle",
+                Object(vec![
+                    ("life", number(heard.life)),
+                    ("counted", number(heard.measured)),
+                    ("waiting", number(heard.waiting)),
+                    ("forfeited", number(heard.forfeited)),
+                    ("debt", number(heard.debt)),
+                    ("claimed", number(heard.claimed)),
+                    ("time", number(heard.unix_s)),
+                    ("request", bytes(request.to_bytes())),
+                    ("reply_with_life_2_that_disagrees_and_proposes", bytes(reply.to_bytes())),
                 ]),
             ),
         ])

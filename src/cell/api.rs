@@ -23,7 +23,7 @@ use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
 use crate::id::FileId;
 use crate::manifest::Kind;
-use crate::placement::{ChunkId, DbError, NodeId, Sort};
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
 use crate::vault::{Vault, VaultError};
 
 /// Words of the phrase that are asked for, to see that it was written down.
@@ -177,6 +177,9 @@ impl Cell {
         if path == ["metrics"] && request.authorized && request.method == Method::Get {
             return self.metrics().await;
         }
+        if let (["v1", rest @ ..], true) = (&path[..], request.authorized) {
+            return self.answer_openai(&request, rest).await;
+        }
         let Some(["api", "v1", rest @ ..]) =
             path.get(..).filter(|_| request.authorized || path == ["healthz"])
         else {
@@ -310,6 +313,8 @@ impl Cell {
             (_, ["share" | "unshare" | "shares" | "feed" | "reseal", ..]) => {
                 self.answer_about_shares(&request, rest, &fields).await
             }
+            (_, ["ai", rest @ ..]) => self.answer_about_ai(&request, rest, &fields).await,
+            (_, ["bounty", rest @ ..]) => self.answer_about_bounty(&request, rest, &fields).await,
             (_, ["chat", rest @ ..]) => self.answer_about_chat(&request, rest, &fields).await,
             (method, rest) => self.answer_about_peers(method, rest, &fields).await,
         }
@@ -576,24 +581,36 @@ impl Cell {
 
     async fn status(&self) -> Result<String, VaultError> {
         let wanted = self.vault.config.copies;
-        let (totals, chunks, own, bin, brake) = pool(&self.vault, move |v| {
+        let began = self.vault.clock.steady();
+        let known = self.status_sums.get(&(), began);
+        let (sums, bin, brake) = pool(&self.vault, move |v| {
             Ok(v.db.read(|t| -> Result<_, DbError> {
-                Ok((
-                    t.node_totals()?,
-                    t.chunk_totals()?,
-                    t.own_totals(wanted.saturating_sub(1))?,
-                    t.bin_count()?,
-                    brake::load(t)?,
-                ))
+                let sums = match known {
+                    Some(known) => known,
+                    None => StatusSums {
+                        totals: t.node_totals()?,
+                        chunks: t.chunk_totals()?,
+                        own: t.own_totals(wanted.saturating_sub(1))?,
+                    },
+                };
+                Ok((sums, t.bin_count()?, brake::load(t)?))
             })?)
         })
         .await?;
+        if known.is_none() {
+            self.status_sums.put((), sums, began, self.vault.clock.steady());
+        }
+        let StatusSums { totals, chunks, own } = sums;
         if brake.is_on() {
             brake::raise(&self.vault, &brake);
         }
         let vault = Arc::clone(&self.vault);
         let space = smol::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
+        let newer = self.synced().and_then(|sync| sync.newer_version());
+        let newer = newer.map_or("null".into(), |(peer, release)| {
+            Obj::new().str("peer", &peer).str("version", &release.to_string()).end()
+        });
         let (peers, held) = self.peers_json().await?;
         let last =
             self.keeper.scanned_at.get().map(|at| self.vault.clock.steady().saturating_sub(at).as_secs());
@@ -602,6 +619,7 @@ impl Cell {
             .str("name", &self.name)
             .str("id", &self.vault.id().to_string())
             .str("version", VERSION)
+            .raw("newer", newer)
             .num("uptime_s", self.vault.clock.steady().as_secs())
             .num("life", self.vault.life())
             .str("home", &to_wire(self.vault.home.as_os_str().as_encoded_bytes()))
@@ -644,6 +662,14 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// What is added up over all files and chunks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StatusSums {
+    totals: NodeTotals,
+    chunks: (u64, u64),
+    own: (u64, u64, u64),
 }
 
 /// An alert as JSON; `now` is the observed second.

@@ -8,8 +8,9 @@ use super::Cell;
 use super::json::{Fields, Obj, list, text};
 use crate::chat::{Draft, Found, Item, Side, Talks};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
+use crate::files::unix::from_wire;
 use crate::id::{CellId, hex, unhex};
-use crate::sync::{Lookup, Sync, TalkView, chat_named, talks_at_rest};
+use crate::sync::{Attached, Lookup, Sync, TalkView, chat_named, talks_at_rest};
 use crate::vault::VaultError;
 
 /// Messages of one page.
@@ -23,7 +24,18 @@ const WORD_BYTES_MAX: usize = 256;
 /// Messages said by one request.
 const SAID_MAX: usize = 256;
 
-fn item_json(item: &Item) -> String {
+fn attached_json(file: &Attached) -> String {
+    Obj::new()
+        .str("id", &hex(&file.id))
+        .str("name", &file.name)
+        .num("size", file.size)
+        .str("media", &file.media)
+        .str("state", file.state)
+        .end()
+}
+
+/// A message; `files` is what is known of its attachments, if that was looked up.
+fn item_json(item: &Item, files: Option<&[Attached]>) -> String {
     let state = match (item.is_ours, item.is_delivered, item.is_read) {
         (true, _, true) => "read",
         (true, true, _) => "delivered",
@@ -40,6 +52,7 @@ fn item_json(item: &Item) -> String {
         .str("state", state)
         .str("text", &item.text)
         .raw("attachments", list(item.attachments.iter().map(|id| text(&hex(id)))))
+        .raw("files", list(files.unwrap_or_default().iter().map(attached_json)))
         .end()
 }
 
@@ -52,17 +65,22 @@ fn talk_json(view: &TalkView) -> String {
         .bool("online", view.online)
         .num("unread", talk.unread)
         .num("queued", talk.queued)
-        .raw("last", talk.last.as_ref().map_or("null".into(), item_json))
+        .raw("last", talk.last.as_ref().map_or("null".into(), |item| item_json(item, None)))
         .end()
 }
 
-fn lookup_json(id: &CellId, name: &str, found: &Lookup) -> String {
+/// Messages, with what is known of their attachments: none where the cell does not run.
+fn items_json(items: &[Item], files: &[Vec<Attached>]) -> String {
+    list(items.iter().enumerate().map(|(n, item)| item_json(item, files.get(n).map(Vec::as_slice))))
+}
+
+fn lookup_json(id: &CellId, name: &str, found: &Lookup, files: &[Vec<Attached>]) -> String {
     Obj::new()
         .str("name", name)
         .str("id", &id.to_string())
         .bool("friend", found.is_friend)
         .bool("online", found.online)
-        .raw("messages", list(found.page.items.iter().map(item_json)))
+        .raw("messages", items_json(&found.page.items, files))
         .bool("more", found.page.more)
         .num("delivered", found.delivered)
         .num("read", found.read)
@@ -70,9 +88,9 @@ fn lookup_json(id: &CellId, name: &str, found: &Lookup) -> String {
         .end()
 }
 
-fn found_json(found: &Found) -> String {
+fn found_json(found: &Found, files: &[Vec<Attached>]) -> String {
     Obj::new()
-        .raw("messages", list(found.items.iter().map(item_json)))
+        .raw("messages", items_json(&found.items, files))
         .raw("next", found.next.map_or("null".into(), |next| next.to_string()))
         .end()
 }
@@ -105,13 +123,13 @@ fn words(request: &ApiRequest) -> Result<Vec<String>, &'static str> {
     }
 }
 
-/// What a request says: `text` with `attachments`, or `texts`.
+/// What a request says: `text` with `attachments` and `attach`, or `texts`.
 fn drafts(fields: &Fields) -> Result<Vec<Draft>, &'static str> {
     let plain = |text: String| Draft { text, attachments: Vec::new() };
     match (fields.str("text"), fields.strs("texts"), fields.strs("attachments")) {
         (None, Some(texts), None) if texts.len() <= SAID_MAX => Ok(texts.into_iter().map(plain).collect()),
         (None, Some(_), None) => Err("one request says at most 256 messages"),
-        (text, None, ids) if text.is_some() || ids.is_some() => {
+        (text, None, ids) if text.is_some() || ids.is_some() || fields.strs("attach").is_some() => {
             let id = |id: &String| unhex(id).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
             let ids = ids.unwrap_or_default();
             let attachments: Option<Vec<[u8; 16]>> = ids.iter().map(id).collect();
@@ -151,16 +169,25 @@ impl Cell {
             (Method::Get, ["search"], id) => match words(request) {
                 Ok(words) => {
                     let (before, limit) = (number(request, "before").unwrap_or(u64::MAX), limit(request));
-                    json(sync.search_chat(words, id, before, limit).await.map(|found| found_json(&found)))
+                    json(match sync.search_chat(words, id, before, limit).await {
+                        Ok(found) => {
+                            let files = sync.attached(&found.items.iter().collect::<Vec<_>>()).await;
+                            Ok(found_json(&found, &files))
+                        }
+                        Err(why) => Err(why),
+                    })
                 }
                 Err(why) => refused(why),
             },
             (Method::Get, ["messages"], Some(id)) => look_up(&sync, request, &id).await,
             (Method::Post, ["send"], Some(id)) => {
-                let drafts = match drafts(fields) {
+                let mut drafts = match drafts(fields) {
                     Ok(drafts) => drafts,
                     Err(why) => return refused(why),
                 };
+                if let Err(why) = attach(&sync, &id, &mut drafts, fields).await {
+                    return json(Err(why));
+                }
                 let said = sync.say(&id, drafts, fields.str("key").map(str::to_owned)).await;
                 json(said.map(|said| {
                     let ids = list(said.ids.iter().map(u64::to_string));
@@ -235,16 +262,37 @@ impl Cell {
                 return Ok(Obj::new().raw("conversations", list(views)).end());
             }
             if !words.is_empty() {
-                return Ok(found_json(&talks.search(&words, id.as_ref(), before, limit)?));
+                return Ok(found_json(&talks.search(&words, id.as_ref(), before, limit)?, &[]));
             }
             let (id, peer) = id.zip(peer).ok_or_else(|| none("nobody"))?;
             let (delivered, read) = talks.marks(&id)?;
             let page = talks.page(&id, side, limit)?;
             let found = Lookup { page, delivered, read, change: 0, is_friend: false, online: false };
-            Ok(lookup_json(&id, &peer, &found))
+            Ok(lookup_json(&id, &peer, &found, &[]))
         };
         json(smol::unblock(work).await)
     }
+}
+
+/// Shares the files that `attach` names by their paths in GroveHome, and looks whether the friend may have the others.
+async fn attach(
+    sync: &Rc<Sync>,
+    peer: &CellId,
+    drafts: &mut [Draft],
+    fields: &Fields,
+) -> Result<(), VaultError> {
+    let Some(draft) = drafts.first_mut() else { return Ok(()) };
+    if !draft.attachments.is_empty() {
+        sync.check_attached(peer, &draft.attachments).await?;
+    }
+    let paths: Vec<Vec<u8>> =
+        fields.strs("attach").unwrap_or_default().iter().map(|path| from_wire(path)).collect();
+    for id in sync.attach_files(peer, paths).await? {
+        if !draft.attachments.contains(&id) {
+            draft.attachments.push(id);
+        }
+    }
+    Ok(())
 }
 
 fn limit(request: &ApiRequest) -> usize {
@@ -262,5 +310,11 @@ async fn look_up(sync: &Rc<Sync>, request: &ApiRequest, id: &CellId) -> ApiRespo
     let wait = Duration::from_millis(number(request, "wait_ms").unwrap_or(0).min(WAIT_MS_MAX));
     let seen = number(request, "change");
     let found = sync.look_up(id, side(request), limit(request), seen, wait).await;
-    json(found.map(|found| lookup_json(id, &sync.peer_name(id), &found)))
+    json(match found {
+        Ok(found) => {
+            let files = sync.attached(&found.page.items.iter().collect::<Vec<_>>()).await;
+            Ok(lookup_json(id, &sync.peer_name(id), &found, &files))
+        }
+        Err(why) => Err(why),
+    })
 }

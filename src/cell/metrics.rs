@@ -103,6 +103,7 @@ impl Cell {
             text.gauge("grove_alert", "Conditions that a person should know of.", &labels, 1);
         }
         self.drill_metrics(&mut text);
+        self.ai_metrics(&mut text);
         self.peer_metrics(&mut text).await?;
         let mut all = text.text;
         all.push_str(&self.sums().await?);
@@ -161,6 +162,26 @@ impl Cell {
                 let help = "Proofs of copies that peers were asked for, by how they ended.";
                 text.counter("grove_proofs_total", help, &labels, count);
             }
+        }
+        let accounts = sync.bounty().await?;
+        let ids: Vec<String> = accounts.iter().map(|account| account.id.short()).collect();
+        for (account, id) in accounts.iter().zip(&ids) {
+            for (direction, figure) in [("earned", account.earned), ("spent", account.spent)] {
+                let labels = [("peer", account.name.as_str()), ("id", id.as_str()), ("direction", direction)];
+                let help = "Byte-hours stored and proven, as both have signed: earned by this cell, spent with the peer.";
+                text.counter("grove_bounty_byte_hours", help, &labels, figure);
+            }
+        }
+        for (account, id) in accounts.iter().zip(&ids) {
+            let labels = [("peer", account.name.as_str()), ("id", id.as_str())];
+            if let Some(bytes) = account.allowed.bytes {
+                text.gauge("grove_bounty_quota_bytes", "Bytes that the peer may store here.", &labels, bytes);
+            }
+        }
+        for (account, id) in accounts.iter().zip(&ids) {
+            let labels = [("peer", account.name.as_str()), ("id", id.as_str())];
+            let help = "The figures of the two cells differ.";
+            text.gauge("grove_bounty_disputed", help, &labels, u8::from(account.dispute.is_some()));
         }
         let damaged = self.vault.damage_count();
         let help = "Chunks found damaged on this disk since the start.";

@@ -1,8 +1,10 @@
 //! An open cell: opens everything, starts one task per duty, stops them in order.
 
 mod again;
+mod ai;
 mod api;
 mod archive;
+mod bounty;
 mod browse;
 mod chat;
 mod checks;
@@ -17,6 +19,7 @@ pub mod json;
 pub mod keeper;
 mod metrics;
 pub mod open;
+mod openai;
 mod peers;
 pub mod placement;
 mod range;
@@ -41,6 +44,7 @@ use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
 use crate::placement::ChunkId;
+use crate::sums::Sums;
 use crate::sync::Sync;
 use crate::vault::{Vault, VaultError};
 pub use again::take_place;
@@ -70,9 +74,12 @@ pub struct Cell {
     /// One restore into GroveHome at a time: two would put the same file side by side.
     restoring: smol::lock::Mutex<()>,
     sync: RefCell<Option<Rc<Sync>>>,
+    /// Language models, while it runs.
+    ai: RefCell<Option<Rc<crate::ai::service::Service>>>,
     /// The relay that it is for others, if it is one.
     hub: RefCell<std::rc::Weak<crate::relay::Hub>>,
     metric_sums: metrics::Sums,
+    status_sums: Sums<(), api::StatusSums>,
     /// One restore drill at a time, and what the last came to.
     drilling: smol::lock::Mutex<()>,
     drilled: RefCell<Option<drill::Report>>,
@@ -113,8 +120,10 @@ impl Cell {
             jobs: Rc::new(Jobs::new(changes)),
             restoring: smol::lock::Mutex::new(()),
             sync: RefCell::new(None),
+            ai: RefCell::default(),
             hub: RefCell::default(),
             metric_sums: metrics::Sums::default(),
+            status_sums: Sums::default(),
             drilling: smol::lock::Mutex::new(()),
             drilled: RefCell::default(),
             event_streams: std::cell::Cell::new(0),

@@ -276,6 +276,7 @@ fn why_text(why: Why) -> &'static str {
         Why::Only => "only",
         Why::Favorite => "favorite",
         Why::Elsewhere => "elsewhere",
+        Why::Credit => "credit",
         Why::Fast => "fast",
         Why::Room => "room",
         Why::Equal => "equal",

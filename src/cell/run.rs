@@ -42,8 +42,14 @@ const TELL_SERVICE: Duration = Duration::from_secs(30);
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
 /// Requests that are answered on the executor: their answers last, or are large.
-const DIRECT: &[&str] =
-    &["/api/v1/events", "/api/v1/content", "/api/v1/feed/content", "/api/v1/archive", "/api/v1/uploads"];
+const DIRECT: &[&str] = &[
+    "/api/v1/events",
+    "/api/v1/content",
+    "/api/v1/feed/content",
+    "/api/v1/archive",
+    "/api/v1/uploads",
+    "/v1/",
+];
 /// When this cell stops, those that wait at it as a relay should come back within this.
 const RELAY_RESTART_SPAN: Duration = Duration::from_secs(30);
 
@@ -192,6 +198,7 @@ async fn serve(
     cell.start_sync(listen).await.map_err(|why| {
         CellError::Other(format!("peers cannot be listened for on port {}: {why}", config.peer_port))
     })?;
+    cell.open_ai().await;
     lock.tell(dashboard.port(), cell.peer_port())
         .map_err(|why| CellError::Other(format!("cannot write the lock: {why}")))?;
     let asked = Rc::clone(&cell);
@@ -199,6 +206,8 @@ async fn serve(
         let cell = Rc::clone(&asked);
         Box::pin(async move { cell.answer(request).await })
     });
+    let asked = Rc::clone(&cell);
+    dashboard.admit_keys(move |hash| asked.ai().is_some_and(|service| service.admits(hash)));
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
         println!(
@@ -234,6 +243,7 @@ async fn serve(
         executor.spawn(super::watching::watch(Rc::clone(&cell))),
         executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
         executor.spawn(super::history::keep(Rc::clone(&cell))),
+        executor.spawn(Rc::clone(&cell).keep_ai()),
         executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
         executor.spawn(super::scrub::mend(Rc::clone(&cell))),
     ];
@@ -264,6 +274,7 @@ async fn serve(
         for task in tasks {
             task.cancel().await;
         }
+        cell.stop_ai().await;
         cell.stop_sync().await;
     };
     smol::future::or(stopping, async {

@@ -221,6 +221,27 @@ const TABLE: &[Row] = &[
         (0, 64),
         "Chunks worked on at once. 0: as many as the machine has cores, up to 4.",
     ),
+    row("ai.backends", "AI", "", "Model servers, besides those named on the tab AI. http://host:port each."),
+    row(
+        "ai.managed",
+        "AI",
+        "",
+        "A .gguf file in the folder models is run by llama-server, when it is asked for.",
+    ),
+    number(
+        "ai.idle_s",
+        "AI",
+        "s",
+        (10, 86_400),
+        "That model leaves the memory after this long without a question.",
+    ),
+    number(
+        "ai.context",
+        "AI",
+        "tokens",
+        (256, 1_048_576),
+        "How many tokens question and answer may have together there.",
+    ),
     Row {
         choices: &["error", "warn", "info", "debug", "trace"],
         ..row("log.level", "Advanced", "", "How much is written to the log.")

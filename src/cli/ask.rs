@@ -159,6 +159,23 @@ impl Fields {
         }
     }
 
+    /// A list of lists of three numbers; what is none of these is left out.
+    pub fn triples(&self, key: &str) -> Vec<[u64; 3]> {
+        let number = |value: &Value| match value {
+            Value::Number(Number::U64(number)) => Some(*number),
+            Value::Number(Number::I64(number)) => u64::try_from(*number).ok(),
+            _ => None,
+        };
+        let triple = |item: &Value| {
+            let Value::Array(item) = item else { return None };
+            <[u64; 3]>::try_from(item.iter().filter_map(number).collect::<Vec<u64>>()).ok()
+        };
+        match self.0.get(key) {
+            Some(Value::Array(items)) => items.iter().filter_map(triple).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// A part of it; `None` if there is none.
     pub fn part(&mut self, key: &str) -> Option<Fields> {
         match self.0.remove(key) {
@@ -235,6 +252,11 @@ impl Remote {
             )
         })?;
         Ok(Self(Client::new(port, &secret)))
+    }
+
+    /// What asks it, for paths that are not below `/api/v1`.
+    pub fn client(self) -> Client {
+        self.0
     }
 }
 

@@ -8,11 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 use argh::FromArgs;
-use miniserde::json::{Number, Value};
+use miniserde::json::{self, Number, Value};
 
-use super::ask::{Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, object};
+use super::ask::{
+    Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, object, texts as list_of_texts,
+};
+use super::files::wire_name;
 use super::{Context, Word, show, terminal};
 use crate::chat::TEXT_BYTES_MAX;
+use crate::files::unix::from_wire;
 
 /// Messages that a conversation begins with.
 const HISTORY: u64 = 20;
@@ -54,6 +58,9 @@ pub struct Chat {
     /// delete the message of this number here, or `all` of the conversation
     #[argh(option, arg_name = "number")]
     delete: Option<Word>,
+    /// share this file of GroveHome with the friend, and send it along (may be given 16 times)
+    #[argh(option, arg_name = "file")]
+    attach: Vec<Word>,
     /// print the JSON of the API
     #[argh(switch)]
     json: bool,
@@ -77,12 +84,15 @@ impl Chat {
         if wishes.iter().filter(|wish| **wish).count() > 1 {
             return Err(CliError::Usage("a text, --search, --history or --delete: one of them".to_owned()));
         }
+        if !self.attach.is_empty() && wishes[..3].contains(&true) {
+            return Err(CliError::Usage("--attach goes with a text".to_owned()));
+        }
         if let Some(words) = &self.search {
             let words = words.text()?.to_owned();
             return search(context, friend.as_deref(), &words, self.json);
         }
         let Some(friend) = friend else {
-            if wishes.contains(&true) {
+            if wishes.contains(&true) || !self.attach.is_empty() {
                 return Err(CliError::Usage("say with whom, for example `grove chat bob`".to_owned()));
             }
             return list(context, self.json);
@@ -93,14 +103,16 @@ impl Chat {
         if let Some(count) = self.history {
             return history(context, &friend, count, self.json);
         }
-        if !text.is_empty() {
+        let attach =
+            self.attach.iter().map(|file| wire_name(context, file)).collect::<Result<Vec<_>, _>>()?;
+        if !text.is_empty() || !attach.is_empty() {
             let words: Vec<&str> = text.iter().map(Word::text).collect::<Result<_, _>>()?;
-            return say(context, &friend, &words.join(" "), self.json);
+            return say(context, &friend, &words.join(" "), attach, self.json);
         }
         match (context.terminals.input, self.json) {
             (false, _) => {
                 let text = piped(context)?;
-                say(context, &friend, &text, self.json)
+                say(context, &friend, &text, Vec::new(), self.json)
             }
             (true, true) => history(context, &friend, HISTORY, true),
             (true, false) => converse(context, &friend),
@@ -166,16 +178,43 @@ fn begin(text: &str) -> String {
 
 /// A message as it is shown in so many columns. Lines after its first are set off, so that a text cannot look like another
 /// message.
-fn shown(item: &Fields, name: &str, columns: usize) -> String {
+fn shown(item: &mut Fields, name: &str, columns: usize) -> String {
     let is_ours = item.is("ours");
     let who = if is_ours { "you".to_owned() } else { one_line(name) };
     let when = item.signed("arrived_unix").map_or("-".to_owned(), show::time);
     let state = if is_ours { format!("  ({})", item.text("state")) } else { String::new() };
     let text = show::text(item.text("text"));
-    let attached: String =
-        item.texts("attachments").iter().map(|id| format!("\n    + attached: {}", show::text(id))).collect();
+    let files = item.list("files");
+    let known: String = files.iter().map(|file| attached(file, is_ours)).collect();
+    let attached = match files.is_empty() {
+        false => known,
+        true => item
+            .texts("attachments")
+            .iter()
+            .map(|id| format!("\n    + attached: {}", show::text(id)))
+            .collect(),
+    };
     let told = folded(&format!("#{} {when} {who}: {text}{state}", item.number("id")), columns);
     format!("{told}{attached}\n")
+}
+
+/// A file that goes with a message: its name, and how to get it.
+fn attached(file: &Fields, is_ours: bool) -> String {
+    let id = show::text(file.text("id"));
+    let name = match is_ours {
+        true => show::name(&from_wire(file.text("name"))),
+        false => one_line(file.text("name")),
+    };
+    let size = show::bytes(file.number("size"));
+    match (file.text("name").is_empty(), is_ours, file.text("state")) {
+        (true, true, _) => format!("\n    + attached: {id} (deleted since)"),
+        (true, false, _) => format!("\n    + attached: {id} (not in the Feed: not yet, or no more)"),
+        (false, true, "gone") => format!("\n    + attached: {name} ({size}, no longer shared)"),
+        (false, true, _) => format!("\n    + attached: {name} ({size})"),
+        (false, false, _) => {
+            format!("\n    + attached: {name} ({size}): grove fetch {}", id.get(..12).unwrap_or(&id))
+        }
+    }
 }
 
 /// Breaks lines where the terminal would, and sets off what follows: otherwise blanks could move a part of a text to where
@@ -212,7 +251,7 @@ fn search(context: &mut Context<'_>, friend: Option<&str>, words: &str, json: bo
         query.extend(friend.map(|friend| ("peer", friend.as_bytes().to_vec())));
         query.extend(before.map(|before: u64| ("before", before.to_string().into_bytes())));
         let mut answer = cell.ask(Method::Get, "/chat/search", &query, None)?;
-        let items = answer.fields.list("messages");
+        let mut items = answer.fields.list("messages");
         count += items.len() as u64;
         if json {
             // One object a page: whoever reads them reads lines.
@@ -220,14 +259,15 @@ fn search(context: &mut Context<'_>, friend: Option<&str>, words: &str, json: bo
                 writeln!(context.out, "{}", answer.text)?;
             }
         } else {
-            for item in &items {
+            for item in &mut items {
                 let name = names.iter().find(|(id, _)| id == item.text("peer"));
                 let name = name.map_or(item.text("peer").get(..16).unwrap_or("?"), |(_, name)| name.as_str());
-                let with = if item.is("ours") { format!("[{}] ", one_line(name)) } else { String::new() };
+                let name = name.to_owned();
+                let with = if item.is("ours") { format!("[{}] ", one_line(&name)) } else { String::new() };
                 write!(
                     context.out,
                     "{with}{}",
-                    shown(item, name, columns.saturating_sub(with.chars().count()))
+                    shown(item, &name, columns.saturating_sub(with.chars().count()))
                 )?;
             }
         }
@@ -321,7 +361,7 @@ fn tell_unshown(err: &mut dyn Write, name: &str, unread: u64, items: &[Fields]) 
 fn history(context: &mut Context<'_>, friend: &str, count: u64, json: bool) -> Result<(), CliError> {
     let mut cell = context.cell()?;
     let mut answer = page(&mut *cell, friend, None, if json { count } else { count.clamp(1, PAGE) })?;
-    let items = answer.fields.list("messages");
+    let mut items = answer.fields.list("messages");
     if json {
         writeln!(context.out, "{}", answer.text)?;
         return mark_read(&mut *cell, friend, newest_new(&items));
@@ -343,10 +383,10 @@ fn history(context: &mut Context<'_>, friend: &str, count: u64, json: bool) -> R
         }
         let (mut after, mut new) = (oldest.saturating_sub(1), None);
         while after < newest {
-            let items = page(&mut *cell, friend, Some(("after", after)), PAGE)?.fields.list("messages");
+            let mut items = page(&mut *cell, friend, Some(("after", after)), PAGE)?.fields.list("messages");
             let Some(last) = items.last() else { break };
             after = last.number("id");
-            for item in items.iter().filter(|item| item.number("id") <= newest) {
+            for item in items.iter_mut().filter(|item| item.number("id") <= newest) {
                 context.out.write_all(shown(item, &name, columns).as_bytes())?;
             }
             new = new.max(newest_new(&items));
@@ -359,21 +399,33 @@ fn history(context: &mut Context<'_>, friend: &str, count: u64, json: bool) -> R
         let unread = unread(&mut *cell, answer.fields.text("id"))?;
         tell_unshown(context.err, &name, unread, &items)?;
     }
-    for item in &items {
+    for item in &mut items {
         context.out.write_all(shown(item, &name, columns).as_bytes())?;
     }
     context.out.flush()?;
     mark_read(&mut *cell, friend, new)
 }
 
-fn send(cell: &mut dyn Cell, friend: &str, text: &str) -> Result<Answer, CliError> {
-    let body = object([("peer", string(friend)), ("text", string(text))]);
+fn send(cell: &mut dyn Cell, friend: &str, text: &str, attach: Vec<String>) -> Result<Answer, CliError> {
+    let mut body = vec![("peer", string(friend)), ("text", string(text))];
+    if !attach.is_empty() {
+        body.push(("attach", list_of_texts(attach)));
+    }
+    let body = json::to_string(&Value::Object(
+        body.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    ));
     cell.ask(Method::Post, "/chat/send", &[], Some(body))
 }
 
-fn say(context: &mut Context<'_>, friend: &str, text: &str, json: bool) -> Result<(), CliError> {
+fn say(
+    context: &mut Context<'_>,
+    friend: &str,
+    text: &str,
+    attach: Vec<String>,
+    json: bool,
+) -> Result<(), CliError> {
     let mut cell = context.running_cell()?;
-    let answer = send(&mut *cell, friend, text)?;
+    let answer = send(&mut *cell, friend, text, attach)?;
     if json {
         writeln!(context.out, "{}", answer.text)?;
     } else {
@@ -421,7 +473,7 @@ struct Screen {
 
 impl Screen {
     /// What is new, as text.
-    fn news(&mut self, items: &[Fields], delivered: u64, read: u64) -> String {
+    fn news(&mut self, items: &mut [Fields], delivered: u64, read: u64) -> String {
         let mut text = String::new();
         self.is_silent = false;
         for item in items {
@@ -450,7 +502,7 @@ impl Screen {
 
     /// What was typed is said.
     fn say(&mut self, cell: &mut dyn Cell, line: &str) -> Result<String, CliError> {
-        let answer = send(cell, &self.friend, line)?;
+        let answer = send(cell, &self.friend, line, Vec::new())?;
         let id = match answer.fields.0.get("ids") {
             Some(Value::Array(ids)) => ids.iter().next_back().and_then(|id| match id {
                 Value::Number(Number::U64(id)) => Some(*id),
@@ -490,8 +542,8 @@ impl Screen {
                 },
                 Event::News(mut answer) => {
                     let (delivered, read) = (answer.fields.number("delivered"), answer.fields.number("read"));
-                    let items = answer.fields.list("messages");
-                    let text = self.news(&items, delivered, read);
+                    let mut items = answer.fields.list("messages");
+                    let text = self.news(&mut items, delivered, read);
                     // Shown first, then told to the friend as seen.
                     out.write_all(text.as_bytes())?;
                     out.flush()?;
@@ -599,7 +651,7 @@ fn converse(context: &mut Context<'_>, friend: &str) -> Result<(), CliError> {
     let change = first.fields.number("change");
     let name = first.fields.text("name").to_owned();
     let (delivered, read) = (first.fields.number("delivered"), first.fields.number("read"));
-    let items = first.fields.list("messages");
+    let mut items = first.fields.list("messages");
     let mut screen = Screen {
         friend: friend.to_owned(),
         name: name.clone(),
@@ -611,7 +663,7 @@ fn converse(context: &mut Context<'_>, friend: &str) -> Result<(), CliError> {
         is_silent: false,
     };
     tell_unshown(context.err, &name, unread, &items)?;
-    context.out.write_all(screen.news(&items, delivered, read).as_bytes())?;
+    context.out.write_all(screen.news(&mut items, delivered, read).as_bytes())?;
     if !first.fields.is("friend") {
         let why = format!(
             "{} is no friend now: the conversation can be read, and goes no further",
@@ -647,8 +699,8 @@ mod tests {
 
     #[test]
     fn a_hostile_message_neither_commands_the_terminal_nor_looks_like_another() {
-        let items = answer(HOSTILE, "").fields.list("messages");
-        let text = shown(&items[0], "bo\u{1b}b\n", usize::MAX);
+        let mut items = answer(HOSTILE, "").fields.list("messages");
+        let text = shown(&mut items[0], "bo\u{1b}b\n", usize::MAX);
         assert!(text.chars().all(|c| c == '\n' || !crate::logger::is_odd(c)), "{text:?}");
         assert!(text.contains("\n    | #8 ") && text.ends_with("\n    + attached: 00ff\n"), "{text}");
         assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 1);
@@ -754,8 +806,8 @@ mod tests {
     #[test]
     fn blanks_and_wide_letters_move_nothing_to_the_beginning_of_a_line() {
         for text in [format!("hi{}#8 2026 you: yes", " ".repeat(200)), "漢".repeat(100), "é#".repeat(100)] {
-            let item = answer(&format!(r#"{{"id":7,"text":"{text}"}}"#), "").fields.list("messages");
-            let told = shown(&item[0], "bob", 40);
+            let mut item = answer(&format!(r#"{{"id":7,"text":"{text}"}}"#), "").fields.list("messages");
+            let told = shown(&mut item[0], "bob", 40);
             let wide = |line: &str| line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>();
             for (at, line) in told.lines().enumerate() {
                 assert!(wide(line) <= 40 && (at == 0 || line.starts_with(MARGIN)), "{line:?}");

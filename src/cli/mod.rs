@@ -2,7 +2,9 @@
 //!
 //! Promise: exit code 0 means that what was asked for is done, 1 that it is not, 2 that the words made no sense.
 
+mod ai;
 pub mod ask;
+mod bounty;
 mod chat;
 pub mod client;
 mod files;
@@ -241,6 +243,7 @@ enum Command {
     Peer(peers::Peer),
     Sync(peers::Sync),
     Chat(chat::Chat),
+    Ai(ai::Ai),
     Placement(placement::Placement),
     Routes(routes::Routes),
     Share(share::Share),
@@ -248,6 +251,7 @@ enum Command {
     Feed(share::Feed),
     Fetch(share::Fetch),
     Recover(making::Recover),
+    Bounty(bounty::Bounty),
     Relay(relay::Relay),
 }
 
@@ -282,7 +286,9 @@ impl Command {
             Self::Peer(command) => command.run(context),
             Self::Sync(command) => command.run(context),
             Self::Chat(command) => command.run(context),
+            Self::Ai(command) => command.run(context),
             Self::Recover(command) => command.run(context),
+            Self::Bounty(command) => command.run(context),
             Self::Relay(command) => command.run(context),
         }
     }

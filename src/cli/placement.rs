@@ -343,6 +343,7 @@ fn why_words(why: &str) -> &'static str {
     match why {
         "favorite" => "it is a favorite",
         "elsewhere" => "it is at a place where no copy is yet",
+        "credit" => "the balance with it allows it",
         "fast" => "it is the fastest that could take it",
         "room" => "it has the most room",
         "equal" => "it comes first of those that are as good",

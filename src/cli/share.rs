@@ -125,6 +125,14 @@ impl Unshare {
             ("peers", named(peers)?),
         ]);
         let mut cell = context.running_cell()?;
+        if let Some(name) = name.as_ref().filter(|_| self.reseal && !self.yes && !context.terminals.input) {
+            // Where nobody can be asked, nothing is done by halves.
+            let text = cost_of_resealing(&mut *cell, name)?;
+            return Err(CliError::new(
+                format!("nothing is taken back yet: {text}"),
+                "say --yes to do both, or leave out --reseal",
+            ));
+        }
         let mut answer = cell.ask(Method::Post, "/unshare", &[], Some(body))?;
         if self.json {
             writeln!(context.out, "{}", answer.text)?;
@@ -153,6 +161,22 @@ impl Unshare {
     }
 }
 
+fn reseal_body(name: &str, is_confirmed: bool) -> String {
+    object([("path", Value::String(name.to_owned())), ("confirm", Value::Bool(is_confirmed))])
+}
+
+/// What sealing anew costs, in words.
+fn cost_of_resealing(cell: &mut dyn Cell, name: &str) -> Result<String, CliError> {
+    let cost = cell.ask(Method::Post, "/reseal", &[], Some(reseal_body(name, false)))?.fields;
+    let (files, bytes, sent) = (cost.number("files"), cost.number("bytes"), cost.number("send_bytes"));
+    Ok(format!(
+        "sealing anew reads and writes {} of {} here, and sends {} to peers; what was fetched already stays readable",
+        show::bytes(bytes),
+        show::of(files, "file", "files"),
+        show::bytes(sent)
+    ))
+}
+
 /// Says what sealing anew costs, asks, and does it.
 fn reseal(
     context: &mut Context<'_>,
@@ -161,26 +185,11 @@ fn reseal(
     is_sure: bool,
     is_json: bool,
 ) -> Result<(), CliError> {
-    let body = |is_confirmed| {
-        object([("path", Value::String(name.clone())), ("confirm", Value::Bool(is_confirmed))])
-    };
-    let cost = cell.ask(Method::Post, "/reseal", &[], Some(body(false)))?.fields;
-    let (files, bytes, sent) = (cost.number("files"), cost.number("bytes"), cost.number("send_bytes"));
-    let text = format!(
-        "sealing anew reads and writes {} of {} here, and sends {} to peers; what was fetched already stays readable",
-        show::bytes(bytes),
-        show::of(files, "file", "files"),
-        show::bytes(sent)
-    );
-    if !is_sure {
-        if !context.terminals.input {
-            return Err(CliError::new(text, "say --yes to do it all the same"));
-        }
-        if !terminal::ask_yes(&format!("{text}. Go on?"), context.input, context.out)? {
-            return Ok(());
-        }
+    let text = cost_of_resealing(cell, &name)?;
+    if !is_sure && !terminal::ask_yes(&format!("{text}. Go on?"), context.input, context.out)? {
+        return Ok(());
     }
-    let outcome = job::run(context, cell, "/reseal", body(true))?;
+    let outcome = job::run(context, cell, "/reseal", reseal_body(&name, true))?;
     if is_json {
         writeln!(context.out, "{}", outcome.text)?;
         return Ok(());

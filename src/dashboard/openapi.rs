@@ -76,6 +76,9 @@ const CELL: &[u16] = &[404, 409, 500, 507];
 /// What the entrance refuses.
 const ENTRANCE: &[u16] = &[409, 429, 500];
 
+/// What questions to models may meet.
+const MODELS: &[u16] = &[404, 429, 502, 503];
+
 /// Every request that is understood.
 const TABLE: &[Route] = &[
     public(get("/healthz", "", Fine, &[], "Whether the cell answers.")),
@@ -454,6 +457,64 @@ const TABLE: &[Route] = &[
         CELL,
         "Deletes messages here.",
     ),
+    // Models.
+    get(
+        "/api/v1/ai",
+        "",
+        Object("configured:b,cell:s,backends:[o],models:[o],offers:[o],keys:[o],models_folder:s"),
+        &[409],
+        "Model servers, models, what is offered to friends, and keys.",
+    ),
+    post("/api/v1/ai/backends", Any, Fine, &[403, 404, 409], "Uses a model server, or uses it no more."),
+    post(
+        "/api/v1/ai/test",
+        Object("url:s,key?:s"),
+        Object("ok:b,kind:s,models:[s],slots?:i,ms:i,error:s"),
+        &[409],
+        "What a model server is and has.",
+    ),
+    post(
+        "/api/v1/ai/offer",
+        Object("peer:s,on:b,models?:[s],tokens_per_day?:i,from_hour?:i,to_hour?:i,concurrent?:i"),
+        Fine,
+        &[404, 409],
+        "What a friend may use.",
+    ),
+    post("/api/v1/ai/keys", Object("name:s"), Object("id:s,key:s"), &[409], "A new key for programs."),
+    post("/api/v1/ai/keys/revoke", Object("id:s"), Fine, &[404, 409], "Ends a key."),
+    get(
+        "/api/v1/ai/conversations",
+        "",
+        Object("conversations:[o]"),
+        &[409, 500],
+        "Conversations with models.",
+    ),
+    get(
+        "/api/v1/ai/conversations/{id}",
+        "",
+        Object("id:s,title:s,changed_unix:i,model:s,only_here:b,messages:[o]"),
+        &[404, 409, 500],
+        "One of them.",
+    ),
+    post(
+        "/api/v1/ai/conversations",
+        Object("id?:s,title?:s,model?:s,only_here?:b,messages:[o]"),
+        Object("id:s"),
+        &[409, 500],
+        "Keeps a conversation on this cell.",
+    ),
+    post("/api/v1/ai/conversations/{id}/delete", Nothing, Fine, &[404, 409, 500], "Deletes a conversation."),
+    get("/v1/models", "", Object("object:s,data:[o]"), &[503], "Models, in OpenAI's form."),
+    get(
+        "/v1/models/{id}",
+        "",
+        Object("id:s,object:s,created:i,owned_by:s,grove:o"),
+        &[404, 503],
+        "One of them.",
+    ),
+    post("/v1/chat/completions", Any, Any, MODELS, "An answer, in OpenAI's form; with `stream` as events."),
+    post("/v1/completions", Any, Any, MODELS, "A text that is gone on with."),
+    post("/v1/embeddings", Any, Any, MODELS, "Embeddings, where a model server has them."),
 ];
 
 /// Statuses that every request may meet at the door, and what they mean.
@@ -797,6 +858,8 @@ mod tests {
             let prefix = match file.file_stem().and_then(|stem| stem.to_str()) {
                 Some("chat") => "/api/v1/chat",
                 Some("uploads") => "/api/v1/uploads",
+                Some("ai") => "/api/v1/ai",
+                Some("openai") => "/v1",
                 _ => "/api/v1",
             };
             let source = source.split("#[cfg(test)]").next().unwrap().to_owned();

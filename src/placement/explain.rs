@@ -523,7 +523,13 @@ mod tests {
         let candidates = peers
             .iter()
             .filter(|peer| peer.is_connected())
-            .map(|peer| Candidate { cell: peer.cell, is_favorite: false, pace: peer.pace, free: 1 << 30 })
+            .map(|peer| Candidate {
+                cell: peer.cell,
+                is_favorite: false,
+                has_credit: true,
+                pace: peer.pace,
+                free: 1 << 30,
+            })
             .collect();
         Fleet {
             peers,

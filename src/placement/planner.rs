@@ -61,6 +61,8 @@ pub struct Candidate {
     pub cell: CellNumber,
     /// Comes before all that are not.
     pub is_favorite: bool,
+    /// The balance with it allows to store more there.
+    pub has_credit: bool,
     /// How fast it is given a chunk.
     pub pace: Pace,
     /// Bytes it still takes from this cell.
@@ -95,6 +97,8 @@ pub enum Why {
     Favorite,
     /// No copy lies at its place yet.
     Elsewhere,
+    /// The balance with it allows to store more there.
+    Credit,
     /// It is the faster one.
     Fast,
     /// It has more room.
@@ -120,13 +124,13 @@ fn best(
         let site = sites.of(c.cell);
         let is_elsewhere = site != Site::HERE && !taken.contains(&site);
         let order = std::cmp::Reverse((c.pace, std::cmp::Reverse(coarse(c.free)), c.cell));
-        (c.is_favorite, is_elsewhere, order)
+        (c.is_favorite, is_elsewhere, c.has_credit, order)
     });
     best.map(|(at, _)| at)
 }
 
 /// For each deficit the peers that should be sent it: favorites first; then those at a place where no copy is yet, this
-/// cell's own place among them; then the fast ones; then those with most free space. Never more than bring it to `copies`
+/// cell's own place among them; then those with whom the balance allows it; then the fast ones; then those with most free space. Never more than bring it to `copies`
 /// copies on peers. What is planned is taken from the candidates' free space.
 pub fn plan(
     deficits: &[Deficit],
@@ -169,6 +173,7 @@ pub fn plan_with_reasons(
         match () {
             () if chosen.is_favorite != second.is_favorite => Why::Favorite,
             () if is_elsewhere(chosen) != is_elsewhere(second) => Why::Elsewhere,
+            () if chosen.has_credit != second.has_credit => Why::Credit,
             () if chosen.pace != second.pace => Why::Fast,
             () if coarse(chosen.free) != coarse(second.free) => Why::Room,
             () => Why::Equal,
@@ -229,7 +234,7 @@ mod tests {
     use super::*;
 
     fn candidate(cell: i64, is_favorite: bool, free: u64) -> Candidate {
-        Candidate { cell: CellNumber(cell), is_favorite, pace: Pace(17), free }
+        Candidate { cell: CellNumber(cell), is_favorite, has_credit: true, pace: Pace(17), free }
     }
 
     fn deficit(chunk: i64, len: u32, holders: &[i64]) -> Deficit {
@@ -290,6 +295,22 @@ mod tests {
         let mut cells = [candidate(1, false, 1 << 40), candidate(2, false, 1 << 30)];
         cells[0].pace = Pace(22);
         assert_eq!(planned(&[deficit(1, 100, &[])], &cells, 1), [[2]]);
+    }
+
+    #[test]
+    fn among_those_at_other_places_credit_comes_before_speed() {
+        let mut cells = [candidate(1, false, 1000), candidate(2, false, 1000), candidate(3, false, 1000)];
+        (cells[0].has_credit, cells[0].pace) = (false, Pace(3));
+        let at = sites(&[(1, 5), (2, 6), (3, 7)]);
+        assert_eq!(planned_at(&[deficit(1, 1, &[])], &cells, &at, 2), [[2, 3]]);
+        let why = plan_with_reasons(&deficit(1, 1, &[3]), &mut cells.to_vec(), &at, 2);
+        assert_eq!(why, [(CellNumber(2), Why::Credit)]);
+        // It is still better than nobody, and than a second copy at one place.
+        assert_eq!(planned_at(&[deficit(1, 1, &[2, 3])], &cells, &at, 3), [[1]]);
+        let near = sites(&[(1, 5), (2, 7), (3, 7)]);
+        assert_eq!(planned_at(&[deficit(1, 1, &[3])], &cells, &near, 2), [[1]]);
+        cells[0].is_favorite = true;
+        assert_eq!(planned_at(&[deficit(1, 1, &[])], &cells, &at, 1), [[1]]);
     }
 
     #[test]
@@ -417,7 +438,13 @@ mod tests {
                 .map(|cell| {
                     at.set(CellNumber(cell), Site(dice(3)));
                     let (is_favorite, free) = (dice(4) == 0, dice(3) * 1000);
-                    Candidate { cell: CellNumber(cell), is_favorite, pace: Pace(dice(30) as u8), free }
+                    Candidate {
+                        cell: CellNumber(cell),
+                        is_favorite,
+                        has_credit: true,
+                        pace: Pace(dice(30) as u8),
+                        free,
+                    }
                 })
                 .collect();
             let mut held: Vec<i64> = cells.iter().map(|c| c.cell.0).filter(|_| dice(2) == 0).collect();

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::DbError;
 use crate::id::{BodyHash, CellId, ChunkName};
+use crate::keys::random;
 use crate::store::{PackId, Place};
 
 /// A row of `chunks`.
@@ -1063,6 +1064,38 @@ impl<'a> Tables<'a> {
         let totals =
             self.one(sql, [cell.0], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
         Ok(totals.unwrap_or_default())
+    }
+
+    /// Of copies with a peer that count now: bytes proven at least once, and bytes never proven. And which database this is,
+    /// with the byte-seconds between the last proof and the loss of all copies that it was found to have lost.
+    pub fn bounty_sums(&self, cell: CellNumber) -> Result<(u64, u64, u64, u128), DbError> {
+        let sql = "SELECT sum(len) FILTER (WHERE proven > 0), sum(len) FILTER (WHERE proven = 0)
+                   FROM copies JOIN chunks ON chunks.id = chunk WHERE cell = ?1 AND state = 0";
+        let sums = self.one(sql, [cell.0], |row| {
+            let number = |at| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(at)?.unwrap_or(0) as u64);
+            Ok((number(0)?, number(1)?))
+        })?;
+        let (proven, unproven) = sums.unwrap_or_default();
+        let (id, lost) = self.forfeited(cell)?;
+        Ok((proven, unproven, id, lost))
+    }
+
+    fn forfeited(&self, cell: CellNumber) -> Result<(u64, u128), DbError> {
+        let bytes = self.meta(&format!("forfeited:{}", cell.0))?.unwrap_or_default();
+        let (Some(id), Some(lost)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<16>()) else {
+            return Ok((0, 0));
+        };
+        Ok((u64::from_le_bytes(*id), u128::from_le_bytes(*lost)))
+    }
+
+    /// Copies with a peer were found to be lost: so many byte-seconds since their last proofs count for nothing.
+    pub fn add_forfeited(&self, cell: CellNumber, byte_seconds: u128) -> Result<(), DbError> {
+        let (id, lost) = self.forfeited(cell)?;
+        // Whoever has seen another number in here has seen another database.
+        let id = if id == 0 { u64::from_le_bytes(random()) | 1 } else { id };
+        let lost = lost.saturating_add(byte_seconds);
+        let bytes = [&id.to_le_bytes()[..], &lost.to_le_bytes()].concat();
+        self.set_meta(&format!("forfeited:{}", cell.0), &bytes)
     }
 
     /// Whether a list of chunks of mine is not here: chunks that only it names cannot be told from strange ones.

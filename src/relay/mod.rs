@@ -26,6 +26,8 @@ pub mod websocket;
 
 pub use client::{Circuit, CircuitError, Client, ConnectError, End, Keeper};
 pub use hub::Hub;
+#[cfg(feature = "wss")]
+pub(crate) use tls::over_tls;
 #[cfg(all(test, feature = "wss"))]
 pub(crate) use tls::pinned as tls_pinned;
 pub use url::Url;

@@ -45,6 +45,15 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }
 
+/// A TLS connection to a web server over `stream`: roots and name must vouch for it. The error is for people.
+pub(crate) async fn over_tls(stream: TcpStream, host: &str) -> Result<BoxStream, String> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| "the host is no name".to_owned())?;
+    let config =
+        smol::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
+}
+
 /// What a client needs that takes the certificate of this SHA-256 and no other.
 #[cfg(test)]
 pub(crate) fn pinned(fingerprint: [u8; 32]) -> ClientConfig {

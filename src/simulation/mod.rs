@@ -10,6 +10,7 @@
 //!
 //! Promise: the same seed gives the same run, to the byte.
 
+pub mod bounty;
 mod files;
 mod machine;
 pub mod refusals;

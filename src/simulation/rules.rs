@@ -574,3 +574,112 @@ pub fn passing_on(seed: u64) -> Outcome {
         },
     )
 }
+
+/// Whatever happens to lines and machines, honest cells never dispute, their books always balance, nothing is counted for more
+/// time than has passed, and once all is calm both sides of each pair say the same, to the byte-hour. One of them goes back to
+/// an old copy of its whole disk on the way.
+pub fn accounts(seed: u64) -> Outcome {
+    let mut dice = crate::world::Dice::new(seed, "accounts");
+    run(
+        seed,
+        3,
+        |_, config| config.copies = 3,
+        |sim| {
+            for number in 0..12 {
+                sim.write(number % 3, format!("file {number}").as_bytes())?;
+            }
+            sim.turns(3)?;
+            let (old, mut has_gone_back) = (dice.below(3) as usize, false);
+            let began = sim.now();
+            while sim.now() < began + DAY * 14 {
+                let at = dice.below(3) as usize;
+                match dice.below(12) {
+                    0 => sim.switch_off(at)?,
+                    1 => sim.crash(at),
+                    2 => sim.machines[at].blow_after(Some(1 + dice.below(400))),
+                    3 => sim.loss = if sim.loss == 0 { 1 + dice.below(15) } else { 0 },
+                    4 => sim.write(at, format!("more {}", dice.below(1 << 40)).as_bytes())?,
+                    _ => {}
+                }
+                for _ in 0..4 {
+                    sim.turn()?;
+                    sim.pass(HOUR)?;
+                }
+                for at in 0..3 {
+                    sim.switch_on(at)?;
+                    sim.machines[at].blow_after(None);
+                }
+                check_accounts(sim, false)?;
+                if sim.machines[old].backup.is_none() && sim.now() > began + DAY * 3 {
+                    sim.switch_off(old)?;
+                    let now = sim.now();
+                    sim.machines[old].back_up(now);
+                    sim.switch_on(old)?;
+                }
+                if !has_gone_back && sim.now() > began + DAY * 8 {
+                    has_gone_back = true;
+                    sim.switch_off(old)?;
+                    if let Some((_, disk)) = sim.machines[old].backup.take() {
+                        sim.machines[old].disk = disk;
+                        sim.note(format_args!("{old} goes back to its backup"));
+                    }
+                    sim.switch_on(old)?;
+                }
+            }
+            sim.loss = 0;
+            for _ in 0..3 {
+                sim.turns(2)?;
+                for _ in 0..13 {
+                    sim.turn()?;
+                    sim.pass(HOUR * 2)?;
+                }
+            }
+            check_accounts(sim, true)
+        },
+    )
+}
+
+fn check_accounts(sim: &mut Sim, is_calm: bool) -> Checked {
+    let mut told = BTreeMap::new();
+    for at in 0..sim.len() {
+        let faults = sim.machines[at].disk.books.bounty_faults().unwrap_or_else(|why| vec![why.to_string()]);
+        if !faults.is_empty() {
+            return sim.broken(format_args!("the books of {at}: {faults:?}"));
+        }
+        let Some(running) = &sim.machines[at].running else { continue };
+        let sync = Rc::clone(&running.sync);
+        let views = ask(sim, at, async move { sync.bounty().await })?;
+        match views {
+            Ok(views) => drop(told.insert(at, views)),
+            Err(why) => return sim.broken(format_args!("{at} cannot tell its accounts: {why}")),
+        }
+    }
+    let ids: Vec<crate::id::CellId> =
+        (0..sim.len()).map(|at| sim.machines[at].master.identity(0, 0).id()).collect();
+    for (at, views) in &told {
+        for view in views {
+            let other = ids.iter().position(|id| *id == view.id).unwrap_or(usize::MAX);
+            // What a cell that went back has forgotten is told as older books, until it has taken them up.
+            if is_calm && (view.dispute.is_some() || view.state != "ok") {
+                return sim.broken(format_args!("{at} and {other} are honest: {view:?}"));
+            }
+            // No more than all that was ever stored, for all the time that has passed.
+            let bytes: u64 = sim.machines[other].disk.store.names().len() as u64 * (4 << 20);
+            let most = bytes.saturating_mul(sim.now().as_secs() / 3600 + 1);
+            if view.spent + view.unsigned > most {
+                return sim.broken(format_args!("{at} has counted more than there was: {view:?}, {most}"));
+            }
+            let Some(theirs) =
+                told.get(&other).and_then(|views| views.iter().find(|view| view.id == ids[*at]))
+            else {
+                continue;
+            };
+            let is_level =
+                (view.earned, view.spent, view.statement) == (theirs.spent, theirs.earned, theirs.statement);
+            if is_calm && (!is_level || view.statement.is_none()) {
+                return sim.broken(format_args!("{at} says {view:?}, and {other} {theirs:?}"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -69,6 +69,8 @@ const TRY_S_MAX: u64 = 6 * 3600;
 const SUSPENDED_S: u64 = DAY_S;
 /// So many losses within a day, and over a quarter of the proofs, are much.
 const MANY_LOSSES: u64 = 64;
+/// Every copy is proven within this time, so no more of a lost one is taken back. s.
+const FORFEITED_S_MAX: u64 = 31 * DAY_S;
 /// What was lost is told this long.
 const TOLD_S: u64 = 3 * DAY_S;
 
@@ -498,12 +500,15 @@ fn record(
     now: u64,
 ) -> Result<Proved, DbError> {
     let mut found = Proved::default();
+    let mut forfeited = 0;
     let vain = vain(outcomes);
     for ((ask, outcome), is_vain) in asks.iter().zip(outcomes).zip(vain) {
         // It may have been released, or lost otherwise, meanwhile.
-        if t.copy(ask.chunk, cell)?.is_none() {
-            continue;
-        }
+        let Some(copy) = t.copy(ask.chunk, cell)? else { continue };
+        // What was counted since its last proof is taken back: see `bounty::Counts`.
+        let unproven_s =
+            if copy.proven > 0 { (now / DAY_S + 1).saturating_sub(copy.proven) * DAY_S } else { 0 };
+        let forfeit = u128::from(ask.len) * u128::from(unproven_s.min(FORFEITED_S_MAX));
         match outcome {
             Outcome::Proven => {
                 t.prove_copy(ask.chunk, cell, now / DAY_S + 1)?;
@@ -511,6 +516,7 @@ fn record(
             }
             Outcome::Missing | Outcome::Damaged | Outcome::Wrong => {
                 t.drop_copy(ask.chunk, cell)?;
+                forfeited += forfeit;
                 match outcome {
                     Outcome::Missing => found.missing += 1,
                     Outcome::Damaged => found.damaged += 1,
@@ -527,6 +533,7 @@ fn record(
                     }
                     Standing::Lost => {
                         t.drop_copy(ask.chunk, cell)?;
+                        forfeited += forfeit;
                         found.silent += 1;
                         continue;
                     }
@@ -535,6 +542,9 @@ fn record(
             }
             Outcome::Nothing | Outcome::Untold => found.unanswered += 1,
         }
+    }
+    if forfeited > 0 {
+        t.add_forfeited(cell, forfeited)?;
     }
     Ok(found)
 }
@@ -583,6 +593,24 @@ impl Sync {
     /// Whether a peer gets no new chunks for now: it gave a false proof within a day, or has lost much.
     pub(super) fn is_suspended(&self, peer: &CellId) -> bool {
         self.audits.of(peer).is_suspended(self.vault.now())
+    }
+
+    /// Whether a peer has ever proven something, and whether it has failed proofs and passed none since. Being away is no
+    /// failure.
+    pub(super) fn proves(&self, peer: &CellId) -> (bool, bool) {
+        let record = self.audits.of(peer);
+        let failed_at = record.last_wrong_at.max(record.last_lost_at);
+        let is_suspended = record.is_suspended(self.vault.now()) || failed_at > record.answered_at;
+        (record.proven > 0, is_suspended)
+    }
+
+    /// Sets when a peer has proven something last, and failed (observed seconds).
+    #[cfg(test)]
+    pub(super) fn set_proofs_for_tests(&self, peer: &CellId, answered_at: u64, failed_at: u64) {
+        self.audits.change(peer, |record| {
+            *record =
+                Record { answered_at, last_lost_at: failed_at, proven: answered_at, ..Record::default() }
+        });
     }
 
     /// How peers have proved so far, in the order in which they came.

@@ -358,7 +358,7 @@ impl Liar {
                 usage: Usage { used: 0, quota: 0, free: 1 << 40 },
                 unix_time: 1_800_000_000,
                 card: vec![],
-                version: "0".into(),
+                version: "9.0.1".into(),
             }),
             Request::Inventory { since, .. } => {
                 let said = self.said.borrow();
@@ -479,6 +479,7 @@ fn a_peer_that_says_it_has_what_it_dropped_is_found_out_suspended_and_named() {
         let id = liar.cell.vault.id();
         ann.add_chunks(3, 1000);
         a.round().await;
+        assert!(alert(&ann, "older").unwrap().contains("runs Grove 9.0.1, and this cell runs"));
         a.prove_all(&|_, _| {}).await.unwrap();
         let proofs = a.proofs().remove(0);
         assert!(proofs.proved.wrong > 0 && proofs.is_suspended, "{proofs:?}");

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::ledger::BOUNTY_TABLES;
 use super::shares::TABLES;
 use crate::card::{Card, CardBody, NAME_BYTES_MAX, Role};
 use crate::catalog::{RecordKind, record_key};
@@ -21,7 +22,7 @@ use crate::keys::Secret;
 use crate::placement::{DbError, copy_in_memory};
 use crate::vault::{Vault, VaultError, lock};
 
-const FORMAT: i64 = 3;
+const FORMAT: i64 = 4;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE peers (
@@ -304,6 +305,9 @@ pub struct Books {
     pub(super) conn: Mutex<Connection>,
     /// Held by whoever works at what is kept of friends' shares.
     pub(super) shelf: Mutex<()>,
+    /// Ends the process at a step of the bounty, in tests.
+    #[cfg(test)]
+    pub(super) fuse: crate::world::Fuse,
 }
 
 pub(super) fn wrong(why: rusqlite::Error) -> DbError {
@@ -388,13 +392,20 @@ impl Books {
                 .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
                 .map_err(wrong)?,
             1 => from_1(&conn).map_err(wrong)?,
-            // Format 3 has more tables, which are made below.
-            2 | FORMAT => {}
+            // Formats 3 and 4 have more tables, which are made below.
+            2 | 3 | FORMAT => {}
             version => return Err(DbError::Foreign { path: path.to_owned(), version }),
         }
-        conn.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"))
-            .map_err(wrong)?;
-        Ok(Self { conn: Mutex::new(conn), shelf: Mutex::default() })
+        conn.execute_batch(&format!(
+            "BEGIN; {TABLES} {BOUNTY_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
+        ))
+        .map_err(wrong)?;
+        Ok(Self {
+            conn: Mutex::new(conn),
+            shelf: Mutex::default(),
+            #[cfg(test)]
+            fuse: crate::world::Fuse::default(),
+        })
     }
 
     pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {
@@ -608,6 +619,7 @@ impl Books {
             )?;
         }
         self.restore_shares(vault)?;
+        self.restore_statements(vault, PEERS_MAX)?;
         Ok(count)
     }
 }
@@ -687,6 +699,31 @@ mod tests {
             assert_eq!(roles, [Role::Peer, Role::Friend]);
             assert_eq!((peers[1].friendship, peers[1].quota_bytes), (Friendship::UNNUMBERED, Some(7)));
             assert_eq!((peers[1].address.as_str(), peers[1].is_favorite), ("a:1", true));
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn books_of_the_third_format_keep_their_peers_and_begin_to_count() {
+        let dir =
+            std::env::temp_dir().join(format!("grove-books-{}", crate::id::hex(&crate::keys::random::<8>())));
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("books.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(&format!("{SCHEMA} {TABLES} PRAGMA user_version = 3;")).unwrap();
+        old.execute(
+            "INSERT INTO peers VALUES (?1, ?1, 'bob', 1, 7, x'00', NULL, 5, NULL, 'a:1', NULL, ?2)",
+            params![[3u8; 32], friendship_bytes(&Friendship::UNNUMBERED)],
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let books = Books::open(&path).unwrap();
+            assert_eq!(books.peers().unwrap()[0].name, "bob");
+            assert!(books.bounty_books().unwrap().is_empty() && books.bounty_faults().unwrap().is_empty());
+            let version: i64 =
+                lock(&books.conn).query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+            assert_eq!(version, FORMAT);
         }
         std::fs::remove_dir_all(dir).unwrap();
     }

@@ -17,6 +17,7 @@ use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow, is_label};
+use super::bounty::Ledgers;
 use super::chat::Chats;
 use super::connect::Dialer;
 use super::gate::{BookGate, RefusalLog};
@@ -33,12 +34,13 @@ use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
 use crate::placement::planner::{Candidate, Site};
-use crate::placement::{CellNumber, ChunkId, DbError, Own};
+use crate::placement::{CellNumber, ChunkId, DbError, HeldTotals, Own};
 use crate::pool::{Turns, unblock};
 use crate::publish;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
 use crate::routes::{Kind, RouteBook};
+use crate::sums::Sums;
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Approach, HandshakeError};
 use crate::wire::message::{Farewell, Reply, Request};
@@ -108,6 +110,9 @@ pub struct PeerView {
     /// The last problem in words, or empty.
     pub error: String,
 }
+
+/// Chunks and bytes that a peer holds for us, and what we hold for it.
+type PeerSums = ((u64, u64), HeldTotals);
 
 /// Why a peer has not all that it should have.
 const NO_ROOM: &str = "it takes no more: its disk, or this cell's quota there, is full";
@@ -248,14 +253,22 @@ pub struct Sync {
     pub(super) marking: Turns,
     /// What rounds have moved since the start.
     moved: Cell<Moved>,
+    /// What is counted with each peer, and signed.
+    pub(super) ledgers: Ledgers,
     /// Sums of all that is held for an owner, as last asked for; `None`: on their way.
     pub(super) digests: RefCell<BTreeMap<CellId, Option<(Duration, Reply)>>>,
     /// Fetches under way that somebody waits for.
     waiting: Cell<usize>,
     /// The last problem with each peer.
     pub(super) errors: RefCell<HashMap<CellId, String>>,
+    /// What peers hold for us, and we for them.
+    peer_sums: Sums<Vec<CellId>, Vec<PeerSums>>,
+    /// Versions that peers say they run.
+    pub(super) versions: RefCell<HashMap<CellId, super::Release>>,
     /// Conversations, where their file is open.
     pub(super) chats: RefCell<Option<Rc<Chats>>>,
+    /// This cell's models, where it has any use for them.
+    pub(super) models: RefCell<Option<Rc<dyn super::ai::Models>>>,
     tasks: RefCell<Vec<Task<()>>>,
     pub(super) recovering: Cell<usize>,
     pub(super) is_stopping: Cell<bool>,
@@ -341,10 +354,14 @@ impl Sync {
             left: RefCell::default(),
             marking: Turns::default(),
             moved: Cell::default(),
+            ledgers: Ledgers::default(),
             digests: RefCell::default(),
             waiting: Cell::new(0),
             errors: RefCell::default(),
+            peer_sums: Sums::default(),
+            versions: RefCell::default(),
             chats: RefCell::default(),
+            models: RefCell::default(),
             tasks: RefCell::default(),
             recovering: Cell::new(0),
             is_stopping: Cell::new(false),
@@ -356,6 +373,7 @@ impl Sync {
         });
         sync.gate.refresh().await?;
         sync.load_audits().await?;
+        sync.load_bounty().await?;
         sync.load_routes().await;
         sync.load_health().await?;
         sync.load_grant_time().await?;
@@ -449,11 +467,6 @@ impl Sync {
 
     // ---- What rounds and answers ask ----
 
-    /// Bytes that a peer may store here; 0: up to the reserve.
-    pub(super) fn quota(&self, id: &CellId) -> u64 {
-        self.gate.peer(id).and_then(|peer| peer.quota_bytes).unwrap_or(self.vault.config.quota_bytes)
-    }
-
     pub(super) fn name_of(&self, id: &CellId) -> String {
         self.gate.peer(id).map_or_else(|| id.short(), |peer| peer.name)
     }
@@ -483,7 +496,10 @@ impl Sync {
             .live_links()
             .iter()
             .filter(|link| !self.is_suspended(&link.peer))
-            .filter_map(|link| round::candidate(link, self.gate.peer(&link.peer)?.is_favorite))
+            .filter_map(|link| {
+                let is_favorite = self.gate.peer(&link.peer)?.is_favorite;
+                round::candidate(link, is_favorite, self.has_credit(link))
+            })
             .collect();
         candidates.sort_by_key(|candidate| candidate.cell);
         candidates
@@ -787,21 +803,30 @@ impl Sync {
     pub async fn peers(&self) -> Result<Vec<PeerView>, VaultError> {
         let rows = self.gate.peers();
         let ids: Vec<CellId> = rows.iter().map(|row| row.id).collect();
-        let (vault, keeper) = (Arc::clone(&self.vault), Arc::clone(&self.keeper));
-        let sums = unblock(move || -> Result<Vec<_>, VaultError> {
-            ids.iter()
-                .map(|id| {
-                    let copies = vault.db.change(|t| {
-                        let cell = t.cell(id)?;
-                        t.copy_totals(cell)
-                    })?;
-                    Ok((copies, keeper.totals(id)?))
+        let began = self.vault.clock.steady();
+        let sums = match self.peer_sums.get(&ids, began) {
+            Some(sums) => sums,
+            None => {
+                let (vault, keeper, asked) = (Arc::clone(&self.vault), Arc::clone(&self.keeper), ids.clone());
+                let sums = unblock(move || -> Result<Vec<PeerSums>, VaultError> {
+                    asked
+                        .iter()
+                        .map(|id| {
+                            let copies = vault.db.change(|t| {
+                                let cell = t.cell(id)?;
+                                t.copy_totals(cell)
+                            })?;
+                            Ok((copies, keeper.totals(id)?))
+                        })
+                        .collect()
                 })
-                .collect()
-        })
-        .await?;
+                .await?;
+                self.peer_sums.put(ids, sums.clone(), began, self.vault.clock.steady());
+                sums
+            }
+        };
         let wall = self.vault.clock.wall();
-        let view = |(row, ((chunks, bytes), held)): (PeerRow, ((u64, u64), crate::placement::HeldTotals))| {
+        let view = |(row, ((chunks, bytes), held)): (PeerRow, PeerSums)| {
             let link = self.link(&row.id);
             PeerView {
                 addresses: row.addresses(),

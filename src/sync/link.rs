@@ -42,6 +42,8 @@ const MEASURED_EVERY: Duration = Duration::from_secs(3600);
 const SUMMED_MAX: u32 = 16 * 256;
 /// Changes of its wish that are taken of a peer in `MEASURED_EVERY`.
 const WISHES_MAX: u32 = 60;
+/// Exchanges of figures that are answered to a peer in `MEASURED_EVERY`.
+const SETTLED_MAX: u32 = 60;
 /// Lists of its revocations that are taken of a peer in `MEASURED_EVERY`.
 const LISTS_MAX: u32 = 600;
 /// Bytes of grants that are taken of a friend in `MEASURED_EVERY`: each is a write here and in the catalog.
@@ -173,6 +175,10 @@ pub(super) struct Link {
     pub(super) told_wish: Cell<Option<Wish>>,
     /// Since when, and how many changes of its wish were taken.
     wished: Cell<(Duration, u32)>,
+    /// It is of a version that knows nothing of figures.
+    pub(super) is_deaf_to_figures: Cell<bool>,
+    /// Since when, and how often it has told figures.
+    settled: Cell<(Duration, u32)>,
     /// Wakes whoever brings it what is said.
     talk: Sender<()>,
     /// The start of its with which we are level since it was connected.
@@ -237,6 +243,8 @@ impl Link {
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
             wished: Cell::new((Duration::ZERO, 0)),
+            is_deaf_to_figures: Cell::new(false),
+            settled: Cell::new((Duration::ZERO, 0)),
             talk,
             level_with: Cell::new(None),
             told_receipts: Cell::new(false),
@@ -289,6 +297,7 @@ impl Link {
             // What the peer was told and what it said may be forgotten there.
             self.is_introduced.set(false);
             self.told_wish.set(None);
+            self.is_deaf_to_figures.set(false);
             self.has_heard_list.set(false);
             self.told_list.set(0);
             self.level_with.set(None);
@@ -479,6 +488,17 @@ impl Link {
         };
         let may = count < WISHES_MAX;
         self.wished.set((since, count + u32::from(may)));
+        may
+    }
+
+    /// Whether the peer may tell its figures once more, at steady time `now`: each time is a write here.
+    pub(super) fn may_settle(&self, now: Duration) -> bool {
+        let (since, count) = match self.settled.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = count < SETTLED_MAX;
+        self.settled.set((since, count + u32::from(may)));
         may
     }
 

@@ -6,11 +6,16 @@
 //! Promise: a chunk counts as copied only after its holder said that it is durable; nobody is given, shown or made to
 //! delete what is not his; bytes from peers never panic and never take more than bounded memory.
 
+mod ai;
+mod attach;
 mod audit;
 #[cfg(test)]
 mod audit_tests;
 mod bearers;
 mod books;
+mod bounty;
+#[cfg(test)]
+mod bounty_tests;
 mod chat;
 #[cfg(test)]
 mod chat_tests;
@@ -25,7 +30,9 @@ mod heal;
 pub mod health;
 mod keep;
 mod kept;
+mod ledger;
 mod link;
+mod newer;
 mod offer;
 mod outlook;
 mod part;
@@ -47,8 +54,11 @@ use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
 
+pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
+pub use attach::Attached;
 pub use audit::{ProofView, Proved};
 pub use books::{Books, InviteRow, InviteState, PeerRow};
+pub use bounty::{BountyView, Dispute, QuotaThere};
 pub use chat::{Lookup, Said, TalkView, chat_named, talks_at_rest};
 pub use connect::{PeerRoutes, RouteView, Wired};
 pub use drill::Got;
@@ -56,6 +66,8 @@ pub use driver::{Fetched, Introduction, JoinError, PeerRound, PeerView, RoundRep
 pub use fetch::{FeedEntry, FetchedFile};
 pub use friends::Decided;
 pub use keep::KeptShare;
+pub(crate) use ledger::{HeardAt, PeerBook};
+pub use newer::Release;
 pub use outlook::fleet_at_rest;
 pub use received::ReceivedRow;
 pub(crate) use recover::{Others, bring_back};

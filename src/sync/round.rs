@@ -150,8 +150,10 @@ pub(super) async fn run(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> 
     let outcome = bring_level(sync, link, moved).await;
     // Whatever went wrong before: a peer must not be able to keep out of proofs by answering other things wrongly.
     let audited = if link.is_alive() { audit::run(sync, link).await } else { Ok(()) };
+    let settled = if link.is_alive() { sync.bounty_round(link).await } else { Ok(()) };
     outcome?;
     audited?;
+    settled?;
     release(sync, link).await
 }
 
@@ -165,6 +167,7 @@ async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Res
         return Err(AskError::OutOfTurn.into());
     };
     sync.vault.hear_time(&link.peer, theirs.unix_time);
+    sync.hear_version(&link.peer, &theirs.version);
     link.usage.set(Some(theirs.usage));
     let was_full = link.is_full.replace(room(&theirs.usage) == 0);
     take_heads(sync, link, &theirs.tips, moved).await?;
@@ -536,7 +539,7 @@ fn state_of_things(sync: &Sync) -> u64 {
     sync.vault.db.generation().hash(&mut hasher);
     let sites = sync.sites();
     for c in sync.candidates() {
-        (c.cell, c.is_favorite, c.pace, coarse(c.free), sites.of(c.cell)).hash(&mut hasher);
+        (c.cell, c.is_favorite, c.has_credit, c.pace, coarse(c.free), sites.of(c.cell)).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -1081,8 +1084,8 @@ impl<'a> Puller<'a> {
 }
 
 /// Peers that can be sent chunks now, as the planner sees them.
-pub(super) fn candidate(link: &Link, is_favorite: bool) -> Option<Candidate> {
+pub(super) fn candidate(link: &Link, is_favorite: bool, has_credit: bool) -> Option<Candidate> {
     let usage = link.usage.get()?;
     let free = if link.is_full.get() { 0 } else { room(&usage) };
-    Some(Candidate { cell: link.cell, is_favorite, pace: link.pace(), free })
+    Some(Candidate { cell: link.cell, is_favorite, has_credit, pace: link.pace(), free })
 }

@@ -967,8 +967,18 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             }
             Err(why) => Err(why),
         },
+        Request::Settle(told) => match sync.answer_settle(&owner, told).await {
+            Ok(Some(answer)) => Ok(Reply::Settle(answer)),
+            Ok(None) => {
+                let refusal = Refusal::new(ErrorCode::Busy, "enough was settled for this hour", "");
+                return reply(stream, &Reply::Error(refusal)).await;
+            }
+            Err(why) => Err(why),
+        },
         Request::Messages(head) => return sync.answer_messages(owner, head, stream).await,
         Request::Receipts(told) => Ok(sync.answer_receipts(owner, told).await),
+        Request::Beat { bytes } => return sync.answer_beat(owner, &bytes, stream).await,
+        Request::Question { len } => return sync.answer_question(owner, len, stream).await,
         Request::Goodbye { reason } => {
             reply(stream, &Reply::Done).await?;
             if reason == Farewell::Removed {

@@ -400,7 +400,7 @@ fn ungrant_moved(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId)
 }
 
 /// The node of a path below GroveHome.
-fn node_named(t: &Tables<'_>, path: &[u8]) -> Result<Node, VaultError> {
+pub(super) fn node_named(t: &Tables<'_>, path: &[u8]) -> Result<Node, VaultError> {
     let names: Vec<Vec<u8>> =
         path.split(|c| *c == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
     let none = || {

@@ -264,6 +264,13 @@ impl Books {
         Ok(self.list(counts, [share], read)?.pop().unwrap_or_default())
     }
 
+    /// A file is granted to a peer, through whichever share.
+    pub(super) fn is_granted(&self, peer: &CellId, file: FileId) -> Result<bool, DbError> {
+        let found = "SELECT 1 FROM shares JOIN grants_made ON grants_made.share = shares.id
+                     WHERE shares.peer = ?1 AND grants_made.file = ?2 LIMIT 1";
+        Ok(!self.list(found, params![peer.0, file.0], |_| Ok(()))?.is_empty())
+    }
+
     /// These files in these versions are to be granted through a share; what is granted already stays. How many are new.
     /// While the brake is on, files that are granted stay in the version that they are granted in.
     pub(super) fn want_grants(

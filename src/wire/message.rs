@@ -15,6 +15,7 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::session::{Session, SessionError, Stream};
 use super::{flush, read_full, within, write_full};
+use crate::bounty::{Heard, STATEMENT_BYTES_MAX};
 use crate::buffers;
 use crate::card::CARD_BYTES_MAX;
 use crate::chat::{self, Receipt, Run};
@@ -63,6 +64,12 @@ pub const GRANTS_MAX: usize = 64;
 pub const GRANTS_BYTES_MAX: usize = 4 << 20;
 /// Chunks that one request asks for by a ticket.
 pub const TICKET_CHUNKS_MAX: usize = 32;
+/// What a cell tells a friend of its models, in bytes.
+pub const BEAT_BYTES_MAX: usize = 16 * 1024;
+/// A question to a friend's models, in bytes.
+pub const QUESTION_BYTES_MAX: usize = 1 << 20;
+/// One frame of the answer, in bytes.
+pub const FRAME_BYTES_MAX: usize = 2 << 20;
 /// A text for people, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 /// A version's name, in bytes.
@@ -74,6 +81,8 @@ pub const PROGRESS_TIME_MAX: Duration = Duration::from_secs(30);
 pub const STORE_TIME_MAX: Duration = Duration::from_secs(180);
 /// A head, once begun, is whole within this.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
+/// A model may think so long before its next word.
+pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(1800);
 /// A body that comes slower than this many bytes a second is given up.
 pub const BODY_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
 
@@ -301,6 +310,41 @@ pub enum Request {
     Messages(BatchHead),
     /// How far we are with your messages; how far are you with ours?
     Receipts(Receipts),
+    /// What a friend may use of our models, in the form of `ai::friend::Beat`.
+    Beat { bytes: Vec<u8> },
+    /// Answer this with your models: `len` bytes of a question follow.
+    Question { len: u32 },
+    /// What we count of what we store for each other.
+    Settle(Settlement),
+}
+
+/// How far a cell is with counting, and what it has signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// What it counts.
+    pub heard: Heard,
+    /// The next statement is wanted in the answer; otherwise the newest one is only shown.
+    pub wants: bool,
+    /// The newest statement that both have signed, as far as it knows; or nothing.
+    pub newest: Vec<u8>,
+    /// The next one, with its signature alone; or nothing.
+    pub proposal: Vec<u8>,
+}
+
+impl Settlement {
+    fn write(&self, to: &mut Writer) {
+        self.heard.write(to);
+        to.u8(self.wants.into()).long(&self.newest).long(&self.proposal);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, BadBytes> {
+        Ok(Self {
+            heard: Heard::read(from)?,
+            wants: read_bool(from)?,
+            newest: read_bytes(from, STATEMENT_BYTES_MAX)?,
+            proposal: read_bytes(from, STATEMENT_BYTES_MAX)?,
+        })
+    }
 }
 
 /// What goes before messages of a run.
@@ -359,7 +403,7 @@ pub enum Reply {
     PutHead(HeadOutcome),
     /// To `Ping`.
     Pong,
-    /// To `Card`, `Goodbye` and `RecoverySecret`.
+    /// To `Card`, `Goodbye`, `RecoverySecret` and `Beat`.
     Done,
     /// To `Measure`: `down` bytes without meaning follow.
     Measure { down: u32 },
@@ -384,6 +428,10 @@ pub enum Reply {
     Messages(Option<u64>),
     /// To `Receipts`: the same of the other side.
     Receipts(Receipts),
+    /// To `Question`: frames of the answer follow, each u8 kind, u32 length, bytes.
+    Answering,
+    /// To `Settle`: the same of the other side.
+    Settle(Settlement),
     /// To any request that is not carried out.
     Error(Refusal),
 }
@@ -709,6 +757,13 @@ impl Request {
                 to.u64(*base).u32(*len);
             }
             Self::Receipts(receipts) => receipts.write(to.u8(27)),
+            Self::Beat { bytes } => {
+                to.u8(31).long(bytes);
+            }
+            Self::Question { len } => {
+                to.u8(32).u32(*len);
+            }
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
         }
         to.finish()
     }
@@ -774,6 +829,15 @@ impl Request {
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::read_batch_head(&mut from)?,
             27 => Self::Receipts(Receipts::read(&mut from)?),
+            31 => Self::Beat { bytes: read_bytes(&mut from, BEAT_BYTES_MAX)? },
+            32 => {
+                let len = from.u32()?;
+                if len as usize > QUESTION_BYTES_MAX {
+                    return Err(AskError::TooLong(len.into()));
+                }
+                Self::Question { len }
+            }
+            28 => Self::Settle(Settlement::read(&mut from)?),
             tag => return Err(AskError::Unsupported(tag)),
         };
         from.end()?;
@@ -916,6 +980,10 @@ impl Reply {
                 to.u8(26).u8(1).u64(*stored);
             }
             Self::Receipts(receipts) => receipts.write(to.u8(27)),
+            Self::Answering => {
+                to.u8(32);
+            }
+            Self::Settle(settlement) => settlement.write(to.u8(28)),
             Self::Error(Refusal { code, text, hint }) => {
                 to.u8(255).u8(code.to_byte()).long(text.as_bytes()).long(hint.as_bytes());
             }
@@ -977,6 +1045,8 @@ impl Reply {
             25 => Self::Friendship(Friendship::read_told(&mut from)?),
             26 => Self::Messages(if read_bool(&mut from)? { Some(from.u64()?) } else { None }),
             27 => Self::Receipts(Receipts::read(&mut from)?),
+            32 => Self::Answering,
+            28 => Self::Settle(Settlement::read(&mut from)?),
             255 => Self::Error(Refusal {
                 code: ErrorCode::from_byte(from.u8()?),
                 text: read_text(&mut from, TEXT_BYTES_MAX)?,
@@ -1161,6 +1231,7 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         | (Request::Observe, Reply::Observe { .. })
         | (Request::Friendship(_), Reply::Friendship(_))
         | (Request::Receipts(_), Reply::Receipts(_))
+        | (Request::Settle(_), Reply::Settle(_))
         | (Request::Digest { .. }, Reply::Digest { .. }) => true,
         (Request::Bucket { bucket }, Reply::Bucket { entries, .. }) => {
             entries.iter().all(|(name, _)| name.0[..2] == bucket.to_be_bytes())
@@ -1171,9 +1242,13 @@ fn fits(request: &Request, reply: &Reply) -> bool {
         (Request::Inventory { limit, .. }, Reply::Inventory { entries, .. }) => {
             entries.len() <= *limit as usize
         }
-        (Request::Card { .. } | Request::Goodbye { .. } | Request::RecoverySecret { .. }, Reply::Done) => {
-            true
-        }
+        (
+            Request::Card { .. }
+            | Request::Goodbye { .. }
+            | Request::RecoverySecret { .. }
+            | Request::Beat { .. },
+            Reply::Done,
+        ) => true,
         _ => false,
     }
 }
@@ -1498,6 +1573,55 @@ pub async fn say(session: &Session, head: BatchHead, body: &[u8]) -> Result<Opti
     }
 }
 
+/// An answer of a friend's models under way; dropping it stops it there.
+pub struct Answering {
+    stream: Stream,
+}
+
+/// Asks a friend's models. The wait for its word that it answers has no limit but the session's: whoever waits looks beside
+/// whether the friend is there.
+pub async fn question(session: &Session, question: &[u8]) -> Result<Answering, AskError> {
+    let mut stream = begin(session, &Request::Question { len: question.len() as u32 }).await?;
+    write_full(&mut stream, question, PROGRESS_TIME_MAX).await?;
+    flush(&mut stream, PROGRESS_TIME_MAX).await?;
+    match read_reply(&mut stream, ANSWER_TIME_MAX).await? {
+        Reply::Answering => Ok(Answering { stream }),
+        _ => Err(AskError::OutOfTurn),
+    }
+}
+
+impl Answering {
+    /// The next frame: its kind and what is in it.
+    pub async fn next(&mut self, bytes_max: impl Fn(u8) -> usize) -> Result<(u8, Vec<u8>), AskError> {
+        let mut head = [0; 5];
+        read_full(&mut self.stream, &mut head, ANSWER_TIME_MAX).await?;
+        let (kind, len) = (head[0], u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize);
+        if len > bytes_max(kind).min(FRAME_BYTES_MAX) {
+            return Err(AskError::TooLong(len as u64));
+        }
+        let mut bytes = vec![0; len];
+        read_full(&mut self.stream, &mut bytes, PROGRESS_TIME_MAX).await?;
+        Ok((kind, bytes))
+    }
+}
+
+/// Sends one frame of an answer, at once.
+pub async fn write_frame<S: AsyncWrite + Unpin>(stream: &mut S, kind: u8, bytes: &[u8]) -> io::Result<()> {
+    let mut frame = Vec::with_capacity(5 + bytes.len());
+    frame.push(kind);
+    frame.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    frame.extend_from_slice(bytes);
+    write_full(stream, &frame, PROGRESS_TIME_MAX).await?;
+    flush(stream, PROGRESS_TIME_MAX).await
+}
+
+/// Waits until the peer that asked has gone away: it says nothing more after its question.
+pub async fn asker_gone<S: AsyncRead + Unpin>(stream: &mut S) {
+    let mut byte = [0];
+    // A byte that should not be there is as good as an end.
+    let _ = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut byte)).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1530,6 +1654,11 @@ mod tests {
     fn receipts(count: u8) -> Receipts {
         let receipt = |n| Receipt { run: Run { life: 1, id: [n + 1; 16] }, stored: 9, read: 8 };
         Receipts { start: [5; 16], receipts: (0..count).map(receipt).collect() }
+    }
+
+    fn settlement(len: usize) -> Settlement {
+        let heard = Heard { life: 1, measured: 2, claimed: 3, disagrees: true, ..Heard::default() };
+        Settlement { heard, wants: len == 0, newest: vec![7; len], proposal: vec![8; len] }
     }
 
     /// Every field of the head of a batch has its own error.
@@ -1580,6 +1709,9 @@ mod tests {
             Request::Friendship(Friendship::UNNUMBERED),
             Request::Messages(BatchHead { start: [1; 16], run: run(), base: 7, len: 99 }),
             Request::Receipts(receipts(3)),
+            Request::Beat { bytes: b"beat".to_vec() },
+            Request::Question { len: QUESTION_BYTES_MAX as u32 },
+            Request::Settle(settlement(0)),
             Request::Audit {
                 nonce: [7; 32],
                 asks: vec![(name(1), Challenge::Whole), (name(2), Challenge::Leaf(64))],
@@ -1599,6 +1731,8 @@ mod tests {
             Reply::Messages(None),
             Reply::Messages(Some(7)),
             Reply::Receipts(receipts(2)),
+            Reply::Answering,
+            Reply::Settle(settlement(STATEMENT_BYTES_MAX)),
             Reply::Get { count: 3 },
             Reply::Put { statuses: vec![PutStatus::Stored, PutStatus::Other(99)], usage: Usage::default() },
             Reply::Release { count: 2 },

@@ -1045,6 +1045,55 @@ class Revocations:
         return any(first <= number <= last for first, last in self.revoked)
 
 
+class Statement:
+    """What two cells have stored for each other; all signatures that it has are checked."""
+
+    def __init__(self, data):
+        if len(data) > 1024:
+            raise Bad("a statement is too long")
+        r = Reader(data)
+        r.label("grove statement v1")
+        self.cells = [r.raw(32), r.raw(32)]
+        self.sequence, self.previous = r.u64(), r.raw(32)
+        self.lives = [r.u32(), r.u32()]
+        self.start, self.until = r.u64(), r.u64()
+        self.stored = [r.u64(), r.u64()]
+        self.extensions = read_extensions(r, 16)
+        body = data[: r.at]
+        self.hash = sha256(body)
+        if not self.cells[0] < self.cells[1] or any(map(is_small_order, self.cells)):
+            raise Bad("cells of a statement")
+        if self.sequence == 0 or 0 in self.lives or self.start > self.until:
+            raise Bad("number, lives or period of a statement")
+        if max(self.stored) >= 2**63:
+            raise Bad("a figure is too large")
+        signers = r.u8()
+        if not 1 <= signers <= 3:
+            raise Bad("nobody has signed it")
+        self.signed = [bool(signers & 1), bool(signers & 2)]
+        for cell, has_signed in zip(self.cells, self.signed):
+            if has_signed and not is_signed(cell, body, r.raw(64)):
+                raise Bad("a signature is not the cell's")
+        r.end()
+
+
+class Settle:
+    """A request 28 or its reply: what one cell tells another of its counting."""
+
+    def __init__(self, data):
+        r = Reader(data)
+        if r.u8() != 28:
+            raise Bad("another request")
+        self.life = r.u32()
+        self.counted, self.waiting, self.forfeited, self.debt, self.claimed, self.time = (r.u64() for _ in range(6))
+        disagrees, wants = r.u8(), r.u8()
+        if disagrees > 1 or wants > 1 or max(self.counted, self.waiting, self.forfeited, self.debt, self.claimed) >= 2**63:
+            raise Bad("a figure is too large, or neither yes nor no")
+        self.disagrees, self.wants = disagrees == 1, wants == 1
+        self.newest, self.proposal = r.long(), r.long()
+        r.end()
+
+
 def noise_x_open(secret, prologue, message):
     """(sender's static key, payload) of one message of Noise_X_25519_ChaChaPoly_SHA256."""
     mine = X25519PrivateKey.from_private_bytes(secret)

@@ -318,6 +318,36 @@ class Vectors(unittest.TestCase):
             with self.assertRaises(Bad, msg=one["about"]):
                 reader.Ticket(unhex(one["signed"]))
 
+    def test_statements(self):
+        v = load("statement.json")
+        for one in v["statements"]:
+            data = unhex(one["bytes"])
+            found = reader.Statement(data)
+            self.assertEqual([cell.hex() for cell in found.cells], one["cells"])
+            self.assertEqual((found.hash.hex(), found.previous.hex()), (one["hash"], one["previous"]))
+            self.assertEqual((found.sequence, found.lives), (one["sequence"], one["lives"]))
+            self.assertEqual((found.start, found.until), (one["from"], one["until"]))
+            self.assertEqual((found.stored, found.signed), (one["stored"], one["signed"]))
+            self.assertEqual(found.extensions, extensions_of(one["extensions"]))
+            for at in range(len(data)):
+                changed = bytearray(data)
+                changed[at] ^= 0x40
+                with self.assertRaises(Bad, msg=at):
+                    reader.Statement(bytes(changed))
+        self.assertEqual(v["statements"][2]["previous"], v["statements"][1]["hash"])
+        for one in v["refused"]:
+            with self.assertRaises(Bad, msg=one["about"]):
+                reader.Statement(unhex(one["bytes"]))
+        settle = v["settle"]
+        asked = reader.Settle(unhex(settle["request"]))
+        answered = reader.Settle(unhex(settle["reply_with_life_2_that_disagrees_and_proposes"]))
+        for field in ("counted", "waiting", "forfeited", "debt", "claimed", "time"):
+            self.assertEqual((getattr(asked, field), getattr(answered, field)), (settle[field],) * 2)
+        self.assertEqual((asked.life, asked.disagrees, answered.life, answered.disagrees), (1, False, 2, True))
+        self.assertEqual((asked.wants, answered.wants), (True, False))
+        self.assertEqual(reader.Statement(asked.newest).signed, [True, True])
+        self.assertEqual((asked.proposal, reader.Statement(answered.proposal).signed), (b"", [False, True]))
+
     def test_invites(self):
         v = load("invite.json")
 

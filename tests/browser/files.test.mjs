@@ -1,0 +1,245 @@
+// Everything one does with files.
+
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
+import { Cell, befriend, png, wav } from "./lib/cell.mjs";
+import { test, waitFor } from "./lib/runner.mjs";
+
+const PDF = Buffer.from("%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj 3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]>>endobj trailer<</Root 1 0 R>>");
+
+const row = (page, name) => page.locator(`.virtual > li[data-name="${name}"]`);
+
+async function choose(page, name, item) {
+  await row(page, name).getByRole("button", { name: /What to do with/ }).click();
+  await page.getByRole("menuitem", { name: item, exact: true }).click();
+}
+
+test("folders, names and places change on the page and on the disk", async () => {
+  const cell = await Cell.start("files");
+  await cell.setUp();
+  cell.put("Pictures/sea.png", await png(64, 48, [20, 80, 200]));
+  cell.put("letter.txt", "dear");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await row(page, "letter.txt").waitFor();
+  await page.getByRole("button", { name: "Add", exact: true }).click();
+  await page.getByRole("menuitem", { name: "New folder" }).click();
+  await page.getByLabel("Name", { exact: true }).fill("Häuser & Höfe");
+  await page.getByRole("button", { name: "Create" }).click();
+  await row(page, "Häuser & Höfe").waitFor();
+  assert.ok(cell.has("Häuser & Höfe"));
+  await choose(page, "letter.txt", "Rename");
+  await page.getByLabel("Name", { exact: true }).fill("brief.txt");
+  await page.locator("dialog").getByRole("button", { name: "Rename" }).click();
+  await row(page, "brief.txt").waitFor();
+  assert.ok(cell.has("brief.txt") && !cell.has("letter.txt"));
+  await choose(page, "brief.txt", "Move");
+  await page.locator(".place", { hasText: "Häuser" }).click();
+  await checkAxe(page, "moving");
+  await page.getByRole("button", { name: "Move here" }).click();
+  await row(page, "brief.txt").waitFor({ state: "detached" });
+  assert.equal(cell.read("Häuser & Höfe/brief.txt").toString(), "dear");
+  await row(page, "Häuser & Höfe").getByRole("link").click();
+  await row(page, "brief.txt").waitFor();
+  assert.match(await page.locator(".crumbs").innerText(), /GroveHome[\s\S]*Häuser & Höfe/);
+  await page.locator(".crumbs a").first().click();
+  await row(page, "Pictures").waitFor();
+  // The tree leads to the same places.
+  await page.getByRole("navigation", { name: "Folders" }).getByRole("link", { name: "Pictures" }).click();
+  await row(page, "sea.png").waitFor();
+  // A name that is taken is refused, with words.
+  cell.put("Pictures/lake.png", await png(64, 48, [20, 180, 90]));
+  await cell.settle();
+  await row(page, "lake.png").waitFor();
+  page.allow(/409/);
+  await choose(page, "lake.png", "Rename");
+  await page.getByLabel("Name", { exact: true }).fill("sea.png");
+  await page.locator("dialog").getByRole("button", { name: "Rename" }).click();
+  await page.locator("dialog .problem:not([hidden])").waitFor();
+  await page.keyboard.press("Escape");
+  await page.done();
+  await cell.end();
+});
+
+test("list and gallery, sorting, searching, selecting and the keys", async () => {
+  const cell = await Cell.start("views");
+  await cell.setUp();
+  for (let n = 0; n < 12; n += 1) cell.put(`Holiday/picture ${String(n).padStart(2, "0")}.png`, await png(80, 60, [n * 15, 120, 200 - n * 10]));
+  cell.put("Holiday/notes.txt", "x".repeat(50_000));
+  cell.put("Elsewhere/deep/down/holiday plan.txt", "plan");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files/Holiday");
+  await row(page, "picture 00.png").waitFor();
+  const names = () => page.locator(".virtual > li").evaluateAll((items) => items.sort((a, b) => a.ariaPosInSet - b.ariaPosInSet).map((item) => item.dataset.name));
+  await page.getByRole("button", { name: "Sort by Size" }).click();
+  await page.getByRole("button", { name: "Sort by Size" }).click();
+  await waitFor("the largest comes first", async () => (await names())[0] === "notes.txt");
+  await page.getByRole("button", { name: "Sort by Name" }).click();
+  await waitFor("names go up", async () => (await names())[0] === "notes.txt" && (await names())[1] === "picture 00.png");
+  // Thumbnails are made here, by the browser.
+  await page.waitForSelector(".file-row canvas.drawn");
+  await page.getByRole("button", { name: "As a gallery" }).click();
+  await page.waitForSelector(".file-tile canvas.drawn");
+  await checkAxe(page, "gallery");
+  await page.getByRole("button", { name: "As a list" }).click();
+  // Keys: into the list, down, select a range, unselect.
+  await row(page, "notes.txt").locator("[data-role=open]").focus();
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press(" ");
+  await page.keyboard.press("Shift+ArrowDown");
+  await page.keyboard.press("Shift+ArrowDown");
+  await page.getByText(/^3 selected/).waitFor();
+  await checkAxe(page, "a selection");
+  await page.keyboard.press("Escape");
+  await page.getByText(/^3 selected/).waitFor({ state: "hidden" });
+  await page.getByLabel("Select all").check();
+  await page.getByText(/^13 selected/).waitFor();
+  await page.getByRole("button", { name: "Select nothing" }).click();
+  await page.keyboard.press("/");
+  // Search looks at all names, in all folders.
+  await page.getByLabel("Search all files").fill("holiday");
+  await row(page, "holiday plan.txt").waitFor();
+  await page.getByText("Elsewhere/deep/down").waitFor();
+  await page.getByLabel("Search all files").fill("no such thing");
+  await page.getByText("Nothing found").waitFor();
+  await page.done();
+  await cell.end();
+});
+
+test("pictures, sound, text and PDF are looked at one after another with the keys", async () => {
+  const cell = await Cell.start("looks");
+  await cell.setUp();
+  cell.put("a.png", await png(200, 120, [200, 40, 40]));
+  cell.put("b.txt", "<b>not bold</b>\n".repeat(3));
+  cell.put("c.wav", wav());
+  cell.put("d.pdf", PDF);
+  cell.put("e.bin", Buffer.alloc(10, 7));
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await row(page, "a.png").locator("[data-role=open]").click();
+  await page.locator(".light img").waitFor();
+  assert.ok(await page.locator(".light img").evaluate(async (image) => { await image.decode(); return image.naturalWidth === 200; }));
+  await checkAxe(page, "a picture");
+  await page.keyboard.press("ArrowRight");
+  await page.getByText("<b>not bold</b>").waitFor();
+  await checkAxe(page, "a text");
+  await page.keyboard.press("ArrowRight");
+  await page.locator(".light audio").waitFor();
+  await waitFor("the sound plays or can", () => page.locator(".light audio").evaluate((audio) => audio.readyState >= 2 && Math.abs(audio.duration - 2) < 0.1));
+  await page.keyboard.press("ArrowRight");
+  await page.locator(".light iframe").waitFor();
+  await page.keyboard.press("ArrowRight");
+  await page.getByText("This kind of file cannot be shown here.").waitFor();
+  await page.keyboard.press("Home");
+  await page.locator(".light img").waitFor();
+  await page.keyboard.press("Escape");
+  await page.locator(".light").waitFor({ state: "detached" });
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "a.png");
+  await page.done();
+  await cell.end();
+});
+
+test("downloads: a file, a range of one, a folder as zip", async () => {
+  const cell = await Cell.start("downloads");
+  await cell.setUp();
+  const bytes = Buffer.alloc(3_000_000);
+  for (let n = 0; n < bytes.length; n += 4) bytes.writeUInt32LE((n * 2654435761) >>> 0, n);
+  cell.put("box/data.bin", bytes);
+  cell.put("box/inner/note.txt", "hello");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files/box");
+  await row(page, "data.bin").waitFor();
+  let download = page.waitForEvent("download");
+  await choose(page, "data.bin", "Download");
+  assert.deepEqual(fs.readFileSync(await (await download).path()), bytes);
+  const part = await page.evaluate(async () => {
+    const response = await fetch("/api/v1/content?path=box%2Fdata.bin", { headers: { Range: "bytes=1000-1999" } });
+    return [response.status, response.headers.get("content-range"), [...new Uint8Array(await response.arrayBuffer())]];
+  });
+  assert.deepEqual(part, [206, "bytes 1000-1999/3000000", [...bytes.subarray(1000, 2000)]]);
+  await goTo(page, "files");
+  await row(page, "box").waitFor();
+  download = page.waitForEvent("download");
+  await choose(page, "box", "Download as zip");
+  const got = await download;
+  assert.equal(got.suggestedFilename(), "box.zip");
+  const zip = fs.readFileSync(await got.path());
+  assert.ok(zip.subarray(0, 2).toString() === "PK" && zip.includes(Buffer.from("note.txt")) && zip.length > 3_000_000);
+  await page.done();
+  await cell.end();
+});
+
+test("versions come back, and what was removed does, too", async () => {
+  const cell = await Cell.start("versions");
+  await cell.setUp();
+  cell.put("diary.txt", "first");
+  cell.put("more/one.txt", "one");
+  await cell.settle();
+  cell.put("diary.txt", "second, longer");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await choose(page, "diary.txt", "Details and versions");
+  await page.locator(".version").nth(1).waitFor();
+  await checkAxe(page, "details");
+  await page.getByRole("button", { name: "Look at version 1" }).click();
+  await page.locator(".light-text", { hasText: "first" }).waitFor();
+  await page.keyboard.press("Escape");
+  await page.getByRole("button", { name: "Bring back version 1" }).click();
+  await page.getByRole("button", { name: "Bring it back" }).click();
+  await page.getByText("The older version is back.").waitFor();
+  await waitFor("the first version is on the disk", () => cell.read("diary.txt").toString() === "first");
+  await row(page, "diary.txt").getByRole("checkbox").check();
+  await row(page, "more").getByRole("checkbox").check();
+  await page.getByRole("toolbar").getByRole("button", { name: "Remove from Grove" }).click();
+  await page.locator("dialog").getByRole("button", { name: "Remove", exact: true }).click();
+  await page.getByText("Moved 2 entries to the Recycle Bin.").waitFor();
+  assert.ok(!cell.has("diary.txt") && !cell.has("more"));
+  await page.getByRole("button", { name: "Recycle Bin" }).click();
+  await page.getByRole("heading", { name: "Recycle Bin" }).waitFor();
+  await page.locator(".bin-row", { hasText: "diary.txt" }).waitFor();
+  await checkAxe(page, "the Recycle Bin");
+  await page.locator(".bin-row", { hasText: "diary.txt" }).getByRole("button", { name: "Restore" }).click();
+  await page.getByText("diary.txt is back.").waitFor();
+  await waitFor("it is on the disk", () => cell.has("diary.txt"));
+  await page.done();
+  await cell.end();
+});
+
+test("Remove Locally frees the disk, and the file is still there to look at", async () => {
+  const cell = await Cell.start("small", { copies: 1 });
+  const keeper = await Cell.start("keeper");
+  await cell.setUp();
+  await keeper.setUp();
+  await befriend(cell, keeper);
+  cell.put("song.txt", "la la la ".repeat(1000));
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  // Asked for once, a copy is made elsewhere; then the same frees the file.
+  page.allow(/409/);
+  await waitFor("it is freed", async () => {
+    await choose(page, "song.txt", "Remove Locally");
+    await page.locator("dialog").getByRole("button", { name: "Remove Locally" }).click();
+    await page.locator("dialog").waitFor({ state: "detached" });
+    await cell.cli("sync", "--wait");
+    return !cell.has("song.txt");
+  }, 60_000);
+  await row(page, "song.txt").getByLabel("Not on this machine; other cells have it").waitFor();
+  await choose(page, "song.txt", "Look at it");
+  await page.locator(".light-text", { hasText: "la la la" }).waitFor();
+  await page.keyboard.press("Escape");
+  await choose(page, "song.txt", "Details and versions");
+  await page.locator("dialog").getByText("keeper").waitFor();
+  await page.keyboard.press("Escape");
+  await choose(page, "song.txt", "Bring back here");
+  await waitFor("it is on the disk", () => cell.has("song.txt"));
+  await page.done();
+  await cell.end();
+  await keeper.end();
+});

@@ -1,0 +1,96 @@
+// A real browser, and pages in which nothing may go wrong unseen.
+
+import fs from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { chromium } from "playwright-core";
+import { PASSWORD, TARGET } from "./cell.mjs";
+
+const require = createRequire(import.meta.url);
+const AXE = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+export const SHOTS = path.join(TARGET, "screenshots");
+
+/** Where a browser is, or undefined. */
+export const chromiumPath = () => process.env.CHROMIUM ?? PLACES.find((place) => fs.existsSync(place));
+
+let browser = null;
+
+export async function launch() {
+  browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS });
+  return browser;
+}
+
+export async function closeBrowser() {
+  await browser?.close();
+  browser = null;
+}
+
+/**
+ * A page of a browser of its own. What goes wrong in it is in `page.problems`; answers that a test provokes are let pass by
+ * `page.allow(/…/)`.
+ */
+export async function newPage({ width = 1280, height = 800, scheme = "light", ...more } = {}) {
+  const isPhone = width < 760;
+  const context = await (await launch()).newContext({ viewport: { width, height: isPhone ? 844 : height }, colorScheme: scheme, isMobile: isPhone, hasTouch: isPhone, acceptDownloads: true, ...more });
+  const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
+  const allowed = [];
+  page.problems = [];
+  const note = (text) => { if (!allowed.some((one) => one.test(text))) page.problems.push(text); };
+  page.allow = (pattern) => {
+    allowed.push(pattern);
+    page.problems = page.problems.filter((text) => !pattern.test(text));
+  };
+  page.on("console", (message) => { if (["error", "warning"].includes(message.type())) note(`console: ${message.text()} ${message.location().url}`); });
+  page.on("pageerror", (error) => note(`script: ${error.stack}`));
+  page.on("requestfailed", (request) => { if (request.failure()?.errorText !== "net::ERR_ABORTED") note(`request: ${request.failure()?.errorText} ${request.url()}`); });
+  page.on("response", (response) => { if (response.status() >= 400) note(`answer: ${response.status()} ${response.url()}`); });
+  page.done = async () => {
+    const { problems } = page;
+    await context.close();
+    if (problems.length > 0) throw new Error(`the page was not clean:\n${problems.join("\n")}`);
+  };
+  return page;
+}
+
+/** Signs in again where the page asks for it, as after a restart. */
+export async function signInAgain(page) {
+  await page.waitForSelector(".frame .page, .door input[type=password]");
+  if (!await page.locator(".door input[type=password]").count()) return;
+  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.waitForSelector(".frame .page");
+}
+
+/** Opens a cell's page, signed in. */
+export async function signIn(cell, options) {
+  const page = await newPage(options);
+  await page.goto(cell.url);
+  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.waitForSelector(".frame .page");
+  return page;
+}
+
+/** Goes to a tab by its address. */
+export async function goTo(page, hash, selector = ".page h1") {
+  await page.evaluate((to) => { location.hash = to; }, `#/${hash}`);
+  await page.waitForSelector(`main[data-tab="${hash.split(/[/?]/)[0]}"] ${selector}`);
+}
+
+/** Throws where axe finds a violation. */
+export async function checkAxe(page, where) {
+  // What fades in has its colours at the end only.
+  await page.evaluate(() => Promise.all(document.getAnimations().filter((each) => each.effect.getTiming().iterations !== Infinity).map((each) => each.finished.catch(() => {}))));
+  await page.evaluate(`${AXE}; 0`);
+  const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+  const told = found.violations.map((one) => `${one.id} (${one.impact}): ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160)).join(" | ")}`);
+  if (told.length > 0) throw new Error(`axe on ${where}:\n${told.join("\n")}`);
+}
+
+export async function shot(page, name) {
+  fs.mkdirSync(SHOTS, { recursive: true });
+  await page.screenshot({ path: path.join(SHOTS, `${name}.png`) });
+}

@@ -1,0 +1,44 @@
+// Runs tests one after another and counts them. Works the same on every Node.js from 18 on.
+
+const tests = [];
+
+/** Skips the test that throws it, with the reason. */
+export class Skip extends Error {}
+
+/** Registers a test. */
+export function test(name, run) {
+  tests.push({ name, run });
+}
+
+/** Runs all whose name has one of the words given; gives whether none failed. */
+export async function runAll(words) {
+  const count = { passed: 0, failed: 0, skipped: 0 };
+  const chosen = tests.filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)));
+  for (const { name, run } of chosen) {
+    const began = Date.now();
+    const limit = new Promise((_, failed) => { setTimeout(() => failed(new Error("it took longer than 5 minutes")), 300_000).unref(); });
+    let outcome = "passed";
+    let why = "";
+    try {
+      await Promise.race([run(), limit]);
+    } catch (error) {
+      outcome = error instanceof Skip ? "skipped" : "failed";
+      why = error instanceof Skip ? ` (${error.message})` : `\n${error.stack}`;
+    }
+    count[outcome] += 1;
+    console.log(`browser test ${name} ... ${outcome}${why} [${((Date.now() - began) / 1000).toFixed(1)} s]`);
+  }
+  console.log(`browser tests: ${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
+  return count.failed === 0;
+}
+
+/** Asks until there is an answer. */
+export async function waitFor(what, ask, limit = 45_000) {
+  const end = Date.now() + limit;
+  for (;;) {
+    const answer = await ask();
+    if (answer) return answer;
+    if (Date.now() > end) throw new Error(`waited in vain: ${what}`);
+    await new Promise((done) => setTimeout(done, 50));
+  }
+}

@@ -1,0 +1,115 @@
+// Uploads: files and folders, dropped or chosen; paused; gone on with after a reload and after the cell was killed.
+
+import assert from "node:assert/strict";
+import crypto from "node:crypto";
+import fs from "node:fs";
+import path from "node:path";
+import { checkAxe, goTo, signIn, signInAgain } from "./lib/browser.mjs";
+import { Cell } from "./lib/cell.mjs";
+import { test, waitFor } from "./lib/runner.mjs";
+
+const hash = (bytes) => crypto.createHash("sha256").update(bytes).digest("hex");
+
+async function addFiles(page, files, item = "Upload files") {
+  const chooser = page.waitForEvent("filechooser");
+  await page.getByRole("button", { name: "Add", exact: true }).click();
+  await page.getByRole("menuitem", { name: item }).click();
+  await (await chooser).setFiles(files);
+}
+
+test("files and folders are uploaded, dropped ones too, and a taken name is asked about", async () => {
+  const cell = await Cell.start("uploads");
+  await cell.setUp();
+  const tree = path.join(cell.root, "to upload");
+  fs.mkdirSync(path.join(tree, "inner"), { recursive: true });
+  fs.writeFileSync(path.join(tree, "one.txt"), "one");
+  fs.writeFileSync(path.join(tree, "inner", "two.txt"), "two");
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await addFiles(page, [{ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("first a") }]);
+  await page.locator('.virtual > li[data-name="a.txt"]').waitFor();
+  await addFiles(page, tree, "Upload a folder");
+  await page.locator('.virtual > li[data-name="to upload"]').waitFor();
+  await waitFor("the folder is on the disk", () => cell.has("to upload/inner/two.txt") && cell.read("to upload/one.txt").toString() === "one");
+  // Dropped on the page.
+  const data = await page.evaluateHandle(() => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File(["dropped"], "dropped.txt", { type: "text/plain" }));
+    transfer.items.add(new File([""], "empty.txt", { type: "text/plain" }));
+    return transfer;
+  });
+  for (const kind of ["dragenter", "dragover", "drop"]) await page.dispatchEvent(".files", kind, { dataTransfer: data });
+  await waitFor("the dropped are on the disk", () => cell.has("dropped.txt") && cell.has("empty.txt") && cell.read("dropped.txt").toString() === "dropped");
+  // The same name again.
+  page.allow(/409/);
+  await addFiles(page, [{ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("second a") }]);
+  await page.getByText("There is a file of this name.").waitFor();
+  await checkAxe(page, "a taken name");
+  await page.getByRole("button", { name: "Keep both" }).click();
+  await waitFor("both are there", () => cell.has("a (2).txt") && cell.read("a (2).txt").toString() === "second a" && cell.read("a.txt").toString() === "first a");
+  await addFiles(page, [{ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("third a") }]);
+  await page.getByRole("button", { name: "Replace" }).click();
+  await waitFor("it is replaced", () => cell.read("a.txt").toString() === "third a");
+  await page.done();
+  await cell.end();
+});
+
+test("a large upload is paused, reloaded, survives a kill of the cell, and arrives whole", async () => {
+  const cell = await Cell.start("large");
+  await cell.setUp();
+  const source = path.join(cell.root, "film.bin");
+  const bytes = Buffer.alloc(96 * 1024 * 1024);
+  for (let at = 0; at < bytes.length; at += 65536) crypto.randomFillSync(bytes, at, 64);
+  fs.writeFileSync(source, bytes);
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  // The line is made slow, so that there is something to break.
+  const session = await page.context().newCDPSession(page);
+  await session.send("Network.enable");
+  const slow = (bytesPerS) => session.send("Network.emulateNetworkConditions", { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: bytesPerS });
+  await slow(12_000_000);
+  await addFiles(page, source);
+  const offset = async () => (await cell.api("GET", "uploads")).uploads[0]?.offset ?? 0;
+  await waitFor("a part has arrived", async () => await offset() > 4e6);
+  await page.getByText(/MB\/s/).first().waitFor();
+  await page.getByText(/left/).first().waitFor();
+  await checkAxe(page, "an upload");
+  await page.getByRole("button", { name: "Pause uploads" }).click();
+  await page.locator(".uploads .strong", { hasText: "Uploads are paused" }).waitFor();
+  const paused = await waitFor("it stands still", async () => {
+    const before = await offset();
+    await new Promise((done) => setTimeout(done, 400));
+    return await offset() === before && before;
+  });
+  await page.getByRole("button", { name: "Go on with uploads" }).click();
+  await waitFor("it goes on", async () => await offset() > paused + 2e6);
+  // The power fails, and comes back.
+  page.allow(/.*/);
+  await cell.kill();
+  await page.getByText("Waiting for the cell…").first().waitFor();
+  await page.locator(".banner:not([hidden])").waitFor();
+  await cell.run();
+  await page.locator(".banner").waitFor({ state: "hidden" });
+  await signInAgain(page);
+  await slow(2_000_000);
+  await waitFor("it goes on after the restart", async () => await offset() > 12e6, 60_000);
+  await page.locator(".banner").waitFor({ state: "hidden" });
+  // The page is loaded anew; the file is chosen again and only the rest is sent.
+  page.once("dialog", (dialog) => dialog.accept());
+  await page.reload();
+  await signInAgain(page);
+  await page.getByText("Not finished. Choose the file again to go on.").waitFor();
+  const kept = await offset();
+  assert.ok(kept > 12e6);
+  const sent = [];
+  page.on("request", (request) => { if (request.method() === "PUT") sent.push(Number(new URL(request.url()).searchParams.get("offset"))); });
+  await slow(-1);
+  const chooser = page.waitForEvent("filechooser");
+  await page.getByRole("button", { name: "Choose", exact: true }).click();
+  await (await chooser).setFiles(source);
+  await waitFor("it is whole", () => cell.has("film.bin"), 120_000);
+  assert.equal(hash(cell.read("film.bin")), hash(bytes));
+  assert.ok(Math.min(...sent) >= kept, `sent from ${Math.min(...sent)}, kept were ${kept}`);
+  await page.done();
+  await cell.end();
+});
