@@ -747,3 +747,36 @@ fn log_and_history_are_bounded_pages_and_the_api_describes_itself() {
     }
     assert_eq!(ask(&cell, "GET /api/v1/events", "Host: evil.example\r\n", b"").status, 421);
 }
+
+#[test]
+fn files_that_are_only_on_peers_are_read_from_where_a_range_begins() {
+    let temp = TempDir::new("dash-away");
+    let ann = running(&temp, "ann", &[("copies", "1"), ("settle.closed_ms", "60")]);
+    let bea = running(&temp, "bea", &[("copies", "1")]);
+    ann.invite(&bea);
+    let bytes: Vec<u8> = (0..21_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 12) as u8).collect();
+    fs::write(ann.home.join("film.mp4"), &bytes).unwrap();
+    ann.job_done("/add", &format!("{{\"paths\":[{:?}]}}", ann.home.to_str().unwrap()));
+    // Asked for once, a copy is made on the peer; then the file is freed here.
+    wait_for("the film is freed", || {
+        ann.cli(["sync", "--wait"]);
+        ann.try_post("/rm", "{\"path\":\"film.mp4\",\"local\":true}").is_ok().then_some(())
+    });
+    assert!(!ann.home.join("film.mp4").exists());
+    let before = common::number(&ann.get("/status"), "chunks.count");
+    let last = ask(&ann, "GET /api/v1/content?path=film.mp4", "Range: bytes=20999999-\r\n", b"");
+    assert_eq!((last.status, last.header("content-range")), (206, Some("bytes 20999999-21000002/21000003")));
+    assert!(last.body == bytes[20_999_999..]);
+    let fetched = common::number(&ann.get("/status"), "chunks.count") - before;
+    assert!(fetched <= 1, "{fetched} chunks were fetched for four bytes");
+    let part = ask(&ann, "GET /api/v1/content?path=film.mp4", "Range: bytes=4194300-12582920\r\n", b"");
+    assert!(part.status == 206 && part.body == bytes[4_194_300..=12_582_920]);
+    assert!(ask(&ann, "GET /api/v1/content?path=film.mp4", "", b"").body == bytes);
+    // It is moved without being here, and stays the same file.
+    let body = r#"{"from":"film.mp4","to":"moved.mp4"}"#;
+    assert_eq!(ask(&ann, "POST /api/v1/move", "", body.as_bytes()).status, 200);
+    assert!(ask(&ann, "GET /api/v1/files?sort=name", "", b"").text().contains("\"state\":\"away\""));
+    assert!(ask(&ann, "GET /api/v1/content?path=moved.mp4", "Range: bytes=0-9\r\n", b"").body == bytes[..10]);
+    let zip = unchunk(&ask(&ann, "GET /api/v1/archive", "", b"").body);
+    assert!(zip.len() > bytes.len() && zip.ends_with(&[0, 0]));
+}

@@ -156,6 +156,28 @@ fn dashboard_answers_on_sockets_that_were_handed_over_and_on_its_own() {
     let own = number(&lock, "http_port") as u16;
     assert_ne!(own, port);
     assert!(TcpStream::connect(("127.0.0.1", own)).is_ok());
+    // Started anew it has both again, and the same number; whoever connects meanwhile waits in the kernel.
+    let secret = fs::read_to_string(cell.dir.join("peer_secret")).unwrap();
+    let ask = |port: u16, line: &str| -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let secret = secret.trim();
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    assert!(ask(port, "POST /api/v1/restart").unwrap().starts_with("HTTP/1.1 200"));
+    wait_for("it went down", || TcpStream::connect(("127.0.0.1", own)).is_err().then_some(()));
+    wait_for("both ports answer again", || {
+        let is_there =
+            |port| ask(port, "GET /healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"));
+        (is_there(port) && is_there(own)).then_some(())
+    });
+    assert!(child.0.try_wait().unwrap().is_none(), "it is the same process");
     stop(&mut child.0);
 }
 

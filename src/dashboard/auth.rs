@@ -431,15 +431,18 @@ impl Auth {
 
     /// From now on codes of the secret that was shown are wanted.
     pub fn confirm_totp(&self, code: &str, from: IpAddr, now: Instant) -> Result<(), Denied> {
-        let mut state = self.state();
-        let fresh = state.shown.filter(|(_, at)| now.saturating_duration_since(*at) < TOTP_CONFIRM);
-        let Some((secret, _)) = fresh else { return Err(Denied::NoTotp) };
-        state.delays.begin(from, now).map_err(Denied::Wait)?;
-        let used = totp::check(&secret, code, unix_now() as u64, 0).ok_or(Denied::WrongTotp)?;
+        let (secret, used) = {
+            let mut state = self.state();
+            let fresh = state.shown.filter(|(_, at)| now.saturating_duration_since(*at) < TOTP_CONFIRM);
+            let Some((secret, _)) = fresh else { return Err(Denied::NoTotp) };
+            state.delays.begin(from, now).map_err(Denied::Wait)?;
+            let used = totp::check(&secret, code, unix_now() as u64, 0).ok_or(Denied::WrongTotp)?;
+            state.delays.succeeded(from);
+            state.shown = None;
+            (secret, used)
+        };
         write_totp(&self.path.with_file_name(TOTP_FILE), &secret, used).map_err(Denied::Disk)?;
-        state.delays.succeeded(from);
-        state.totp = Some(Totp { secret, used });
-        state.shown = None;
+        self.state().totp = Some(Totp { secret, used });
         Ok(())
     }
 
@@ -463,20 +466,22 @@ impl Auth {
     }
 
     fn prove_totp(&self, code: Option<&str>, from: IpAddr, now: Instant) -> Result<(), Denied> {
-        let mut state = self.state();
-        let State { totp: Some(factor), delays, .. } = &mut *state else { return Ok(()) };
-        let Some(code) = code.filter(|code| !code.trim().is_empty()) else { return Err(Denied::TotpNeeded) };
-        // Who gets here knows the password. Tries from all addresses count together: there are only a million codes.
-        delays.begin(EVERYBODY, now).map_err(Denied::Wait)?;
-        let Some(used) = totp::check(&factor.secret, code, unix_now() as u64, factor.used) else {
-            log::warn!("wrong code of the second factor from {from}");
-            return Err(Denied::WrongTotp);
+        let (secret, used) = {
+            let mut state = self.state();
+            let State { totp: Some(factor), delays, .. } = &mut *state else { return Ok(()) };
+            let code = code.filter(|code| !code.trim().is_empty()).ok_or(Denied::TotpNeeded)?;
+            // Who gets here knows the password. Tries from all addresses count together: there are only a million codes.
+            delays.begin(EVERYBODY, now).map_err(Denied::Wait)?;
+            let Some(used) = totp::check(&factor.secret, code, unix_now() as u64, factor.used) else {
+                log::warn!("wrong code of the second factor from {from}");
+                return Err(Denied::WrongTotp);
+            };
+            factor.used = used;
+            delays.succeeded(EVERYBODY);
+            (factor.secret, used)
         };
-        // A code that could not be noted as used could be used again.
-        write_totp(&self.path.with_file_name(TOTP_FILE), &factor.secret, used).map_err(Denied::Disk)?;
-        factor.used = used;
-        delays.succeeded(EVERYBODY);
-        Ok(())
+        // A code that could not be noted as used could be used again. The lock is let go before: the door needs it.
+        write_totp(&self.path.with_file_name(TOTP_FILE), &secret, used).map_err(Denied::Disk)
     }
 
     /// Notes sessions on the disk, where they have changed. Not for the executor.

@@ -165,7 +165,7 @@ const TABLE: &[Route] = &[
         "/api/v1/status",
         "",
         Object(
-            "name:s,id:s,version:s,uptime_s:i,life:i,home:s,state:s,alerts:[o],files:o,chunks:o,held:o,disk:o,peers:[o],copies:o,bin:i,drill:o0,job:o0,scan:o",
+            "name:s,id:s,version:s,newer:o0,uptime_s:i,life:i,home:s,state:s,alerts:[o],files:o,chunks:o,held:o,disk:o,peers:[o],copies:o,bin:i,drill:o0,job:o0,scan:o",
         ),
         &[409, 500],
         "The state of the cell.",
@@ -456,6 +456,28 @@ const TABLE: &[Route] = &[
         Object("deleted:i"),
         CELL,
         "Deletes messages here.",
+    ),
+    // The bounty.
+    get(
+        "/api/v1/bounty",
+        "",
+        Object("total:o,peers:[o],advice:[s]"),
+        &[409],
+        "What was earned and spent with each peer, in thousandths of a leaf.",
+    ),
+    get(
+        "/api/v1/bounty/history",
+        "peer?:s",
+        Object("days:[[i]],byte_hours:[a]"),
+        &[409],
+        "Earned and spent by day.",
+    ),
+    post(
+        "/api/v1/bounty/accept",
+        Object("peer:s"),
+        Object("id:s"),
+        &[404, 409],
+        "Takes a peer's figure over.",
     ),
     // Models.
     get(
@@ -858,6 +880,7 @@ mod tests {
             let prefix = match file.file_stem().and_then(|stem| stem.to_str()) {
                 Some("chat") => "/api/v1/chat",
                 Some("uploads") => "/api/v1/uploads",
+                Some("bounty") => "/api/v1/bounty",
                 Some("ai") => "/api/v1/ai",
                 Some("openai") => "/v1",
                 _ => "/api/v1",
