@@ -387,8 +387,10 @@ impl Backend for Managed {
         let warm = running.as_ref().map(|running| running.model.as_str());
         let is_used = self.load.in_flight.get() > 0;
         let fitting = found.1.iter().filter(|file| ask.wanted.fits(&file.model.name, file.model.params));
-        // Another model would throw out the one that is writing.
-        let fitting = fitting.filter(|file| !is_used || warm.is_none_or(|warm| warm == file.model.name));
+        // Another model would throw out the one that is writing; who asks for it by name is told to wait.
+        let is_named = matches!(ask.wanted, super::form::Wanted::Named(_));
+        let fitting =
+            fitting.filter(|file| is_named || !is_used || warm.is_none_or(|warm| warm == file.model.name));
         let rank = |file: &&GgufFile| (Some(file.model.name.as_str()) == warm, file.bytes);
         let file = fitting.max_by_key(rank)?;
         let is_warm = Some(file.model.name.as_str()) == warm && !self.is_starting.get();
@@ -420,6 +422,11 @@ impl Backend for Managed {
     ) -> LocalBoxFuture<'static, Result<Box<dyn Source>, Failure>> {
         async move {
             self.used_at.set(instant());
+            let is_other = self.running.borrow().as_ref().is_some_and(|running| running.model != model);
+            // This question is counted already.
+            if is_other && self.load.in_flight.get() > 1 {
+                return Err(Failure::Busy("another model is at work here".into()));
+            }
             let server = self.ensure(&model).await?;
             self.load.note_life(instant());
             match server.ask(&ask, &model, written.clone()).await {

@@ -53,10 +53,10 @@ test("an answer is written as it comes, harmless, kept here, stopped and asked f
   await goTo(page, "ai");
   await page.getByLabel("Ask something").fill("hello");
   await page.keyboard.press("Enter");
-  const answer = page.locator(".bubble:not(.ours) .prose");
+  const answer = page.locator(".bubble:not(.ours) .said");
   await answer.locator("blockquote").waitFor();
   assert.equal(await answer.locator("img, script").count(), 0);
-  assert.equal(await answer.locator("h3").innerText(), "A heading");
+  assert.equal(await answer.locator(".said-heading").innerText(), "A heading");
   assert.deepEqual(await answer.locator("a").evaluateAll((links) => links.map((link) => link.href)), ["https://example.org/", "https://example.org/x.png"]);
   assert.equal(await answer.locator("pre code").innerText(), "let x = \"<b>\";");
   assert.equal(await answer.locator("li li").innerText(), "three");

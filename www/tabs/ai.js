@@ -139,7 +139,7 @@ class AiPage {
   bubble(message, at) {
     const { el, t, toast } = this.ctx;
     const isOurs = message.role === "user";
-    const text = el("div", { className: `bubble-text${isOurs ? "" : " prose"}` }, isOurs ? message.content : markdown(message.content));
+    const text = el("div", { className: `bubble-text${isOurs ? "" : " said"}` }, isOurs ? message.content : markdown(message.content));
     const copy = iconButton("copy", t("copy"), () => navigator.clipboard?.writeText(message.content).then(() => toast(t("copied"))), { className: "icon-button bubble-more" });
     const again = !isOurs && at === this.messages.length - 1 && iconButton("refresh", t("ai.retry"), () => this.retry(), { className: "icon-button bubble-more" });
     const foot = el("span", { className: "bubble-foot" }, isOurs ? "" : this.who(message));

@@ -36,7 +36,8 @@ function blocks(lines, depth) {
     }
     const heading = HEADING.exec(line);
     if (heading) {
-      out.push(el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2])));
+      // Not one of the page's headings: those of an answer follow no order.
+      out.push(el("p", { className: `said-heading level-${heading[1].length}` }, el("strong", {}, inline(heading[2]))));
       at += 1;
     } else if (RULE.test(line)) {
       out.push(el("hr"));
