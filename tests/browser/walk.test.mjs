@@ -1,6 +1,7 @@
 // The way in: first visit, recovery phrase, sign-in, second factor.
 
 import assert from "node:assert/strict";
+import tls from "node:tls";
 import { checkAxe, newPage, shot, signIn } from "./lib/browser.mjs";
 import { Cell, PASSWORD, befriend, totp } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
@@ -113,6 +114,31 @@ test("a lost cell comes back through the page, with its phrase and a peer", asyn
   await page.done();
   await anew.end();
   await keeper.end();
+});
+
+test("the page opens over TLS and shows the fingerprint that the connection has", async () => {
+  const cell = await Cell.start("sealed");
+  const page = await newPage({ ignoreHTTPSErrors: true });
+  // No service worker under a certificate that nobody vouches for; the browser remarks on that.
+  page.allow(/SSL certificate error occurred when fetching the script/);
+  await page.goto(`https://127.0.0.1:${cell.port}/`);
+  await page.getByText("fingerprint of this connection").click();
+  const shown = (await page.locator("details code").innerText()).replace(/[^0-9A-F]/gi, "").toUpperCase();
+  const seen = await new Promise((done, failed) => {
+    const socket = tls.connect({ host: "127.0.0.1", port: cell.port, rejectUnauthorized: false }, () => {
+      done(socket.getPeerCertificate().fingerprint256.replaceAll(":", ""));
+      socket.end();
+    });
+    socket.on("error", failed);
+  });
+  assert.equal(shown, seen);
+  await page.getByLabel("Set-up code").fill(cell.code);
+  await page.getByLabel("New password").fill(PASSWORD);
+  await page.getByLabel("The same again").fill(PASSWORD);
+  await page.getByRole("button", { name: "Begin" }).click();
+  await page.getByRole("heading", { name: "What shall this cell be?" }).waitFor();
+  await page.done();
+  await cell.end();
 });
 
 test("signing in, out, and with a second factor", async () => {

@@ -171,7 +171,8 @@ class ChatPage {
     this.input = el("textarea", { rows: 1, placeholder: t("chat.say"), aria: { label: t("chat.say") }, maxLength: 60000, value: this.drafts.get(this.peer) ?? "", on: {
       input: () => this.grow(),
       keydown: (event) => {
-        if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        // On a phone Enter is a new line, and the button sends.
+        if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(hover: none)").matches) {
           event.preventDefault();
           this.send();
         }

@@ -1,6 +1,6 @@
 // Invitations: make one with its QR code, see and revoke those that are out, and take one from another cell.
 
-import { button, copyBox, empty, errorText, field, pill, qr, waiting } from "../ui/pieces.js";
+import { button, copy, copyBox, empty, errorText, field, pill, qr, waiting } from "../ui/pieces.js";
 
 const SPANS = [[3600, "invite.hour"], [86400, "invite.day"], [7 * 86400, "invite.week"], [30 * 86400, "invite.month"]];
 
@@ -24,10 +24,10 @@ export async function open(root, ctx) {
     problem.hidden = true;
     try {
       const invite = await api.post("invites", { role: role.querySelector("input:checked").value, expires_s: Number(span.input.value) });
-      const link = `${location.origin}/#/invites/${encodeURIComponent(invite.token)}`;
       made.replaceChildren(el("h3", {}, t("invite.made")), await qr(invite.token, t("invite.qr")), el("p", { className: "muted" }, t("invite.made.text")), copyBox(invite.token, t("invite.token")),
+        el("div", { className: "actions" }, button(t("invite.message"), () => copy(t("invite.message.text", { name: ctx.state.status?.name ?? "", token: invite.token })), { icon: "send" }),
+          navigator.share && button(t("invite.share"), () => navigator.share({ text: t("invite.message.text", { name: ctx.state.status?.name ?? "", token: invite.token }) }).catch(() => {}), { icon: "share" })),
         invite.addresses?.length > 0 ? el("p", { className: "note" }, t("invite.reached", { addresses: invite.addresses.slice(0, 3).join(", ") })) : el("p", { className: "hint" }, t("invite.unreached")));
-      made.dataset.link = link;
       made.dataset.id = invite.id;
       made.hidden = false;
       made.scrollIntoView({ block: "nearest" });
