@@ -565,6 +565,8 @@ const TEXTS = {
   "bounty.leaf": "In leaves: 1 GiB stored for one day, and proven. Both cells sign these figures once a day.",
   "bounty.earned": "Earned: you stored for others",
   "bounty.spent": "Spent: others stored for you",
+  "bounty.earned.short": "Earned",
+  "bounty.spent.short": "Spent",
   "bounty.balance": "Balance",
   "bounty.advice": "What you can do",
   "bounty.peers": "With each cell",

@@ -68,12 +68,10 @@ test("a corpus of hostile names and messages is shown as text everywhere", async
   for (const text of CORPUS) assert.ok(said.includes(text), JSON.stringify(text));
   await clean(there, "chat");
   // Markup in a file is text when it is opened by itself, too.
-  const opened = await there.context().newPage();
   await here.goto(`${ann.url}/api/v1/content?path=page.html&inline=1`);
   await clean(here, "an HTML file");
   await here.goto(`${ann.url}/api/v1/content?path=${encodeURIComponent("<script>window.hacked=1<∕script>.svg")}&inline=1`);
   await clean(here, "an SVG file");
-  await opened.close();
   await there.done();
   await here.done();
   await ann.end();

@@ -56,7 +56,7 @@ export async function open(root, ctx) {
   function space(peer) {
     const { used_bytes: used, allowed_bytes: allowed, why } = peer.quota;
     return [el("span", { className: "number" }, allowed === null ? t("bounty.disk", { used: format.bytes(used) }) : t("bounty.of", { used: format.bytes(used), allowed: format.bytes(allowed) })),
-      allowed !== null && meter(used, Math.max(1, allowed), t("bounty.used")), el("span", { className: "small muted" }, why)];
+      allowed !== null && meter(used, Math.max(1, allowed), t("bounty.used")), el("span", { className: "small muted bounty-why" }, why)];
   }
 
   function card(peer) {
@@ -68,8 +68,8 @@ export async function open(root, ctx) {
       dispute(peer),
       peer.forks.length > 0 && el("p", { className: "small" }, t("bounty.forks", { numbers: peer.forks.join(", ") })),
       el("dl", { className: "peer-facts" },
-        fact("bounty.earned", el("span", { className: "number", data: { figure: "earned" } }, leaves(peer.earned_mleaf))),
-        fact("bounty.spent", el("span", { className: "number", data: { figure: "spent" } }, leaves(peer.spent_mleaf))),
+        fact("bounty.earned.short", el("span", { className: "number", data: { figure: "earned" } }, leaves(peer.earned_mleaf))),
+        fact("bounty.spent.short", el("span", { className: "number", data: { figure: "spent" } }, leaves(peer.spent_mleaf))),
         fact("bounty.balance", el("span", { className: "number", data: { figure: "balance" } }, leaves(peer.balance_mleaf))),
         fact("bounty.proofs", t("bounty.proofs.text", { passed: format.number(peer.proofs_passed), failed: format.number(peer.proofs_failed) })),
         fact("bounty.here", space(peer)),
@@ -111,8 +111,8 @@ export async function open(root, ctx) {
     else {
       const sums = el("div", {});
       const daily = el("div", {});
-      area.append(sums, daily);
-      const names = [{ label: t("bounty.earned"), color: "--accent" }, { label: t("bounty.spent"), color: "--second" }];
+      area.append(el("h3", {}, t("bounty.history.sums")), sums, el("h3", {}, t("bounty.history.days")), daily);
+      const names = [{ label: t("bounty.earned.short"), color: "--accent" }, { label: t("bounty.spent.short"), color: "--second" }];
       requestAnimationFrame(async () => {
         try {
           await ctx.plot(sums, { label: t("bounty.history.sums"), data: series(), value, series: names.map((one) => ({ ...one, fill: true })) });

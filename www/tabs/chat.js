@@ -2,7 +2,7 @@
 
 import { openLightbox } from "../files/lightbox.js";
 import { iconOf, isSeen, kindOf, show } from "../files/names.js";
-import { button, empty, iconButton, menu, waiting } from "../ui/pieces.js";
+import { button, empty, face, iconButton, menu, waiting } from "../ui/pieces.js";
 
 const PAGE = 50;
 const MARKS = { sent: "chat.mark.sent", delivered: "chat.mark.delivered", read: "chat.mark.read" };
@@ -53,7 +53,7 @@ class ChatPage {
       const last = talk.last;
       const words = last ? `${last.ours ? `${t("chat.you")}: ` : ""}${last.text || t("chat.attachment")}` : t("chat.begin");
       return el("li", {}, el("a", { className: "talk", href: href("chat", talk.id), data: { peer: talk.id }, aria: talk.id === this.peer ? { current: "true" } : {} },
-        face(this.ctx, talk.name, talk.online),
+        face(talk.name, talk.online),
         el("span", { className: "talk-words" }, el("span", { className: "row" }, el("span", { className: "strong cut" }, talk.name), last && el("span", { className: "small muted" }, format.when(last.arrived_unix || last.said_unix))),
           el("span", { className: "row" }, el("span", { className: "small muted cut" }, words), talk.unread > 0 && el("span", { className: "badge" }, format.number(talk.unread), el("span", { className: "sr" }, ` ${t("badge")}`))))));
     }));
@@ -75,7 +75,7 @@ class ChatPage {
     const { messages } = await api.get("chat/search", { words, limit: 50 });
     const name = (id) => this.conversations.find((talk) => talk.id === id)?.name ?? id.slice(0, 8);
     this.list.replaceChildren(...messages.map((message) => el("li", {}, el("a", { className: "talk", href: `${href("chat", message.peer)}?at=${message.id}` },
-      face(this.ctx, name(message.peer), false),
+      face(name(message.peer), false),
       el("span", { className: "talk-words" }, el("span", { className: "row" }, el("span", { className: "strong cut" }, name(message.peer)), el("span", { className: "small muted" }, format.when(message.said_unix))),
         el("span", { className: "small muted two-lines" }, message.text))))),
     ...(messages.length === 0 ? [el("li", { className: "muted chat-none" }, t("chat.none_found"))] : []));
@@ -206,7 +206,7 @@ class ChatPage {
       { label: t("chat.to_fleet"), icon: "fleet", run: () => this.ctx.go("fleet", this.peer) },
       { label: t("chat.delete_all"), icon: "trash", danger: true, run: () => this.deleteAll(name) },
     ]), { attrs: { "aria-haspopup": "menu" } });
-    this.head.replaceChildren(el("a", { className: "icon-button chat-back", href: href("chat"), title: t("back"), aria: { label: t("back") } }, this.ctx.icon("back")), face(this.ctx, name, online),
+    this.head.replaceChildren(el("a", { className: "icon-button chat-back", href: href("chat"), title: t("back"), aria: { label: t("back") } }, this.ctx.icon("back")), face(name, online),
       el("div", { className: "file-words" }, el("h2", { className: "cut", title: name }, name), el("p", { className: "small muted" }, online ? t("chat.online") : talk?.queued > 0 ? t("chat.queued", { n: talk.queued }) : t("chat.offline"))), more);
     this.composer.hidden = friend === false;
     this.pane.querySelector(".hint")?.remove();
@@ -345,12 +345,6 @@ class ChatPage {
       this.ctx.fail(error);
     }
   }
-}
-
-/** A round mark with the first letter of a name, and whether it is here. */
-function face(ctx, name, online) {
-  const hue = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 6, 7);
-  return ctx.el("span", { className: `face face-${hue}`, aria: { hidden: "true" } }, ([...name.trim()][0] ?? "?").toUpperCase(), ctx.el("span", { className: `dot ${online ? "on" : ""}` }));
 }
 
 export async function open(root, ctx) {

@@ -2,7 +2,7 @@
 
 import { show as shown } from "../files/names.js";
 import { svg } from "../ui/dom.js";
-import { Parts, askText, button, dot, empty, field, iconButton, menu, meter, pill, waiting } from "../ui/pieces.js";
+import { Parts, askText, button, dot, empty, face, field, iconButton, menu, meter, pill, waiting } from "../ui/pieces.js";
 
 const KINDS = ["lan", "tailscale", "yggdrasil", "wan", "relay"];
 const RISKS = ["gone", "only_away", "alone", "short", "doubt", "fine"];
@@ -165,7 +165,7 @@ export async function open(root, ctx) {
       el("span", { className: "actions" }, button(t("fleet.accept.short"), () => act("peers/friend", { peer: peer.id }, { key: "fleet.accept.done", values: { name: peer.name } }), { kind: "main", className: "button main small-button" }),
         button(t("fleet.decline.short"), () => act("peers/unfriend", { peer: peer.id }, { key: "fleet.decline.done", values: { name: peer.name } }), { className: "button small-button" })));
     return el("li", { className: "card peer", data: { peerCard: peer.id, name: peer.name } },
-      el("div", { className: "peer-top" }, face(ctx, peer.name, peer.online), el("div", { className: "file-words" }, el("div", { className: "peer-name" }, el("h3", { className: "cut", title: peer.name }, peer.name), peer.favorite && el("span", { className: "mark favorite", title: t("fleet.is_favorite"), attrs: { role: "img" }, aria: { label: t("fleet.is_favorite") } }, icon("star")),
+      el("div", { className: "peer-top" }, face(peer.name, peer.online), el("div", { className: "file-words" }, el("div", { className: "peer-name" }, el("h3", { className: "cut", title: peer.name }, peer.name), peer.favorite && el("span", { className: "mark favorite", title: t("fleet.is_favorite"), attrs: { role: "img" }, aria: { label: t("fleet.is_favorite") } }, icon("star")),
         peer.friendship === "friends" ? pill(t("fleet.friend"), "good") : peer.friendship === "asked" ? pill(t("fleet.asked")) : null, peer.suspended && pill(t("fleet.suspended"), "bad"), peer.full && pill(t("fleet.full"), "warn")),
         el("p", { className: "small muted" }, state)), more),
       waits,
@@ -270,9 +270,4 @@ let show = () => {};
 
 export function moved(path) {
   show(path);
-}
-
-function face(ctx, name, online) {
-  const hue = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 6, 7);
-  return ctx.el("span", { className: `face face-${hue}`, aria: { hidden: "true" } }, ([...name.trim()][0] ?? "?").toUpperCase(), ctx.el("span", { className: `dot ${online ? "on" : ""}` }));
 }

@@ -1,6 +1,6 @@
 // Pieces that every tab uses: dialogs, toasts, menus, fields, meters.
 
-import { el, icon } from "./dom.js";
+import { el, icon, svg } from "./dom.js";
 import { t } from "../texts.js";
 
 /** A button with a drawing and a word. `kind`: "main", "plain" (default), "quiet", "danger". */
@@ -69,6 +69,12 @@ export const waiting = () => el("div", { className: "waiting", attrs: { role: "s
 
 export const pill = (text, kind = "") => el("span", { className: `pill ${kind}` }, text);
 export const dot = (kind) => el("span", { className: `dot ${kind}`, aria: { hidden: "true" } });
+
+/** A round mark with the first letter of a name, and whether it is here. */
+export function face(name, online) {
+  const hue = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 6, 7);
+  return el("span", { className: `face face-${hue}`, aria: { hidden: "true" } }, ([...name.trim()][0] ?? "?").toUpperCase(), dot(online ? "on" : ""));
+}
 
 // Toasts
 
@@ -246,7 +252,6 @@ export async function qr(text, label) {
   code.addData(text);
   code.make();
   const count = code.getModuleCount();
-  const { svg } = await import("./dom.js");
   let path = "";
   for (let y = 0; y < count; y += 1) {
     for (let x = 0; x < count; x += 1) if (code.isDark(y, x)) path += `M${x + 4} ${y + 4}h1v1h-1z`;
