@@ -17,6 +17,8 @@ const EWMA: f64 = 0.3;
 /// Bounds of how late a backend may be taken to be.
 const LATE_MIN: f64 = 0.5;
 const LATE_MAX: f64 = 50.0;
+/// Messages at the end of a conversation behind which its last answer is looked for.
+const MARKS_MAX: usize = 64;
 /// Conversations whose backend is remembered.
 const AFFINITY_MAX: usize = 1024;
 
@@ -155,7 +157,7 @@ impl Affinity {
         let found = |(at, mark): (usize, &u64)| {
             self.kept.iter().rev().find(|(kept, _)| kept == mark).map(|(_, backend)| (*backend, at + 1))
         };
-        marks.iter().enumerate().rev().skip(1).find_map(found)
+        marks.iter().enumerate().rev().skip(1).take(MARKS_MAX).find_map(found)
     }
 }
 
