@@ -19,6 +19,7 @@ use crate::bounty::{
     Allowed, Cause, Facts, Heard, Refused, Seen, Side, Statement, Sums, Taken, Verdict, Why, advice, allowed,
     check_proposal, compare, has_credit, judge, propose,
 };
+use crate::changes::Part;
 use crate::id::CellId;
 use crate::placement::{CellNumber, DbError};
 use crate::pool::{Turns, unblock};
@@ -472,8 +473,9 @@ impl Sync {
         has_credit(&facts, there, facts.used_bytes)
     }
 
-    /// Tells of peers with whom figures differ.
+    /// Tells of peers with whom figures differ, and that figures are new.
     fn tell_disputes(&self) {
+        self.vault.changes.note(Part::Bounty);
         let books = self.ledgers.books.borrow();
         let told: Vec<String> = self
             .gate
