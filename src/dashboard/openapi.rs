@@ -426,6 +426,28 @@ const TABLE: &[Route] = &[
         &[404, 409, 416, 500],
         "The bytes of a file of the Feed, or a range of them.",
     ),
+    // Bounty.
+    get(
+        "/api/v1/bounty",
+        "",
+        Object("total:o,peers:[o],advice:[s]"),
+        CELL,
+        "What this cell and each peer have stored for each other, proven and signed by both.",
+    ),
+    get(
+        "/api/v1/bounty/history",
+        "peer?:s",
+        Object("days:[[i]],byte_hours:[[i]]"),
+        CELL,
+        "What was posted, by Unix days: day, earned, spent. In thousandths of leaves, and in byte-hours.",
+    ),
+    post(
+        "/api/v1/bounty/accept",
+        Object("peer:s"),
+        Object("id:s"),
+        CELL,
+        "Takes a peer's figure where the two do not agree.",
+    ),
     // Chat.
     get("/api/v1/chat", "", Object("conversations:[o]"), CELL, "Conversations."),
     get(
@@ -879,6 +901,7 @@ mod tests {
             let source = std::fs::read_to_string(&file).unwrap();
             let prefix = match file.file_stem().and_then(|stem| stem.to_str()) {
                 Some("chat") => "/api/v1/chat",
+                Some("bounty") => "/api/v1/bounty",
                 Some("uploads") => "/api/v1/uploads",
                 Some("bounty") => "/api/v1/bounty",
                 Some("ai") => "/api/v1/ai",

@@ -536,6 +536,13 @@ fn a_peer_that_passes_audits_on_to_another_holder_or_back_to_the_owner_does_not_
             };
             assert!(of(&liar.cell).proved.wrong > 0 && of(&liar.cell).is_suspended, "{evil:?} {proofs:?}");
             assert_eq!(of(&liar.cell).proved.proven, 0);
+            // Whatever it says that it holds, and for however long: it earns nothing by it.
+            ann.clock.pass(HOUR * 30);
+            a.round().await;
+            let accounts = a.bounty().await.unwrap();
+            let account = accounts.iter().find(|view| view.id == liar.cell.vault.id()).unwrap();
+            assert_eq!((account.spent, account.unsigned), (0, 0), "{evil:?} {account:?}");
+            assert_eq!((account.proofs_passed, account.state), (0, "suspended"));
             assert!(of(&bob).proved.proven >= 3 && of(&bob).proved.lost() == 0, "{evil:?} {proofs:?}");
         }
     });

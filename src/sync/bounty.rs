@@ -19,6 +19,7 @@ use crate::bounty::{
     Allowed, Cause, Facts, Heard, Refused, Seen, Side, Statement, Sums, Taken, Verdict, Why, advice, allowed,
     check_proposal, compare, has_credit, judge, propose,
 };
+use crate::changes::Part;
 use crate::id::CellId;
 use crate::placement::{CellNumber, DbError};
 use crate::pool::{Turns, unblock};
@@ -31,6 +32,8 @@ const COUNT_EVERY_S: u64 = 900;
 const SETTLE_EVERY_S: u64 = 86_400;
 /// And again after so long where something was in the way. s.
 const SETTLE_AGAIN_S: u64 = 3600;
+/// On a new connection, if the last time is so long ago: the other side may have gone back to older books. s.
+const SETTLE_ANEW_S: u64 = 600;
 /// Messages of one exchange: both may have to take up the other's newest statement first.
 const MESSAGES_MAX: usize = 4;
 
@@ -40,8 +43,8 @@ pub(super) struct Ledgers {
     books: RefCell<BTreeMap<CellId, PeerBook>>,
     /// One counts or settles at a time.
     turns: Turns,
-    /// When figures are exchanged next, by peer. Observed seconds; nothing: at once.
-    next_at: RefCell<BTreeMap<CellId, u64>>,
+    /// When figures were exchanged last, and are next, by peer. Observed seconds; nothing: at once.
+    times: RefCell<BTreeMap<CellId, (u64, u64)>>,
 }
 
 impl Ledgers {
@@ -311,11 +314,13 @@ impl Sync {
         let now = self.vault.now();
         let counted_at = self.ledgers.of(&link.peer).counts.at();
         let is_asking = Side::of(&self.vault.id(), &link.peer) == Side::Low;
-        let next_at = self.ledgers.next_at.borrow().get(&link.peer).copied();
-        // Observed time may be behind what it was, with another database.
-        let is_due = is_asking
-            && !link.is_deaf_to_figures.get()
-            && next_at.is_none_or(|at| now >= at || at > now + SETTLE_EVERY_S);
+        let times = self.ledgers.times.borrow().get(&link.peer).copied();
+        let is_time = |(last_at, next_at): (u64, u64)| {
+            let is_anew = !link.has_told_figures.get() && now >= last_at + SETTLE_ANEW_S;
+            // Observed time may be behind what it was, with another database.
+            is_anew || now >= next_at || next_at > now + SETTLE_EVERY_S
+        };
+        let is_due = is_asking && !link.is_deaf_to_figures.get() && times.is_none_or(is_time);
         if !is_due && now >= counted_at && now < counted_at + COUNT_EVERY_S {
             return Ok(());
         }
@@ -396,7 +401,9 @@ impl Sync {
             }
         }
         let pause = if is_settled { SETTLE_EVERY_S } else { SETTLE_AGAIN_S };
-        self.ledgers.next_at.borrow_mut().insert(link.peer, self.vault.now() + pause);
+        let now = self.vault.now();
+        self.ledgers.times.borrow_mut().insert(link.peer, (now, now + pause));
+        link.has_told_figures.set(true);
         self.tell_disputes();
         Ok(())
     }
@@ -472,8 +479,9 @@ impl Sync {
         has_credit(&facts, there, facts.used_bytes)
     }
 
-    /// Tells of peers with whom figures differ.
+    /// Tells of peers with whom figures differ, and that figures are new.
     fn tell_disputes(&self) {
+        self.vault.changes.note(Part::Bounty);
         let books = self.ledgers.books.borrow();
         let told: Vec<String> = self
             .gate
@@ -530,7 +538,7 @@ impl Sync {
         })
         .await?;
         self.ledgers.put(*id, book);
-        self.ledgers.next_at.borrow_mut().remove(id);
+        self.ledgers.times.borrow_mut().remove(id);
         self.tell_disputes();
         if let Some(link) = self.link(id) {
             link.nudge();

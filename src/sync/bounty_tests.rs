@@ -610,3 +610,47 @@ fn what_a_cheat_with_the_larger_id_proposes_is_refused_or_kept_as_evidence_and_n
         assert_eq!(ann.books.bounty_faults().unwrap(), [""; 0]);
     });
 }
+
+/// Its books are gone: what it has signed comes back from the catalog, and from its peers.
+#[test]
+fn a_cell_without_books_takes_up_what_it_has_signed() {
+    run(|executor| async move {
+        let (ann, bob) = low_and_high(|_| {});
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.add_chunks(10, 40_000);
+        bob.add_chunks(10, 40_000);
+        hours(&[(&ann, &a), (&bob, &b)], 49).await;
+        assert_level(&[(&ann, &a), (&bob, &b)]).await;
+        let before = view(&a, &bob.vault.id()).await;
+        let key = crate::catalog::record_key(crate::catalog::RecordKind::StatementHead, &ann.vault.id().0);
+        let record = bob.vault.db.read(|t| t.record(&key)).unwrap().expect("it is in the catalog");
+        assert_eq!(record, book(&bob, &ann.vault.id()).newest.unwrap().to_bytes());
+        b.stop().await;
+
+        let seed = if bob.vault.id() == Cell::new(2).vault.id() { 2 } else { 1 };
+        let from_catalog = Cell::new(seed);
+        from_catalog.vault.db.change(|t| t.put_record(&key, &record)).unwrap();
+        from_catalog.books.restore_statements(&from_catalog.vault, 10).unwrap();
+        let found = book(&from_catalog, &ann.vault.id());
+        assert_eq!(found.newest.unwrap().to_bytes(), record);
+        assert_eq!(from_catalog.books.balances().unwrap().len(), 1);
+        // Neither another cell's statement nor one that only one has signed comes in that way.
+        let eve = Cell::new(9);
+        eve.vault.db.change(|t| t.put_record(&key, &record)).unwrap();
+        eve.books.restore_statements(&eve.vault, 10).unwrap();
+        assert_eq!(book(&eve, &ann.vault.id()).newest, None);
+
+        let again = Cell::new(seed);
+        again.clock.set_wall(crate::clock::Clock::wall(&*ann.clock), true);
+        let c = again.start(&executor).await;
+        pair(&a, &c, Role::Peer).await;
+        hours(&[(&ann, &a), (&again, &c)], 2).await;
+        let (ours, theirs) = (view(&a, &again.vault.id()).await, view(&c, &ann.vault.id()).await);
+        assert_eq!((ours.earned, ours.spent), (theirs.spent, theirs.earned));
+        assert_eq!(ours.statement, theirs.statement);
+        assert!(ours.statement >= before.statement && ours.earned >= before.earned);
+        assert!(book(&again, &ann.vault.id()).counts.measured() >= before.earned);
+        assert_eq!(again.books.bounty_faults().unwrap(), [""; 0]);
+    });
+}

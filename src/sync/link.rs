@@ -177,6 +177,8 @@ pub(super) struct Link {
     wished: Cell<(Duration, u32)>,
     /// It is of a version that knows nothing of figures.
     pub(super) is_deaf_to_figures: Cell<bool>,
+    /// Figures were exchanged since it was connected.
+    pub(super) has_told_figures: Cell<bool>,
     /// Since when, and how often it has told figures.
     settled: Cell<(Duration, u32)>,
     /// Wakes whoever brings it what is said.
@@ -244,6 +246,7 @@ impl Link {
             told_wish: Cell::new(None),
             wished: Cell::new((Duration::ZERO, 0)),
             is_deaf_to_figures: Cell::new(false),
+            has_told_figures: Cell::new(false),
             settled: Cell::new((Duration::ZERO, 0)),
             talk,
             level_with: Cell::new(None),
@@ -298,6 +301,7 @@ impl Link {
             self.is_introduced.set(false);
             self.told_wish.set(None);
             self.is_deaf_to_figures.set(false);
+            self.has_told_figures.set(false);
             self.has_heard_list.set(false);
             self.told_list.set(0);
             self.level_with.set(None);
