@@ -466,7 +466,7 @@ const TABLE: &[Route] = &[
     ),
     post(
         "/api/v1/chat/send",
-        Object("peer:s,text?:s,texts?:[s],attachments?:[s],key?:s"),
+        Object("peer:s,text?:s,texts?:[s],attachments?:[s],attach?:[s],key?:s"),
         Object("peer:s,ids:[i],online:b"),
         CELL,
         "Says something.",
@@ -478,28 +478,6 @@ const TABLE: &[Route] = &[
         Object("deleted:i"),
         CELL,
         "Deletes messages here.",
-    ),
-    // The bounty.
-    get(
-        "/api/v1/bounty",
-        "",
-        Object("total:o,peers:[o],advice:[s]"),
-        &[409],
-        "What was earned and spent with each peer, in thousandths of a leaf.",
-    ),
-    get(
-        "/api/v1/bounty/history",
-        "peer?:s",
-        Object("days:[[i]],byte_hours:[a]"),
-        &[409],
-        "Earned and spent by day.",
-    ),
-    post(
-        "/api/v1/bounty/accept",
-        Object("peer:s"),
-        Object("id:s"),
-        &[404, 409],
-        "Takes a peer's figure over.",
     ),
     // Models.
     get(
@@ -903,7 +881,6 @@ mod tests {
                 Some("chat") => "/api/v1/chat",
                 Some("bounty") => "/api/v1/bounty",
                 Some("uploads") => "/api/v1/uploads",
-                Some("bounty") => "/api/v1/bounty",
                 Some("ai") => "/api/v1/ai",
                 Some("openai") => "/v1",
                 _ => "/api/v1",
