@@ -238,7 +238,7 @@ fn pass(client: TcpStream, port: u16, mode: &Arc<AtomicU8>, cut_after: &AtomicU6
         }
     });
     let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-    let (mut piece, mut seen) = ([0; 8192], 0u64);
+    let (mut piece, mut seen, mut has_ended) = ([0; 8192], 0u64, false);
     loop {
         let read = from.read(&mut piece).unwrap_or(0);
         while mode.load(Ordering::SeqCst) == HOLE {
@@ -248,8 +248,11 @@ fn pass(client: TcpStream, port: u16, mode: &Arc<AtomicU8>, cut_after: &AtomicU6
             let _ = to.shutdown(Shutdown::Both);
             return;
         }
-        seen += String::from_utf8_lossy(&piece[..read]).matches("\"content\":\" ").count() as u64;
-        let is_due = seen > 0 && seen >= cut_after.load(Ordering::SeqCst);
+        let text = String::from_utf8_lossy(&piece[..read]);
+        seen += text.matches("\"content\":\" ").count() as u64;
+        // One that has ended cannot be cut any more.
+        has_ended |= text.contains("\"finish_reason\":\"") || text.contains("[DONE]");
+        let is_due = !has_ended && seen > 0 && seen >= cut_after.load(Ordering::SeqCst);
         let one_less = |left: usize| left.checked_sub(1);
         if is_due && cuts_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
             let _ = server.shutdown(Shutdown::Both);
