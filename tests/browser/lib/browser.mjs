@@ -18,7 +18,7 @@ export const chromiumPath = () => process.env.CHROMIUM ?? PLACES.find((place) =>
 let browser = null;
 
 export async function launch() {
-  browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS });
+  browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS, handleSIGTERM: false, handleSIGINT: false, handleSIGHUP: false });
   return browser;
 }
 
