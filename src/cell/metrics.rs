@@ -169,7 +169,7 @@ impl Cell {
             for (direction, figure) in [("earned", account.earned), ("spent", account.spent)] {
                 let labels = [("peer", account.name.as_str()), ("id", id.as_str()), ("direction", direction)];
                 let help = "Byte-hours stored and proven, as both have signed: earned by this cell, spent with the peer.";
-                text.counter("grove_bounty_byte_hours", help, &labels, figure);
+                text.counter("grove_bounty_byte_hours_total", help, &labels, figure);
             }
         }
         for (account, id) in accounts.iter().zip(&ids) {
