@@ -575,6 +575,9 @@ pub fn passing_on(seed: u64) -> Outcome {
     )
 }
 
+/// Times that an exchange of figures may break off at the end of the story.
+const AGAIN_MAX: usize = 6;
+
 /// Whatever happens to lines and machines, honest cells never dispute, their books always balance, nothing is counted for more
 /// time than has passed, and once all is calm both sides of each pair say the same, to the byte-hour. One of them goes back to
 /// an old copy of its whole disk on the way.
@@ -634,7 +637,17 @@ pub fn accounts(seed: u64) -> Outcome {
                     sim.pass(HOUR * 2)?;
                 }
             }
-            check_accounts(sim, true)
+            // An exchange that broke off in the last turn is taken up again in the next.
+            let mut outcome = check_accounts(sim, true);
+            for _ in 0..AGAIN_MAX {
+                if outcome.is_ok() {
+                    break;
+                }
+                sim.pass(HOUR)?;
+                sim.turns(2)?;
+                outcome = check_accounts(sim, true);
+            }
+            outcome
         },
     )
 }
