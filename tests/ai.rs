@@ -711,15 +711,21 @@ fn three_cells_go_on_with_each_others_answers_and_one_hop_is_all() {
     is_whole(&heard, 300);
     assert_eq!(heard.cell, who);
     assert_eq!(metric(&a, "grove_ai_resumes_total"), 1);
-    // Ann offers what she has, which is nothing of her own: friends' models are not passed on.
+    // Ann offers what she has: a server that she is given now, and not her friends'.
     let other = if who == "bob" { &c } else { &b };
+    let own = Llama::start(MIDDLING, "ann-tiny", 1);
+    a.post("/ai/backends", &format!(r#"{{"add":{{"url":"{}"}}}}"#, own.url()));
     a.cli(["ai", "--offer", &a_name(other)]).ok();
-    thread::sleep(Duration::from_secs(3));
-    let told = other.get("/ai");
-    let kinds = items(&told, "backends")
+    let told = wait_for("her own model is told", || {
+        let told = other.get("/ai");
+        json::to_string(&told).contains("ann-tiny").then_some(told)
+    });
+    let friends: Vec<String> = items(&told, "backends")
         .iter()
-        .filter(|backend| matches!(backend, Value::Object(backend) if text(backend, "kind") == "friend"));
-    assert_eq!(kinds.count(), 0, "{}", json::to_string(&told));
+        .filter(|backend| matches!(backend, Value::Object(backend) if text(backend, "kind") == "friend"))
+        .map(json::to_string)
+        .collect();
+    assert!(friends.len() == 1 && !friends[0].contains("grove-tiny"), "{friends:?}");
 }
 
 #[test]

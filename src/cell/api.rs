@@ -51,6 +51,11 @@ pub(super) fn json(outcome: Result<String, VaultError>) -> ApiResponse {
     }
 }
 
+/// What only a running cell does was asked of one that does not run.
+pub(super) fn not_running() -> ApiResponse {
+    ApiResponse::error(409, "not_running", "this needs the running cell", "start it with `grove run`")
+}
+
 pub(super) fn wire_param(request: &ApiRequest, name: &str) -> Option<Vec<u8>> {
     request.param(name).map(|value| match std::str::from_utf8(value) {
         Ok(text) => from_wire(text),

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::Cell;
+use super::api::{json, needs, not_running};
 use super::json::{Fields, Obj, list, text};
 use crate::bounty::milli_leaves;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
@@ -86,13 +87,6 @@ async fn history(sync: &Sync, peer: Option<&str>) -> Result<String, VaultError> 
     Ok(Obj::new().raw("days", list(thousandths)).raw("byte_hours", list(exact)).end())
 }
 
-fn answer(outcome: Result<String, VaultError>) -> ApiResponse {
-    match outcome {
-        Ok(json) => ApiResponse::json_text(200, json),
-        Err(why) => ApiResponse::error(409, "refused", &why.to_string(), ""),
-    }
-}
-
 impl Cell {
     /// Answers `/bounty…`; `rest` is what follows.
     pub(super) async fn answer_about_bounty(
@@ -102,34 +96,22 @@ impl Cell {
         fields: &Fields,
     ) -> ApiResponse {
         let Some(sync) = self.synced() else {
-            return ApiResponse::error(
-                409,
-                "not_running",
-                "this needs the running cell",
-                "start it with `grove run`",
-            );
+            return not_running();
         };
         match (request.method, rest) {
-            (Method::Get, []) => answer(accounts(&sync).await),
+            (Method::Get, []) => json(accounts(&sync).await),
             (Method::Get, ["history"]) => {
                 let peer = request.param("peer").and_then(|peer| std::str::from_utf8(peer).ok());
-                answer(history(&sync, peer.filter(|peer| !peer.is_empty())).await)
+                json(history(&sync, peer.filter(|peer| !peer.is_empty())).await)
             }
             (Method::Post, ["accept"]) => {
-                let Some(peer) = fields.str("peer") else {
-                    return ApiResponse::error(
-                        400,
-                        "bad_request",
-                        "the field \"peer\" is missing or of another type",
-                        "",
-                    );
-                };
+                let Some(peer) = fields.str("peer") else { return needs("peer") };
                 let id = match sync.find_peer(peer) {
                     Ok(id) => id,
                     Err(why) => return ApiResponse::error(404, "not_found", &why.to_string(), ""),
                 };
                 let accepted = sync.accept_figure(&id).await;
-                answer(accepted.map(|()| Obj::new().str("id", &id.to_string()).end()))
+                json(accepted.map(|()| Obj::new().str("id", &id.to_string()).end()))
             }
             _ => ApiResponse::error(404, "not_found", "there is nothing at this path", ""),
         }

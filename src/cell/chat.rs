@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cell;
+use super::api::{json, needs, not_running, number_param};
 use super::json::{Fields, Obj, list, text};
 use crate::chat::{Draft, Found, Item, Side, Talks};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
@@ -99,20 +100,6 @@ fn refused(message: &str) -> ApiResponse {
     ApiResponse::error(400, "bad_request", message, "")
 }
 
-fn json(outcome: Result<String, VaultError>) -> ApiResponse {
-    match outcome {
-        Ok(json) => ApiResponse::json_text(200, json),
-        Err(why) if why.is_full() => {
-            ApiResponse::error(507, "disk_full", &why.to_string(), "free some space")
-        }
-        Err(why) => ApiResponse::error(409, "refused", &why.to_string(), ""),
-    }
-}
-
-fn number(request: &ApiRequest, name: &str) -> Option<u64> {
-    std::str::from_utf8(request.param(name)?).ok()?.parse().ok()
-}
-
 fn words(request: &ApiRequest) -> Result<Vec<String>, &'static str> {
     let text = request.param("words").and_then(|words| std::str::from_utf8(words).ok());
     let words: Vec<String> = text.unwrap_or("").split_whitespace().map(str::to_owned).collect();
@@ -168,7 +155,8 @@ impl Cell {
             ),
             (Method::Get, ["search"], id) => match words(request) {
                 Ok(words) => {
-                    let (before, limit) = (number(request, "before").unwrap_or(u64::MAX), limit(request));
+                    let (before, limit) =
+                        (number_param(request, "before").unwrap_or(u64::MAX), limit(request));
                     json(match sync.search_chat(words, id, before, limit).await {
                         Ok(found) => {
                             let files = sync.attached(&found.items.iter().collect::<Vec<_>>()).await;
@@ -196,7 +184,7 @@ impl Cell {
             }
             (Method::Post, ["read"], Some(id)) => {
                 let Some(upto) = fields.num("upto") else {
-                    return refused("the field \"upto\" is missing or of another type");
+                    return needs("upto");
                 };
                 json(sync.mark_read(&id, upto).await.map(|()| "{\"ok\":true}".into()))
             }
@@ -225,12 +213,7 @@ impl Cell {
     /// What can be read while the cell does not run.
     async fn chat_at_rest(&self, request: &ApiRequest, rest: &[&str]) -> ApiResponse {
         if request.method != Method::Get {
-            return ApiResponse::error(
-                409,
-                "not_running",
-                "this needs the running cell",
-                "start it with `grove run`",
-            );
+            return not_running();
         }
         let words = match rest {
             ["search"] => match words(request) {
@@ -243,7 +226,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let peer = request.param("peer").map(|peer| String::from_utf8_lossy(peer).into_owned());
         let (side, limit) = (side(request), limit(request));
-        let before = number(request, "before").unwrap_or(u64::MAX);
+        let before = number_param(request, "before").unwrap_or(u64::MAX);
         let is_list = rest.is_empty();
         let work = move || -> Result<String, VaultError> {
             let talks = match talks_at_rest(&vault.dir)? {
@@ -296,19 +279,19 @@ async fn attach(
 }
 
 fn limit(request: &ApiRequest) -> usize {
-    number(request, "limit").unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize
+    number_param(request, "limit").unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize
 }
 
 fn side(request: &ApiRequest) -> Side {
-    match (number(request, "before"), number(request, "after")) {
+    match (number_param(request, "before"), number_param(request, "after")) {
         (None, Some(after)) => Side::After(after),
         (before, _) => Side::Before(before.unwrap_or(u64::MAX)),
     }
 }
 
 async fn look_up(sync: &Rc<Sync>, request: &ApiRequest, id: &CellId) -> ApiResponse {
-    let wait = Duration::from_millis(number(request, "wait_ms").unwrap_or(0).min(WAIT_MS_MAX));
-    let seen = number(request, "change");
+    let wait = Duration::from_millis(number_param(request, "wait_ms").unwrap_or(0).min(WAIT_MS_MAX));
+    let seen = number_param(request, "change");
     let found = sync.look_up(id, side(request), limit(request), seen, wait).await;
     json(match found {
         Ok(found) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cell;
+use super::api::{needs, not_running};
 use super::json::{Fields, Obj, list, text};
 use super::open::CellError;
 use crate::card::Role;
@@ -150,19 +151,6 @@ fn ok<E: std::fmt::Display>(outcome: Result<String, E>) -> ApiResponse {
         Ok(json) => ApiResponse::json_text(200, json),
         Err(why) => ApiResponse::error(409, "refused", &why.to_string(), ""),
     }
-}
-
-fn not_running() -> ApiResponse {
-    ApiResponse::error(409, "not_running", "this needs the running cell", "start it with `grove run`")
-}
-
-fn needs(field: &str) -> ApiResponse {
-    ApiResponse::error(
-        400,
-        "bad_request",
-        &format!("the field \"{field}\" is missing or of another type"),
-        "",
-    )
 }
 
 /// Asks for friendship, accepts it, or ends it.

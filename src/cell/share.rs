@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Cell;
+use super::api::{failure, json, needs, not_running, number_param};
 use super::json::{Fields, Obj, list, text};
 use super::keeper::Progress;
 use super::range::{self, Asked};
@@ -31,24 +32,6 @@ const RESEALED_AT_ONCE: usize = 500;
 /// What cannot be taken back.
 const STAYS: &str =
     "what was fetched already stays with them; versions that you save from now on get new keys";
-
-fn refused(why: &VaultError) -> ApiResponse {
-    let status = if matches!(why, VaultError::Refused(_)) { 409 } else { 500 };
-    ApiResponse::error(status, "refused", &why.to_string(), "")
-}
-
-fn answer(outcome: Result<String, VaultError>) -> ApiResponse {
-    outcome.map_or_else(|why| refused(&why), |json| ApiResponse::json_text(200, json))
-}
-
-fn needs(field: &str) -> ApiResponse {
-    let message = format!("the field \"{field}\" is missing or of another type");
-    ApiResponse::error(400, "bad_request", &message, "")
-}
-
-fn number(request: &ApiRequest, name: &str) -> Option<u64> {
-    std::str::from_utf8(request.param(name)?).ok()?.parse().ok()
-}
 
 fn feed_json(entry: &FeedEntry) -> String {
     let row = &entry.row;
@@ -93,12 +76,7 @@ impl Cell {
         fields: &Fields,
     ) -> ApiResponse {
         let Some(sync) = self.synced() else {
-            return ApiResponse::error(
-                409,
-                "not_running",
-                "this needs the running cell",
-                "start it with `grove run`",
-            );
+            return not_running();
         };
         match (request.method, rest) {
             (Method::Post, ["share"]) => {
@@ -111,7 +89,7 @@ impl Cell {
                     (None, Some(span)) => sync.unix_now().saturating_add(span),
                     (None, None) => 0,
                 };
-                answer(self.share(&sync, path, &peers, until).await)
+                json(self.share(&sync, path, &peers, until).await)
             }
             (Method::Post, ["unshare"]) => {
                 let path = fields.str("path");
@@ -121,24 +99,24 @@ impl Cell {
                 let Some(peers) = fields.strs("peers").filter(|peers| !peers.is_empty()) else {
                     return needs("peers");
                 };
-                answer(unshare(&sync, path, &peers).await)
+                json(unshare(&sync, path, &peers).await)
             }
             (Method::Post, ["reseal"]) => match fields.str("path") {
                 Some(path) => self.reseal(path, fields.bool("confirm")).await,
                 None => needs("path"),
             },
-            (Method::Get, ["shares"]) => answer(self.shares_json(&sync).await),
+            (Method::Get, ["shares"]) => json(self.shares_json(&sync).await),
             (Method::Get, ["feed"]) => {
-                let before = number(request, "before").unwrap_or(u64::MAX);
+                let before = number_param(request, "before").unwrap_or(u64::MAX);
                 let limit =
-                    number(request, "limit").unwrap_or(FEED_PAGE_MAX).clamp(1, FEED_PAGE_MAX) as usize;
-                answer(sync.feed(before, limit).await.map(|(entries, next)| {
+                    number_param(request, "limit").unwrap_or(FEED_PAGE_MAX).clamp(1, FEED_PAGE_MAX) as usize;
+                json(sync.feed(before, limit).await.map(|(entries, next)| {
                     let next = next.map_or("null".into(), |n| n.to_string());
                     Obj::new().raw("entries", list(entries.iter().map(feed_json))).raw("next", next).end()
                 }))
             }
             (Method::Post, ["feed", "keep"]) => match fields.str("id") {
-                Some(id) => answer(self.keep_shared(&sync, id, !fields.bool("off")).await),
+                Some(id) => json(self.keep_shared(&sync, id, !fields.bool("off")).await),
                 None => needs("id"),
             },
             (Method::Post, ["feed", "fetch"]) => self.fetch_shared(&sync, fields),
@@ -171,13 +149,13 @@ impl Cell {
     async fn reseal(self: &Rc<Self>, path: &str, is_confirmed: bool) -> ApiResponse {
         let names = match super::files::path_names(&from_wire(path)) {
             Ok(names) => names,
-            Err(why) => return refused(&why),
+            Err(why) => return failure(&why),
         };
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());
         let cost = smol::unblock(move || Resealing::of(&vault, &asked, is_confirmed)).await;
         let cost = match cost {
             Ok(cost) => cost,
-            Err(why) => return refused(&why),
+            Err(why) => return failure(&why),
         };
         if !is_confirmed {
             return ApiResponse::json_text(200, cost.json(&self.vault).end());
@@ -309,7 +287,7 @@ impl Cell {
         };
         let (entry, opened) = match sync.find_granted(id).await {
             Ok(found) => found,
-            Err(why) => return refused(&why),
+            Err(why) => return failure(&why),
         };
         let size = entry.row.size;
         let tag =
@@ -322,8 +300,8 @@ impl Cell {
         let (offset, len) = match asked {
             Asked::Part(offset, len) => (offset, len),
             _ => {
-                let offset = number(request, "offset").unwrap_or(0).min(size);
-                (offset, number(request, "length").unwrap_or(u64::MAX).min(size - offset))
+                let offset = number_param(request, "offset").unwrap_or(0).min(size);
+                (offset, number_param(request, "length").unwrap_or(u64::MAX).min(size - offset))
             }
         };
         let (sender, receiver) = smol::channel::bounded(2);
@@ -339,7 +317,7 @@ impl Cell {
                 .detach();
         }
         let mut response = ApiResponse::stream(Some(len), receiver);
-        let is_inline = number(request, "inline") == Some(1);
+        let is_inline = number_param(request, "inline") == Some(1);
         response.content_type = range::safe_type(entry.name.as_bytes()).to_owned();
         range::dress(response, asked, size, &tag)
             .with_header("Content-Disposition", &range::disposition(entry.name.as_bytes(), is_inline))

@@ -20,7 +20,7 @@ use super::browse::{NoPlace, new_place};
 use super::json::{Fields, Obj, list};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::marker;
-use crate::files::unix::{Folder, UPLOAD_PREFIX, UPLOAD_S, from_wire, show, to_wire};
+use crate::files::unix::{Folder, UPLOAD_PREFIX, UPLOADS_FOLDER, from_wire, show, to_wire};
 use crate::id::{hex, unhex};
 use crate::keys::random;
 use crate::manifest::FileTime;
@@ -28,6 +28,8 @@ use crate::vault::{Vault, VaultError, write_whole};
 
 /// Uploads that are not whole, at once.
 const UPLOADS_MAX: usize = 256;
+/// One that nobody went on with for so long goes. Observed s.
+const UPLOAD_S: u64 = 7 * 86_400;
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 1 << 46;
 /// Made durable each so many bytes.
@@ -48,7 +50,8 @@ struct Note {
     synced: u64,
     /// Which start of this machine wrote them.
     boot: String,
-    touched_unix: i64,
+    /// Observed second at which it last went on.
+    touched: u64,
 }
 
 impl Note {
@@ -60,7 +63,7 @@ impl Note {
             .bool("replace", self.replace)
             .num("synced", self.synced)
             .str("boot", &self.boot)
-            .num("touched_unix", self.touched_unix)
+            .num("touched", self.touched)
             .end()
     }
 
@@ -73,7 +76,7 @@ impl Note {
             replace: fields.bool("replace"),
             synced: fields.num("synced")?,
             boot: fields.str("boot")?.to_owned(),
-            touched_unix: fields.int("touched_unix")?,
+            touched: fields.num("touched")?,
         })
     }
 }
@@ -103,7 +106,7 @@ struct Places {
 
 impl Places {
     fn of(vault: &Vault) -> Self {
-        Self { notes: vault.dir.join("uploads"), home: vault.home.clone() }
+        Self { notes: vault.dir.join(UPLOADS_FOLDER), home: vault.home.clone() }
     }
 
     fn note(&self, id: &[u8; 16]) -> PathBuf {
@@ -135,7 +138,7 @@ fn read_note(path: &Path) -> Option<Note> {
 }
 
 /// What earlier runs left, but for what is too old or damaged, which goes.
-fn load(places: &Places, now: i64) -> BTreeMap<[u8; 16], Upload> {
+fn load(places: &Places, now: u64) -> BTreeMap<[u8; 16], Upload> {
     let mut all = BTreeMap::new();
     let Ok(entries) = fs::read_dir(&places.notes) else { return all };
     for entry in entries.flatten() {
@@ -144,7 +147,7 @@ fn load(places: &Places, now: i64) -> BTreeMap<[u8; 16], Upload> {
             let _ = fs::remove_file(entry.path());
             continue;
         };
-        let note = read_note(&entry.path()).filter(|note| now - note.touched_unix <= UPLOAD_S);
+        let note = read_note(&entry.path()).filter(|note| now.saturating_sub(note.touched) <= UPLOAD_S);
         match note.and_then(|note| reopen(places, &id, note).ok()) {
             Some(upload) if all.len() < UPLOADS_MAX => drop(all.insert(id, upload)),
             _ => places.forget(&id),
@@ -202,7 +205,7 @@ fn begin(vault: &Vault, asked: Begin, promised: u64) -> Result<([u8; 16], Upload
         replace: asked.replace,
         synced: 0,
         boot: boot(),
-        touched_unix: vault.clock.wall(),
+        touched: vault.expiry_now(),
     };
     let file = open(&places.file(&id), true).map_err(other)?;
     write_whole(&places.note(&id), note.to_text().as_bytes()).map_err(|why| {
@@ -271,13 +274,14 @@ fn finish(vault: &Vault, id: &[u8; 16], note: &Note, file: &File) -> Result<(), 
     Ok(())
 }
 
-fn upload_json(id: &[u8; 16], upload: &Upload) -> Obj {
+/// `age_s`: so long ago it went on; `wall`: Unix time.
+fn upload_json(id: &[u8; 16], upload: &Upload, age_s: u64, wall: i64) -> Obj {
     Obj::new()
         .str("id", &hex(id))
         .str("path", &to_wire(&upload.note.path))
         .num("size", upload.note.size)
         .num("offset", upload.offset)
-        .num("touched_unix", upload.note.touched_unix)
+        .num("touched_unix", wall.saturating_sub(age_s as i64))
 }
 
 fn wrong_offset(offset: u64) -> ApiResponse {
@@ -347,7 +351,7 @@ impl Cell {
         if self.uploads.is_loaded.get() {
             return Ok(());
         }
-        let (places, now) = (Places::of(&self.vault), self.vault.clock.wall());
+        let (places, now) = (Places::of(&self.vault), self.vault.expiry_now());
         let all = smol::unblock(move || load(&places, now)).await;
         let all = all.into_iter().map(|(id, upload)| (id, Rc::new(Mutex::new(upload))));
         self.uploads.all.borrow_mut().extend(all);
@@ -358,12 +362,12 @@ impl Cell {
     /// Removes uploads that nobody went on with for a week.
     pub(super) async fn drop_old_uploads(&self) -> Result<(), VaultError> {
         self.load_uploads().await?;
-        let now = self.vault.clock.wall();
+        let now = self.vault.expiry_now();
         let all: Vec<_> =
             self.uploads.all.borrow().iter().map(|(id, upload)| (*id, Rc::clone(upload))).collect();
         for (id, upload) in all {
             let Some(upload) = upload.try_lock() else { continue };
-            if now - upload.note.touched_unix > UPLOAD_S {
+            if now.saturating_sub(upload.note.touched) > UPLOAD_S {
                 self.uploads.all.borrow_mut().remove(&id);
                 let places = Places::of(&self.vault);
                 smol::unblock(move || places.forget(&id)).await;
@@ -377,7 +381,9 @@ impl Cell {
             self.uploads.all.borrow().iter().map(|(id, upload)| (*id, Rc::clone(upload))).collect();
         let mut items = Vec::new();
         for (id, upload) in all {
-            items.push(upload_json(&id, &*upload.lock().await).end());
+            let upload = upload.lock().await;
+            let age_s = self.vault.expiry_now().saturating_sub(upload.note.touched);
+            items.push(upload_json(&id, &upload, age_s, self.vault.clock.wall()).end());
         }
         ApiResponse::json_text(200, Obj::new().raw("uploads", list(items)).end())
     }
@@ -444,10 +450,10 @@ impl Cell {
             return super::api::failure(&why);
         }
         upload.offset = end;
-        let now = self.vault.clock.wall();
-        let is_stale = now - upload.note.touched_unix > 60;
+        let now = self.vault.expiry_now();
+        let is_stale = now.saturating_sub(upload.note.touched) > 60;
         if is_due || is_stale {
-            upload.note.touched_unix = now;
+            upload.note.touched = now;
             if is_due {
                 upload.note.synced = end;
             }
@@ -506,7 +512,7 @@ mod tests {
             replace: true,
             synced: 4,
             boot: "one".into(),
-            touched_unix: 1000,
+            touched: UPLOAD_S + 1000,
         }
     }
 
@@ -530,10 +536,10 @@ mod tests {
         };
         put(1, &note(), b"1234567");
         put(2, &Note { boot: boot(), ..note() }, b"1234567");
-        put(3, &Note { touched_unix: 1000 - UPLOAD_S - 1, ..note() }, b"1");
+        put(3, &Note { touched: 999, ..note() }, b"1");
         fs::write(places.note(&[4; 16]), "damaged").unwrap();
         fs::write(places.notes.join("odd"), "").unwrap();
-        let all = load(&places, 1000);
+        let all = load(&places, UPLOAD_S + 1000);
         let offsets: Vec<_> = all.iter().map(|(id, upload)| (id[0], upload.offset)).collect();
         assert_eq!(offsets, [(1, 4), (2, 7)]);
         assert_eq!(fs::metadata(places.file(&[1; 16])).unwrap().len(), 4);

@@ -21,8 +21,8 @@ pub const TEMP_PREFIX: &[u8] = b".grove-tmp-";
 
 /// Names that begin so are uploads that are not whole yet.
 pub const UPLOAD_PREFIX: &[u8] = b".grove-tmp-upload-";
-/// An upload that nobody goes on with is removed after so long. Seconds.
-pub const UPLOAD_S: i64 = 7 * 86_400;
+/// Folder below the state folder with a note for each of them, named by what follows `UPLOAD_PREFIX`.
+pub const UPLOADS_FOLDER: &str = "uploads";
 
 /// What the file system says of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,11 +5,13 @@
 //! seen as a move in whatever order its ends come by.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::ignore::{IgnoreRules, RULES_BYTES_MAX, RULES_NAME};
-use super::unix::{Folder, Names, Stat, TEMP_PREFIX, UPLOAD_PREFIX, UPLOAD_S, show, show_name};
+use super::unix::{Folder, Names, Stat, TEMP_PREFIX, UPLOAD_PREFIX, UPLOADS_FOLDER, show, show_name};
 use super::version::{self, NewVersion};
 use super::watch::WatchList;
 use super::{kept, marker};
@@ -356,9 +358,11 @@ impl Walk {
         Ok(kept::may_be_kept(path) && self.vault.db.read(|t| kept::is_kept(t, path))?)
     }
 
+    /// A file on its way that nobody brings into place any more. An upload is somebody's as long as there is a note of it.
     fn is_stale(&self, name: &[u8], stat: &Stat) -> bool {
-        let most = if name.starts_with(UPLOAD_PREFIX) { UPLOAD_S } else { 3600 };
-        self.vault.clock.wall() - stat.ctime / 1_000_000_000 > most
+        let upload = name.strip_prefix(UPLOAD_PREFIX).map(OsStr::from_bytes);
+        let note = upload.map(|id| self.vault.dir.join(UPLOADS_FOLDER).join(id));
+        !note.is_some_and(|note| note.exists()) && self.vault.clock.wall() - stat.ctime / 1_000_000_000 > 3600
     }
 
     fn compare(

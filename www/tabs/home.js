@@ -14,12 +14,10 @@ const REMEDIES = {
 /** With a capital letter and a full stop. */
 const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
 
-/** How many files are spoken of: what lies in the Recycle Bin has copies too, and is not counted where all is well. */
-const known = (copies, files) => (copies.short === 0 ? Math.min(copies.full, files.count) : copies.full + copies.short);
-
 /** One sentence, from the state alone: `[mood, key, values]`. */
 export function verdict({ alerts, copies, files, peers, job }, format) {
-  const total = known(copies, files);
+  // The cell counts copies by pieces: of files it is known that all have theirs, or that some have not.
+  const pieces = format.counted(copies.full + copies.short, "count.piece");
   const urgent = alerts.some((alert) => alert.level === "urgent");
   if (urgent) return ["bad", "home.urgent", {}];
   if (files.count === 0) return ["calm", "home.empty", {}];
@@ -27,11 +25,11 @@ export function verdict({ alerts, copies, files, peers, job }, format) {
   if (copies.wanted < 2) return ["warn", "home.single", {}];
   const waits = copies.short + files.waiting;
   if (waits > 0 && (job || !alerts.some((alert) => alert.code === "copies"))) {
-    return ["busy", "home.busy", { full: format.number(copies.full), total: format.counted(total, "count.file") }];
+    return ["busy", "home.busy", { full: format.number(copies.full), total: pieces }];
   }
-  if (copies.short > 0) return ["warn", "home.short", { short: format.number(copies.short), total: format.counted(total, "count.file") }];
+  if (copies.short > 0) return ["warn", "home.short", { short: format.number(copies.short), total: pieces }];
   if (alerts.some((alert) => alert.level === "warn")) return ["warn", "home.safe_but", { copies: format.counted(copies.wanted, "count.copy") }];
-  return ["good", "home.safe", { files: format.counted(total, "count.file"), copies: format.counted(copies.wanted, "count.copy") }];
+  return ["good", "home.safe", { files: format.counted(files.count, "count.file"), copies: format.counted(copies.wanted, "count.copy") }];
 }
 
 export function open(root, ctx) {
@@ -120,15 +118,16 @@ export function open(root, ctx) {
       button(t("home.drill.run"), runDrill, { className: "button small-button" })));
   }
 
-  function tiles({ copies: counted, disk, files, held, peers, drill, chunks }) {
-    const total = known(counted, files);
-    const copies = { ...counted, full: Math.min(counted.full, total) };
+  function tiles({ copies, disk, files, held, peers, drill, chunks }) {
+    const total = copies.full + copies.short;
+    const isWhole = copies.short === 0 && files.waiting === 0;
+    const covered = isWhole ? format.counted(files.count, "count.file") : `${format.number(copies.full)} / ${format.counted(total, "count.piece")}`;
     const online = peers.filter((peer) => peer.online).length;
     const used = Math.max(0, disk.total - disk.free);
     const low = disk.free <= 2 * disk.reserve;
     return el("div", { className: "tiles" },
       tile(t("home.copies"), total === 0 ? "–" : format.percent(Math.floor((copies.full / total) * 100) / 100),
-        total === 0 ? t("home.copies.none") : t("home.copies.note", { full: format.number(copies.full), total: format.counted(total, "count.file"), copies: format.counted(copies.wanted, "count.copy") }),
+        total === 0 ? t("home.copies.none") : t("home.copies.note", { covered, copies: format.counted(copies.wanted, "count.copy") }),
         total > 0 && meter(copies.full, total, t("home.copies"))),
       tile(t("home.files"), format.number(files.count), t("home.files.note", { bytes: format.bytes(files.bytes), stored: format.bytes(chunks.bytes) })),
       drillTile(drill, peers.length > 0),
