@@ -281,6 +281,34 @@ fn the_brake_of_the_sharer_stops_deletions_and_changes_at_its_friends() {
     assert!((0..40).filter(|n| at(*n).exists()).count() >= 19, "the brake holds back what comes after it");
 }
 
+/// Of a file that lies partly here, kept for the sharer, and partly at another holder, all is had while the sharer is off.
+#[test]
+fn what_this_cell_keeps_for_the_sharer_is_read_here_and_the_rest_elsewhere() {
+    let folder = TempDir::new("parts");
+    let (mut ann, cid) = friends(&folder);
+    cid.cli(["peer", "quota", "ann", "10MB"]).ok();
+    let big = Chance::seeded("parts").bytes(24 << 20);
+    plant(&ann.home, "big.bin", &big);
+    kept(&ann, 1);
+    let held = || objects(items(&cid.get("/peers"), "peers"));
+    wait_for("cid holds what it takes", || {
+        ann.post("/sync", r#"{"wait":true}"#);
+        held().iter().any(|peer| number(peer, "held_for_them_bytes") >= 4 << 20).then_some(())
+    });
+    let bob = started(&folder, "bob");
+    ann.invite(&bob);
+    copied_within(&ann, Duration::from_secs(60));
+    // Holders of the parts find each other.
+    cid.invite(&bob);
+    online(&cid, "bob");
+    ann.cli(["share", "big.bin", "cid"]).ok();
+    let shared = appears(&cid, "big.bin", |entry| number(entry, "size") == 24 << 20);
+    ann.stop();
+    let to = folder.path().join("got.bin");
+    fetch(&cid, &shared, &to).ok();
+    assert!(fs::read(to).unwrap() == big, "byte for byte");
+}
+
 #[test]
 fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
     let folder = TempDir::new("resealed");

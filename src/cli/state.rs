@@ -54,10 +54,9 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         }
         () if short > 0 => {
             let wanted = show::of(copies.number("wanted"), "copy", "copies");
-            format!(
-                "Not everything is safe yet: {} of {all} lack some of their {wanted}.",
-                show::count(short)
-            )
+            // Copies are counted by pieces.
+            let pieces = show::of(short, "piece", "pieces");
+            format!("Not everything is safe yet: of {all}, {pieces} lack some of their {wanted}.")
         }
         () if waiting > 0 => {
             format!(
@@ -377,7 +376,7 @@ mod tests {
             ),
             (
                 status(bob, 12, 0, ""),
-                "Not everything is safe yet: 12 of 345 files (1.0 GiB) lack some of their 2 copies.",
+                "Not everything is safe yet: of 345 files (1.0 GiB), 12 pieces lack some of their 2 copies.",
             ),
             (status(bob, 0, 1, ""), "Not everything is safe yet: 1 file is to be kept still."),
             (

@@ -437,17 +437,13 @@ struct Reader {
     sync: Rc<Sync>,
     opened: Arc<Opened>,
     sources: RefCell<Vec<Rc<Source>>>,
-    has_dialled: Cell<bool>,
+    has_looked: Cell<bool>,
 }
 
 impl Reader {
     fn new(sync: &Rc<Sync>, opened: Arc<Opened>) -> Self {
-        let reader = Self {
-            sync: Rc::clone(sync),
-            opened,
-            sources: RefCell::default(),
-            has_dialled: Cell::new(false),
-        };
+        let reader =
+            Self { sync: Rc::clone(sync), opened, sources: RefCell::default(), has_looked: Cell::new(false) };
         for id in reader.ids() {
             if let Some(link) = sync.link(&id) {
                 reader.add(id, sync.name_of(&id), Via::Link(link));
@@ -479,10 +475,20 @@ impl Reader {
         sources.iter().filter(|source| source.gave.get() > 0).map(|source| source.name.clone()).collect()
     }
 
-    /// Dials those that are not connected, by ticket; once.
-    async fn dial_others(&self) {
+    /// Looks further, once: peers of this cell whom the sharer did not name (chunks move, and a grant tells who had them
+    /// then), and those that it named and that are to be dialled. A ticket tells nothing to whoever has no chunk of it.
+    async fn look_further(&self) {
+        if self.has_looked.replace(true) {
+            return;
+        }
+        for link in self.sync.links() {
+            let is_new = self.sources.borrow().iter().all(|source| source.id != link.peer);
+            if is_new && link.is_alive() && self.sources.borrow().len() < SOURCES_MAX {
+                self.add(link.peer, self.sync.name_of(&link.peer), Via::Link(link));
+            }
+        }
         // In a simulation there is nobody to dial: peers are connected, or they are not.
-        if self.has_dialled.replace(true) || world::is_simulated() {
+        if world::is_simulated() {
             return;
         }
         let known: Vec<CellId> = self.sources.borrow().iter().map(|source| source.id).collect();
@@ -562,7 +568,7 @@ impl Reader {
                 return Ok(());
             }
             if turn == 1 || self.sources.borrow().is_empty() {
-                self.dial_others().await;
+                self.look_further().await;
             }
             let sources = self.sources.borrow().clone();
             let mut workers = Vec::new();
@@ -596,10 +602,9 @@ impl Reader {
         Err(VaultError::Refused(format!("the file could not be fetched: {why}")))
     }
 
+    /// The bytes of a chunk that lies here: of what this cell keeps for the sharer. It may be any part of the file; the
+    /// sharer tells of holders as of when it granted, and of those that have most.
     async fn local(&self, piece: &Piece) -> Option<Vec<u8>> {
-        if !self.opened.private.holders.iter().any(|holder| holder.id == self.sync.vault.id()) {
-            return None;
-        }
         let (vault, piece) = (Arc::clone(&self.sync.vault), piece.clone());
         unblock(move || {
             let sealed = vault.local_chunk(&piece.name).ok()??;

@@ -11,11 +11,12 @@ use super::link::{For, Link};
 use super::share::{Told, refused};
 use super::shares::{Arrival, GrantRow, ShareRow};
 use crate::card::Card;
+use crate::files::import::EntryCursor;
 use crate::grant::{
     self, FOLDERS_MAX, GrantError, GrantMade, HOLDERS_MAX, Holder, ListSum, Party, Private, READ,
     Revocations, Share, Ticket, TicketBody, offered_name,
 };
-use crate::id::{CellId, FileId};
+use crate::id::{CellId, ChunkName, FileId};
 use crate::keys::random;
 use crate::manifest::{Check, Entry, Kind, Manifest, read_list};
 use crate::placement::{CellNumber, DbError, Node, NodeId, Tables};
@@ -25,8 +26,8 @@ use crate::vault::{Vault, VaultError};
 use crate::wire::message::{self, AskError, ErrorCode, GRANTS_BYTES_MAX, GRANTS_MAX, GrantStatus, Refusal};
 use crate::wire::within;
 
-/// Chunks of a file by which its holders are told.
-const HOLDERS_BY_CHUNKS: usize = 8;
+/// Chunks of a file by which its holders are told: all of a file of 1 GiB.
+const HOLDERS_BY_CHUNKS: usize = 256;
 /// Arrived grants that are looked at for new holders in one round.
 const UNHELD_MAX: usize = 500;
 /// Whoever shares or takes back waits this long for a peer that is connected; others hear of it later.
@@ -185,7 +186,8 @@ impl Sync {
                 let Some((_, manifest, _)) = vault.db.read(|t| newest(&vault, t, row.file))? else {
                     continue;
                 };
-                let held = vault.db.read(|t| holder_cells(t, &manifest))?.len() as u64;
+                let names = telling_chunks(&vault, &manifest);
+                let held = vault.db.read(|t| holder_cells(t, &names))?.len() as u64;
                 if held > row.holders {
                     again.push((row, held, Arrival::Waiting));
                 }
@@ -225,11 +227,31 @@ fn newest(
     Ok(Some((node, manifest, bytes)))
 }
 
-/// Who is counted on for the chunks of a file, those with most of them first: told by its first few.
-fn holder_cells(t: &Tables<'_>, manifest: &Manifest) -> Result<Vec<CellNumber>, DbError> {
+/// Whether the item at `at` of `count` is one of about `most` that lie all over them: each where there are no more.
+fn is_picked(at: usize, count: usize, most: usize) -> bool {
+    at % count.div_ceil(most).max(1) == 0
+}
+
+/// Chunks by which a file's holders are told, from all over it: its parts may lie at different ones. Pool work, which opens
+/// lists; not while the database is read.
+fn telling_chunks(vault: &Vault, manifest: &Manifest) -> Vec<ChunkName> {
+    let entries = |entry: &Entry| if let Entry::List { entries, .. } = entry { *entries as usize } else { 1 };
+    let count: usize = manifest.entries.iter().map(entries).sum();
+    let lists = manifest.entries.iter().filter(|entry| matches!(entry, Entry::List { .. }));
+    let mut names: Vec<ChunkName> = lists.filter_map(Entry::chunk).collect();
+    let all = EntryCursor::new(vault, manifest).enumerate();
+    // A list that is not here ends it: what is known by then tells enough.
+    let picked =
+        all.filter(|(at, _)| is_picked(*at, count, HOLDERS_BY_CHUNKS)).map_while(|(_, entry)| entry.ok());
+    names.extend(picked.filter_map(|entry| entry.chunk()));
+    names
+}
+
+/// Who is counted on for these chunks, those with most of them first.
+fn holder_cells(t: &Tables<'_>, names: &[ChunkName]) -> Result<Vec<CellNumber>, DbError> {
     let mut counts: HashMap<CellNumber, usize> = HashMap::new();
-    for name in manifest.chunks().take(HOLDERS_BY_CHUNKS) {
-        if let Some(row) = t.chunk(&name)? {
+    for name in names {
+        if let Some(row) = t.chunk(name)? {
             t.copies_of(row.id)?.into_iter().for_each(|cell| *counts.entry(cell).or_default() += 1);
         }
     }
@@ -370,8 +392,9 @@ fn holders_of(
     recipient: &PeerRow,
     peers: &[PeerRow],
 ) -> Result<Vec<Holder>, VaultError> {
+    let names = telling_chunks(vault, manifest);
     let ids = vault.db.read(|t| -> Result<Vec<CellId>, DbError> {
-        let cells = holder_cells(t, manifest)?;
+        let cells = holder_cells(t, &names)?;
         let ids = cells.into_iter().map(|cell| t.cell_id(cell)).collect::<Result<Vec<_>, _>>()?;
         Ok(ids.into_iter().flatten().collect())
     })?;
@@ -442,5 +465,23 @@ fn media_of(name: &str) -> &'static str {
         "html" => "text/html",
         "zip" => "application/zip",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_tell_of_holders_lie_all_over_a_file() {
+        let picked = |count: usize| (0..count).filter(|at| is_picked(*at, count, 256)).collect::<Vec<_>>();
+        assert!(picked(0).is_empty());
+        assert_eq!(picked(1), [0]);
+        assert_eq!(picked(256).len(), 256, "all of them, as long as they are few");
+        for count in [257, 1000, 4096, 1 << 18] {
+            let some = picked(count);
+            assert!((128..=256).contains(&some.len()), "{} of {count}", some.len());
+            assert!(some.last().unwrap() + count.div_ceil(256) >= count, "to its end");
+        }
     }
 }
