@@ -48,7 +48,8 @@ LINE = re.compile(rb"^(\d+) +(\d+\.\d+) (.*)$", re.S)
 
 
 def read_calls(path):
-    """All calls that ended well, in the order in which they ended."""
+    """All calls that ended well, in the order in which they took effect: when they ended; of `close` when it began,
+    since another thread may be given the number again before the end of it is written down."""
     begun, calls = {}, []
     with open(path, "rb") as record:
         for number, line in enumerate(record):
@@ -78,7 +79,8 @@ def read_calls(path):
             if call.text.endswith(")"):
                 call.text = call.text[:-1]
             calls.append(call)
-    return [call for call in calls if not call.value.startswith(("-", "?"))]
+    well = [call for call in calls if not call.value.startswith(("-", "?"))]
+    return sorted(well, key=lambda call: call.began if call.name == "close" else call.ended)
 
 
 def arguments(text):
