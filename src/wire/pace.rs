@@ -432,7 +432,7 @@ mod tests {
             let count_narrow = async {
                 let mut count = 0;
                 loop {
-                    count += reading.read(&mut [0; 70_000]).await.unwrap();
+                    count += reading.read(&mut vec![0; 70_000]).await.unwrap();
                     if count > 500_000 {
                         return count as f64;
                     }
