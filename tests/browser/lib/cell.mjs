@@ -8,14 +8,18 @@ import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { serve } from "./disk.mjs";
-import { waitFor } from "./runner.mjs";
+import { waitFor, witness } from "./runner.mjs";
 
 export const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
 export const TARGET = process.env.CARGO_TARGET_DIR ? path.resolve(ROOT, process.env.CARGO_TARGET_DIR) : path.join(ROOT, "target");
 export const GROVE = process.env.GROVE ?? path.join(TARGET, "debug", "grove");
 export const PASSWORD = "a correct horse";
 
+const LINES_MAX = 20;
+
 const cells = new Set();
+
+witness(async () => [...cells].flatMap((cell) => [`log of ${cell.name}${cell.child && (cell.child.exitCode ?? cell.child.signalCode) !== null ? " (has ended)" : ""}:`, ...(cell.log ?? "").trimEnd().split("\n").slice(-LINES_MAX)]).join("\n"), () => endAll());
 
 async function freePort() {
   const server = net.createServer();
