@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import fs from "node:fs";
-import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
+import { checkAxe, goTo, shot, signIn } from "./lib/browser.mjs";
 import { Cell, befriend, png, wav } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -207,6 +207,59 @@ test("versions come back, and what was removed does, too", async () => {
   await page.locator(".bin-row", { hasText: "diary.txt" }).getByRole("button", { name: "Restore" }).click();
   await page.getByText("diary.txt is back.").waitFor();
   await waitFor("it is on the disk", () => cell.has("diary.txt"));
+  await page.done();
+  await cell.end();
+});
+
+test("hundreds of files are moved, deleted and brought back at once, each with one request", async () => {
+  const cell = await Cell.start("crowd");
+  await cell.setUp();
+  const count = 400;
+  const name = (n) => `photo ${String(n).padStart(3, "0")}.txt`;
+  for (let n = 0; n < count; n += 1) cell.put(`all/${name(n)}`, `photo number ${n}`);
+  cell.put("stays.txt", "stays");
+  fs.mkdirSync(`${cell.home}/other`);
+  await cell.settle();
+  const page = await signIn(cell);
+  const asked = [];
+  page.on("request", (request) => { if (/\/api\/v1\/(rm|move|restore)$/.test(request.url())) asked.push(request.url().split("/").pop()); });
+  await goTo(page, "files/all");
+  await row(page, name(0)).waitFor();
+  await page.getByLabel("Select all").check();
+  await page.getByText(`${count} selected`).waitFor();
+  await page.getByRole("toolbar").getByRole("button", { name: "Remove from Grove" }).click();
+  await page.locator("dialog").getByRole("button", { name: "Remove", exact: true }).click();
+  const note = page.locator(".toast", { hasText: `Moved ${count} entries to the Recycle Bin.` });
+  await note.waitFor({ timeout: 60_000 });
+  // As long as one points at it, it stays.
+  await note.hover();
+  await shot(page, "many-deleted");
+  assert.ok(fs.readdirSync(`${cell.home}/all`).length === 0 && cell.has("stays.txt"));
+  await note.getByRole("button", { name: "Undo" }).click();
+  await page.getByText(`Brought back ${count} entries.`).waitFor({ timeout: 60_000 });
+  for (let n = 0; n < count; n += 1) assert.equal(cell.read(`all/${name(n)}`).toString(), `photo number ${n}`);
+  await row(page, name(0)).waitFor();
+  await page.getByLabel("Select all").check();
+  await page.getByText(`${count} selected`).waitFor();
+  await page.getByRole("toolbar").getByRole("button", { name: "Move" }).click();
+  await page.locator(".place", { hasText: "One folder up" }).click();
+  await page.locator(".place", { hasText: "other" }).click();
+  await page.getByRole("button", { name: "Move here" }).click();
+  await page.getByText(`Moved ${count} entries.`).waitFor({ timeout: 60_000 });
+  assert.equal(fs.readdirSync(`${cell.home}/other`).length, count);
+  assert.deepEqual(asked, ["rm", "restore", "move"]);
+  // One that cannot be moved is told, and the others are.
+  page.allow(/409/);
+  cell.put("all/a.txt", "a");
+  cell.put("all/b.txt", "b");
+  cell.put("other/a.txt", "another a");
+  await cell.settle();
+  const { results } = await cell.api("POST", "move", { paths: ["all/a.txt", "all/b.txt", "all/c.txt"], to: "other" });
+  assert.deepEqual(results.map((one) => one.error?.code ?? one.path), ["exists", "other/b.txt", "not_found"]);
+  const gone = await cell.api("POST", "rm", { paths: ["all/a.txt", "nothing.txt"] });
+  assert.deepEqual([gone.files, gone.results[0].files, gone.results[1].error.code], [1, 1, "refused"]);
+  await assert.rejects(cell.api("POST", "rm", { paths: Array.from({ length: 1001 }, (_, n) => `${n}`) }), /bad_request/);
+  await assert.rejects(cell.api("POST", "restore", { paths: [] }), /bad_request/);
   await page.done();
   await cell.end();
 });

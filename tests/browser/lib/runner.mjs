@@ -43,7 +43,7 @@ export async function runAll(words) {
       await Promise.race([run(), limit]);
     } catch (error) {
       outcome = error instanceof Skip ? "skipped" : "failed";
-      why = error instanceof Skip ? ` (${error.message})` : `\n${error.stack}\n${await testimony()}\n`;
+      why = error instanceof Skip ? ` (${error.message})` : `\n${error.stack}${error.cause ? `\ncause: ${error.cause}` : ""}\n${await testimony()}\n`;
     }
     if (outcome === "failed") for (const { tidy } of witnesses) await tidy().catch((error) => console.log(`  tidying up: ${error.message}`));
     count[outcome] += 1;
