@@ -345,6 +345,8 @@ const TEXTS = {
   "files.remove.ask": "Move {what} to the Recycle Bin?",
   "files.remove.note": "It can be restored for 30 days; after that the copies on other cells go, too.",
   "files.removed": "Moved {entries} to the Recycle Bin.",
+  "files.undo": "Undo",
+  "files.undone": "Brought back {entries}.",
   "files.shared": "Shared with friends",
   "files.away": "Not on this machine; other cells have it",
   "files.waiting": "Waiting for its bytes",
