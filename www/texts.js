@@ -456,7 +456,7 @@ const TEXTS = {
   "feed.is_kept": "Kept",
   "feed.keep.title": "Keep up to date?",
   "feed.keep.text": "{what} and all that {from} adds to it or changes in it comes to the folder Shared in your files by itself.",
-  "feed.keep.note": "It follows its owner: what is deleted there goes into a bin here for 30 days.",
+  "feed.keep.note": "It follows its owner: what is deleted there, or shared no more, goes into a bin here for 30 days.",
   "feed.kept": "{what} is kept up to date.",
   "feed.unkept": "{what} is not kept up to date any more.",
   "feed.until": "until {date}",

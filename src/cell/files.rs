@@ -382,7 +382,7 @@ pub fn remove(vault: &Vault, paths: &[Vec<u8>]) -> Result<Vec<Removal>, VaultErr
     if outcomes.iter().any(Result::is_ok) {
         publish::publish(vault)?;
     }
-    let from_disk = |(names, sums): (Vec<Vec<u8>>, (u64, u64))| -> Removal {
+    let from_disk = |(names, sums): TakenOut| -> Removal {
         let (name, folder) = names.split_last().expect("it is not the root");
         if let Ok(folder) = root.walk(folder) {
             delete_from_disk(&folder, name)?;
@@ -392,8 +392,11 @@ pub fn remove(vault: &Vault, paths: &[Vec<u8>]) -> Result<Vec<Removal>, VaultErr
     Ok(outcomes.into_iter().map(|outcome| from_disk(outcome?)).collect())
 }
 
-/// Takes a file or folder out of the tree, if it can be had back: its names, files and bytes.
-fn take_out(vault: &Vault, root: &Folder, path: &[u8]) -> Result<(Vec<Vec<u8>>, (u64, u64)), VaultError> {
+/// The names of what was taken out, its files and bytes.
+type TakenOut = (Vec<Vec<u8>>, (u64, u64));
+
+/// Takes a file or folder out of the tree, if it can be had back.
+fn take_out(vault: &Vault, root: &Folder, path: &[u8]) -> Result<TakenOut, VaultError> {
     let names = path_names(path)?;
     let node = vault.db.read(|t| node_at(t, path))?;
     if node.id == NodeId::ROOT {

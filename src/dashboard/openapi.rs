@@ -480,10 +480,10 @@ const TABLE: &[Route] = &[
     post("/api/v1/chat/read", Object("peer:s,upto:i"), Fine, CELL, "Messages up to one were read."),
     post(
         "/api/v1/chat/delete",
-        Object("peer:s,id?:i,all?:b"),
-        Object("deleted:i"),
+        Object("peer:s,id?:i,all?:b,upto?:i"),
+        Object("deleted:i,upto?:i,more?:b"),
         CELL,
-        "Deletes messages here.",
+        "Deletes messages here: one, or all. Of very many as far as it gets in seconds; with `more` it is asked again, with that `upto`.",
     ),
     // Models.
     get(
@@ -735,7 +735,9 @@ fn operation(route: &Route) -> String {
         .into_iter()
         .filter(|(status, ..)| !is_openai || *status == "200")
         .map(|(status, words, content)| match (is_openai, route.method) {
-            (true, Method::Post) => (status, words, content.replacen("{", "{\"text/event-stream\":{\"schema\":{}},", 1)),
+            (true, Method::Post) => {
+                (status, words, content.replacen("{", "{\"text/event-stream\":{\"schema\":{}},", 1))
+            }
             _ => (status, words, content),
         })
         .map(|(status, words, content)| format!("\"{status}\":{{\"description\":\"{words}\",{content}}}"))
