@@ -19,6 +19,8 @@ use super::http::Url;
 use super::router::Facts;
 use super::server::{MODELS_MAX, Model, Server};
 use crate::keys::random;
+use crate::order;
+use crate::pool;
 use crate::world::{Timer, instant};
 
 /// The program.
@@ -105,7 +107,7 @@ fn find(models: &Path) -> (Option<PathBuf>, Vec<GgufFile>) {
             files.push(GgufFile { model, path, bytes: meta.len() });
         }
     }
-    files.sort_by(|a, b| a.model.name.cmp(&b.model.name));
+    order::sort_by(&mut files, |a, b| a.model.name.cmp(&b.model.name));
     (program, files)
 }
 

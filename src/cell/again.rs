@@ -26,6 +26,8 @@ use crate::config::Config;
 use crate::dashboard::api::ApiResponse;
 use crate::id::hex;
 use crate::keys::{MasterKey, random};
+use crate::order;
+use crate::pool;
 use crate::vault::{VaultError, write_whole};
 
 /// Ports that were any, for the next start, as `HTTP,PEER`.
@@ -108,7 +110,7 @@ pub fn take_place(dir: &Path) -> Result<(), CellError> {
         let mut inside = names(&made).map_err(wrong)?;
         inside.retain(|name| !stays(name.as_bytes(), aside));
         // With its key the cell is there: last.
-        inside.sort_by_key(|name| name == ".key");
+        order::sort_by_key(&mut inside, |name| name == ".key");
         for name in inside {
             fs::rename(made.join(&name), dir.join(&name)).map_err(wrong)?;
         }

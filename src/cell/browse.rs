@@ -19,6 +19,7 @@ use crate::files::walk::read_rules;
 use crate::files::{kept, marker};
 use crate::id::{CellId, FileId};
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{CellNumber, Node, NodeId, NodeState, Sort, Tables};
 use crate::publish;
 use crate::vault::{Vault, VaultError};
@@ -326,7 +327,7 @@ pub(super) fn describe(
                 Ok((entry(t, node, vault.config.copies, !with.is_empty())?, with))
             })?;
             let mut with: Vec<CellId> = with.into_iter().collect();
-            with.sort();
+            order::sort(&mut with);
             let with = with.iter().map(|id| person(&named(id), id).end());
             head.num("mode", node.mode).num("version", node.version).raw("shared_with", list(with))
         }

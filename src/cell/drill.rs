@@ -21,6 +21,7 @@ use crate::files::unix::{Folder, to_wire};
 use crate::id::ChunkName;
 use crate::keys::{Secret, random};
 use crate::manifest::{Check, Entry, Kind, Manifest, read_list};
+use crate::order;
 use crate::placement::{CellNumber, ChunkId, DbError, Node, NodeState};
 use crate::seal::ENCODING_RAW;
 use crate::sync::{Got, Sync};
@@ -360,7 +361,7 @@ impl Cell {
                 sample.holders.iter().partition(|cell| reached.contains(cell));
             unreached.extend(away.iter().map(name));
             // Whoever was asked least comes first; if he does not answer, the next is asked.
-            holders.sort_by_key(|cell| asked.get(cell).copied().unwrap_or(0));
+            order::sort_by_key(&mut holders, |cell| asked.get(cell).copied().unwrap_or(0));
             for cell in holders {
                 *asked.entry(cell).or_default() += 1;
                 let got = sync.fetch_aside(cell, sample.chunk, sample.name, sample.sealed_len).await;

@@ -17,6 +17,7 @@ use crate::grant::numbered_names;
 use crate::id::{CellId, hex};
 use crate::keys::sha256;
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{Node, NodeId, NodeState};
 use crate::sync::{FeedEntry, ShareRow, Sync, Told};
 use crate::vault::{Vault, VaultError};
@@ -401,7 +402,7 @@ fn find_all(sync: &Sync, peers: &[String]) -> Result<Vec<CellId>, VaultError> {
         return Err(VaultError::Refused(format!("name at most {PEERS_MAX} friends at once")));
     }
     let mut ids = peers.iter().map(|peer| sync.find_peer(peer)).collect::<Result<Vec<CellId>, _>>()?;
-    ids.sort();
+    order::sort(&mut ids);
     ids.dedup();
     Ok(ids)
 }

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 
 use crate::dashboard::api::Method;
+use crate::order;
 
 /// What a path takes or gives.
 #[derive(Debug, Clone, Copy)]
@@ -734,7 +735,7 @@ fn operation(route: &Route) -> String {
     if route.method != Method::Get {
         errors.push(403);
     }
-    errors.sort_unstable();
+    order::sort(&mut errors);
     errors.dedup();
     responses.extend(
         errors.iter().map(|status| format!("\"{status}\":{{\"$ref\":\"#/components/responses/{status}\"}}")),

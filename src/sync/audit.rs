@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::order;
 use crate::world::Timer;
 
 use super::driver::Sync;
@@ -339,7 +340,7 @@ fn vain(outcomes: &[Outcome]) -> Vec<bool> {
 
 /// Splits asks into requests that a peer can answer in one go; what is to be fetched has its own, after the others.
 fn requests(mut asks: Vec<Ask>) -> Vec<Vec<Ask>> {
-    asks.sort_by_key(Ask::is_fetch);
+    order::sort_by_key(&mut asks, Ask::is_fetch);
     let mut requests: Vec<Vec<Ask>> = Vec::new();
     let mut cost = u64::MAX;
     for ask in asks {

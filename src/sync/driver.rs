@@ -33,6 +33,7 @@ use crate::changes::Part;
 use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
+use crate::order;
 use crate::placement::planner::{Candidate, Site};
 use crate::placement::{CellNumber, ChunkId, DbError, HeldTotals, Own};
 use crate::pool::{Turns, unblock};
@@ -501,7 +502,7 @@ impl Sync {
                 round::candidate(link, is_favorite, self.has_credit(link))
             })
             .collect();
-        candidates.sort_by_key(|candidate| candidate.cell);
+        order::sort_by_key(&mut candidates, |candidate| candidate.cell);
         candidates
     }
 
@@ -793,7 +794,7 @@ impl Sync {
     /// All links since the start, connected or not.
     pub(super) fn links(&self) -> Vec<Rc<Link>> {
         let mut links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
-        links.sort_by_key(|link| link.cell);
+        order::sort_by_key(&mut links, |link| link.cell);
         links
     }
 

@@ -14,6 +14,7 @@ use crate::grant::{
     open as open_grant, revocations_from_bytes, revocations_key, revocations_to_bytes,
 };
 use crate::id::{CellId, FileId};
+use crate::order;
 use crate::placement::DbError;
 use crate::vault::{Vault, VaultError, lock};
 
@@ -204,7 +205,7 @@ fn shorten(ranges: &mut Ranges, most: usize) -> Vec<Range> {
     }
     let mut gaps: Vec<Range> =
         slice.windows(2).map(|pair| Range { first: pair[0].last + 1, last: pair[1].first - 1 }).collect();
-    gaps.sort_by_key(|gap| gap.last - gap.first);
+    order::sort_by_key(&mut gaps, |gap| gap.last - gap.first);
     gaps.truncate(slice.len() - most);
     gaps.iter().for_each(|gap| ranges.add_range(*gap));
     gaps
