@@ -167,7 +167,7 @@ impl Managed {
     /// One turn of looking after it: files that came or went, a child that ended, one that nobody asks.
     pub async fn follow(&self) {
         let models = self.settings.models.clone();
-        let found = smol::unblock(move || find(&models)).await;
+        let found = pool::unblock(move || find(&models)).await;
         *self.found.borrow_mut() = found;
         self.note_end();
         let is_idle =
@@ -180,7 +180,7 @@ impl Managed {
             server.follow(Duration::from_secs(60)).await;
         }
         let log = self.settings.log.clone();
-        smol::unblock(move || {
+        pool::unblock(move || {
             if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
                 let _ = OpenOptions::new().write(true).open(&log).and_then(|file| file.set_len(0));
             }

@@ -276,7 +276,7 @@ impl Service {
         let _one = self.saving.lock().await;
         self.is_dirty.set(false);
         let (path, text) = (self.dir.join(BOOK), self.book.borrow().to_text());
-        if let Err(why) = smol::unblock(move || write_whole(&path, text.as_bytes())).await {
+        if let Err(why) = pool::unblock(move || write_whole(&path, text.as_bytes())).await {
             log::warn!("{BOOK} cannot be written: {why}");
             self.is_dirty.set(true);
         }

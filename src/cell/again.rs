@@ -140,7 +140,7 @@ impl Cell {
             smol::Timer::after(PAUSE).await;
             let _ = cell.again.0.try_send(());
         };
-        self.executor.spawn(soon).detach();
+        pool::spawn(&self.executor, soon).detach();
     }
 
     /// Waits until somebody asks for a new start.
@@ -186,7 +186,7 @@ impl Cell {
             let (dir, home) = (cell.vault.dir.clone(), cell.vault.home.clone());
             let made = dir.join(MADE);
             let emptied = made.clone();
-            smol::unblock(move || match fs::remove_dir_all(&emptied) {
+            pool::unblock(move || match fs::remove_dir_all(&emptied) {
                 Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
                 _ => Ok(()),
             })
@@ -194,7 +194,7 @@ impl Cell {
             .map_err(VaultError::io("cannot make room for the recovery"))?;
             run_recovery(&made, &home, &peers, &phrase).await?;
             let current = cell.vault.config.clone();
-            smol::unblock(move || -> Result<(), VaultError> {
+            pool::unblock(move || -> Result<(), VaultError> {
                 let wrong = VaultError::io("the recovered cell cannot be put in place");
                 let path = made.join("config.json");
                 let mut config = Config::load(&path)

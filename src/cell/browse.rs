@@ -21,6 +21,7 @@ use crate::id::{CellId, FileId};
 use crate::manifest::Kind;
 use crate::order;
 use crate::placement::{CellNumber, Node, NodeId, NodeState, Sort, Tables};
+use crate::pool;
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
@@ -521,7 +522,7 @@ impl Cell {
         let Some(sync) = self.synced() else { return Ok(Shared::new()) };
         let books = sync.books();
         let now = sync.unix_now();
-        let rows = smol::unblock(move || books.shares()).await?;
+        let rows = pool::unblock(move || books.shares()).await?;
         let mut shared = Shared::new();
         for row in rows.into_iter().filter(|row| row.until == 0 || row.until >= now) {
             shared.entry(row.file).or_default().push(row.peer);
@@ -532,7 +533,7 @@ impl Cell {
     pub(super) async fn folder_page(&self, wish: Wish) -> Result<String, VaultError> {
         let shared = self.shared().await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || page(&vault, &wish, &shared)).await
+        pool::unblock(move || page(&vault, &wish, &shared)).await
     }
 
     pub(super) async fn search_names(
@@ -543,7 +544,7 @@ impl Cell {
     ) -> Result<String, VaultError> {
         let shared = self.shared().await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || search(&vault, &words, offset, limit, &shared)).await
+        pool::unblock(move || search(&vault, &words, offset, limit, &shared)).await
     }
 
     pub(super) async fn file_json(
@@ -554,12 +555,12 @@ impl Cell {
         let shared = self.shared().await?;
         let names = self.peer_views().await?.into_iter().map(|peer| (peer.id, peer.name)).collect();
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || describe(&vault, path.as_deref(), id, &shared, &names)).await
+        pool::unblock(move || describe(&vault, path.as_deref(), id, &shared, &names)).await
     }
 
     pub(super) async fn make_folder(self: &Rc<Self>, path: &str) -> ApiResponse {
         let (vault, path) = (Arc::clone(&self.vault), from_wire(path));
-        let names = match smol::unblock(move || make_folder(&vault, &path)).await {
+        let names = match pool::unblock(move || make_folder(&vault, &path)).await {
             Ok(names) => names,
             Err(why) => return why.answer(),
         };
@@ -582,7 +583,7 @@ impl Cell {
         // A scan in between would find on disk what the tree has elsewhere.
         let held = self.keeper.hold().await;
         let (vault, from, to) = (Arc::clone(&self.vault), from_wire(from), from_wire(to));
-        let moved = smol::unblock(move || {
+        let moved = pool::unblock(move || {
             let node = move_entry(&vault, &from, &to)?;
             let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
             Ok::<_, NoPlace>((node, path))

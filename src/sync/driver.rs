@@ -36,7 +36,7 @@ use crate::keys::{Secret, random, sha256};
 use crate::order;
 use crate::placement::planner::{Candidate, Site};
 use crate::placement::{CellNumber, ChunkId, DbError, HeldTotals, Own};
-use crate::pool::{Turns, unblock};
+use crate::pool::{self, Turns, unblock};
 use crate::publish;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
@@ -394,7 +394,7 @@ impl Sync {
     }
 
     pub(super) fn spawn<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Task<T> {
-        self.executor().spawn(work)
+        pool::spawn(&self.executor(), work)
     }
 
     /// This cell's card, as bytes.
