@@ -1,4 +1,4 @@
-//! Puts everything below `www/` into the program: as it is, and packed for browsers.
+//! Puts everything below `www/` into the program, packed for browsers where that is shorter.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -40,18 +40,18 @@ fn main() {
         let path = if below == "index.html" { "/".to_owned() } else { format!("/{below}") };
         let bytes = fs::read(file).expect("it can be read");
         let packed = if PACKED.contains(&ending) { None } else { Some(gzip(&bytes)) };
-        let packed = match packed.filter(|packed| packed.len() < bytes.len()) {
+        let (place, packed) = match packed.filter(|packed| packed.len() < bytes.len()) {
             Some(packed) => {
                 let place = out.join(format!("page-{n}.gz"));
                 fs::write(&place, packed).expect("it can be written");
-                format!("Some(include_bytes!({:?}))", place.to_str().expect("paths are UTF-8"))
+                (place, true)
             }
-            None => "None".to_owned(),
+            None => (file.clone(), false),
         };
-        let source = file.to_str().expect("paths are UTF-8");
+        let place = place.to_str().expect("paths are UTF-8");
         writeln!(
             table,
-            "    Page {{ path: {path:?}, content_type: {kind:?}, bytes: include_bytes!({source:?}), packed: {packed} }},"
+            "    Page {{ path: {path:?}, content_type: {kind:?}, bytes: include_bytes!({place:?}), is_packed: {packed} }},"
         )
         .expect("a text takes all");
     }
