@@ -1,9 +1,11 @@
-//! Puts everything below `www/` into the program: as it is, and packed for browsers.
+//! Puts everything below `www/` into the program, packed for browsers where that is shorter, and leaves out of released
+//! programs what they never read.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Types by the ending of a name; what is not here is not served.
 const TYPES: &[(&str, &str)] = &[
@@ -29,6 +31,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("www");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    leave_out_unwind_tables(&out);
     let mut files = Vec::new();
     gather(&root, &mut files);
     files.sort();
@@ -40,18 +43,18 @@ fn main() {
         let path = if below == "index.html" { "/".to_owned() } else { format!("/{below}") };
         let bytes = fs::read(file).expect("it can be read");
         let packed = if PACKED.contains(&ending) { None } else { Some(gzip(&bytes)) };
-        let packed = match packed.filter(|packed| packed.len() < bytes.len()) {
+        let (place, packed) = match packed.filter(|packed| packed.len() < bytes.len()) {
             Some(packed) => {
                 let place = out.join(format!("page-{n}.gz"));
                 fs::write(&place, packed).expect("it can be written");
-                format!("Some(include_bytes!({:?}))", place.to_str().expect("paths are UTF-8"))
+                (place, true)
             }
-            None => "None".to_owned(),
+            None => (file.clone(), false),
         };
-        let source = file.to_str().expect("paths are UTF-8");
+        let place = place.to_str().expect("paths are UTF-8");
         writeln!(
             table,
-            "    Page {{ path: {path:?}, content_type: {kind:?}, bytes: include_bytes!({source:?}), packed: {packed} }},"
+            "    Page {{ path: {path:?}, content_type: {kind:?}, bytes: include_bytes!({place:?}), is_packed: {packed} }},"
         )
         .expect("a text takes all");
     }
@@ -59,6 +62,42 @@ fn main() {
     fs::File::create(out.join("pages.rs"))
         .and_then(|mut file| file.write_all(table.as_bytes()))
         .expect("it can be written");
+}
+
+/// Where a panic ends the program, the tables for going back through its callers are of no use: 0.7 MB less.
+/// The linker is asked by trying it: not every one can leave sections out, and then they stay.
+fn leave_out_unwind_tables(out: &Path) {
+    let env = |name| std::env::var_os(name);
+    // The profiles that inherit from release, and with it `panic = "abort"`.
+    if env("PROFILE").is_none_or(|profile| profile != "release") {
+        return;
+    }
+    // What may bring another linker; `mold -run` works by the first.
+    println!("cargo:rerun-if-env-changed=LD_PRELOAD");
+    println!("cargo:rerun-if-env-changed=RUSTFLAGS");
+    let script = out.join("no-unwind-tables.ld");
+    let sections = "*(.eh_frame .eh_frame.* .eh_frame_hdr .gcc_except_table .gcc_except_table.*)";
+    fs::write(&script, format!("SECTIONS {{ /DISCARD/ : {{ {sections} }} }} INSERT AFTER .rodata;\n"))
+        .expect("it can be written");
+    let words = ["-Wl,--no-eh-frame-hdr".to_owned(), format!("-Wl,-T,{}", script.display())];
+
+    let source = out.join("trial.rs");
+    let program = out.join("trial");
+    fs::write(&source, "fn main() {}\n").expect("it can be written");
+    let mut trial = Command::new(env("RUSTC").expect("cargo sets it"));
+    trial.args(["--edition=2024", "-Cpanic=abort", "--target"]).arg(env("TARGET").expect("cargo sets it"));
+    if let Some(linker) = env("RUSTC_LINKER") {
+        trial.arg(format!("-Clinker={}", Path::new(&linker).display()));
+    }
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    trial.args(flags.split('\x1f').filter(|flag| !flag.is_empty()));
+    trial.args(words.iter().map(|word| format!("-Clink-arg={word}")));
+    trial.arg("-o").arg(&program).arg(&source).stdout(Stdio::null()).stderr(Stdio::null());
+    if trial.status().is_ok_and(|status| status.success()) {
+        for word in words {
+            println!("cargo::rustc-link-arg-bins={word}");
+        }
+    }
 }
 
 /// All files below a folder. Cargo is told to look at each, and at each folder for new ones.

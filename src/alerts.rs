@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use miniserde::{Deserialize, Serialize, json};
 
+use crate::order;
+
 /// A condition that was raised before a restart and was not raised again within this is over. Observed seconds.
 const REMEMBERED_S: u64 = 86_400;
 /// Changes of one alert that are told within `SPAN`, at most: one that flaps does not flood.
@@ -146,7 +148,7 @@ impl AlertBook {
             since_wall: since.wall,
         };
         let mut list: Vec<Raised> = self.raised.iter().map(raised).collect();
-        list.sort_by(|a, b| (a.level, a.since, &a.code).cmp(&(b.level, b.since, &b.code)));
+        order::sort_by(&mut list, |a, b| (a.level, a.since, &a.code).cmp(&(b.level, b.since, &b.code)));
         list
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::order;
+
 /// Made by systemd-timesyncd (its manual page) when it has set the clock since the start of the machine.
 const TIMESYNC_FILE: &str = "/run/systemd/timesync/synchronized";
 
@@ -208,7 +210,7 @@ impl PeerTimes {
             unix_s.checked_add(since.as_secs() as i64)
         };
         let mut times: Vec<i64> = self.heard.iter().filter_map(now).collect();
-        times.sort_unstable();
+        order::sort(&mut times);
         times.windows(2).find(|pair| pair[1] - pair[0] <= AGREE_S).map(|pair| pair[0])
     }
 }

@@ -26,6 +26,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::codec::Writer;
 use crate::id::CellId;
+use crate::order;
 
 /// A secret of 32 bytes, wiped when dropped.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
@@ -352,7 +353,7 @@ fn cut(piece: &str) -> Option<Vec<&'static str>> {
 fn nearest(typed: &str) -> Vec<&'static str> {
     let typed: Vec<char> = typed.chars().take(20).collect();
     let mut ranked: Vec<_> = word_list().iter().map(|word| (distance(&typed, word), *word)).collect();
-    ranked.sort();
+    order::sort(&mut ranked);
     ranked.into_iter().take(3).map(|(_, word)| word).collect()
 }
 

@@ -32,6 +32,7 @@ pub mod id;
 pub mod keys;
 pub mod logger;
 pub mod manifest;
+mod order;
 pub mod placement;
 pub mod pool;
 pub mod proof;

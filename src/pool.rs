@@ -1,13 +1,14 @@
 //! Work that blocks, and turns. In a simulation the work is done where it is asked for, in its one thread.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use smol::Task;
 use smol::channel::{self, Receiver, Sender};
+use smol::{LocalExecutor, Task};
 
 use crate::world;
 
@@ -15,12 +16,26 @@ use crate::world;
 /// runs to its end unseen.
 pub fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Job<T> {
     if !world::is_simulated() {
-        return Job(Kind::Pool(smol::unblock(work)));
+        return Job(Kind::Pool(on_pool(Box::new(move || Box::new(work())))));
     }
     // What else is due may come before its outcome is looked at, as it may with a pool.
     let mut dice = [0];
     world::roll(&mut dice);
     Job(Kind::Done { outcome: Some(work()), turns: dice[0] % 3 })
+}
+
+/// What a job gives, whatever it is.
+type Outcome = Box<dyn Any + Send>;
+
+/// The one kind of job that the pool knows: a task's code is long, and is not made anew for each kind of work.
+fn on_pool(work: Box<dyn FnOnce() -> Outcome + Send>) -> Task<Outcome> {
+    smol::unblock(work)
+}
+
+/// Has `executor` do `work`. As with jobs, the long code of a task is made for each `T` and not for each kind of work.
+pub fn spawn<'a, T: 'a>(executor: &LocalExecutor<'a>, work: impl Future<Output = T> + 'a) -> Task<T> {
+    let work: Pin<Box<dyn Future<Output = T> + 'a>> = Box::pin(work);
+    executor.spawn(work)
 }
 
 /// Work under way.
@@ -29,7 +44,7 @@ pub struct Job<T>(Kind<T>);
 
 #[derive(Debug)]
 enum Kind<T> {
-    Pool(Task<T>),
+    Pool(Task<Outcome>),
     Done { outcome: Option<T>, turns: u8 },
 }
 
@@ -45,12 +60,14 @@ impl<T> Job<T> {
 // The outcome is never pinned.
 impl<T> Unpin for Job<T> {}
 
-impl<T> Future for Job<T> {
+impl<T: 'static> Future for Job<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         match &mut self.0 {
-            Kind::Pool(task) => Pin::new(task).poll(cx),
+            Kind::Pool(task) => Pin::new(task)
+                .poll(cx)
+                .map(|outcome| *outcome.downcast().expect("a job gives what its work gave")),
             Kind::Done { turns, .. } if *turns > 0 => {
                 *turns -= 1;
                 cx.waker().wake_by_ref();

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use crate::order;
 use crate::vault::lock;
 use crate::world::{Dice, Fuse};
 
@@ -125,7 +126,7 @@ impl StateFiles for Folder {
         let Some(entries) = if_there(fs::read_dir(self.dir.join(folder)))? else { return Ok(Vec::new()) };
         let name = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.file_name().to_str()?.to_owned());
         let mut names: Vec<String> = entries.filter_map(name).collect();
-        names.sort();
+        order::sort(&mut names);
         Ok(names)
     }
 

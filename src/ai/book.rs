@@ -11,6 +11,7 @@ use super::form::MODEL_BYTES_MAX;
 use super::json::{self, Members, quoted};
 use crate::id::{CellId, hex, unhex};
 use crate::keys::{random, sha256};
+use crate::order;
 
 /// The file's name in the state folder.
 pub const BOOK: &str = "ai.json";
@@ -188,7 +189,7 @@ impl Book {
             )
         });
         let mut friends: Vec<CellId> = self.offers.keys().chain(self.used.keys()).copied().collect();
-        friends.sort_unstable();
+        order::sort(&mut friends);
         friends.dedup();
         let friends = friends.iter().map(|peer| {
             let mut object = Members::default();

@@ -19,6 +19,8 @@ use super::http::Url;
 use super::router::Facts;
 use super::server::{MODELS_MAX, Model, Server};
 use crate::keys::random;
+use crate::order;
+use crate::pool;
 use crate::world::{Timer, instant};
 
 /// The program.
@@ -105,7 +107,7 @@ fn find(models: &Path) -> (Option<PathBuf>, Vec<GgufFile>) {
             files.push(GgufFile { model, path, bytes: meta.len() });
         }
     }
-    files.sort_by(|a, b| a.model.name.cmp(&b.model.name));
+    order::sort_by(&mut files, |a, b| a.model.name.cmp(&b.model.name));
     (program, files)
 }
 
@@ -165,7 +167,7 @@ impl Managed {
     /// One turn of looking after it: files that came or went, a child that ended, one that nobody asks.
     pub async fn follow(&self) {
         let models = self.settings.models.clone();
-        let found = smol::unblock(move || find(&models)).await;
+        let found = pool::unblock(move || find(&models)).await;
         *self.found.borrow_mut() = found;
         self.note_end();
         let is_idle =
@@ -178,7 +180,7 @@ impl Managed {
             server.follow(Duration::from_secs(60)).await;
         }
         let log = self.settings.log.clone();
-        smol::unblock(move || {
+        pool::unblock(move || {
             if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
                 let _ = OpenOptions::new().write(true).open(&log).and_then(|file| file.set_len(0));
             }

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::order;
+
 /// Where nothing was measured yet. Tokens a second.
 const DECODE_GUESS: f64 = 30.0;
 /// See `DECODE_GUESS`.
@@ -98,7 +100,7 @@ pub fn order(facts: &[Facts], need: &Need) -> Vec<usize> {
         (is_small, facts.is_down, score, facts.context)
     };
     let mut order: Vec<(usize, _)> = (0..facts.len()).map(|at| (at, rank(&at))).collect();
-    order.sort_by(|(a, x), (b, y)| {
+    order::sort_by(&mut order, |(a, x), (b, y)| {
         let small = x.0.cmp(&y.0);
         // Of contexts that are all too small the largest is the best.
         let larger = if x.0 && y.0 { y.3.cmp(&x.3) } else { std::cmp::Ordering::Equal };

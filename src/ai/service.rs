@@ -19,6 +19,8 @@ use super::http::Url;
 use super::managed::{Managed, Settings};
 use super::server::{MODELS_MAX, Server};
 use crate::id::CellId;
+use crate::order;
+use crate::pool;
 use crate::vault::write_whole;
 use crate::wire::within;
 use crate::world::instant;
@@ -274,7 +276,7 @@ impl Service {
         let _one = self.saving.lock().await;
         self.is_dirty.set(false);
         let (path, text) = (self.dir.join(BOOK), self.book.borrow().to_text());
-        if let Err(why) = smol::unblock(move || write_whole(&path, text.as_bytes())).await {
+        if let Err(why) = pool::unblock(move || write_whole(&path, text.as_bytes())).await {
             log::warn!("{BOOK} cannot be written: {why}");
             self.is_dirty.set(true);
         }
@@ -352,7 +354,7 @@ impl Service {
                 view.models.iter().for_each(|model| add(model, &view.cell, view.context));
             }
         }
-        known.sort_by(|a, b| a.name.cmp(&b.name));
+        order::sort_by(&mut known, |a, b| a.name.cmp(&b.name));
         known
     }
 
@@ -557,7 +559,7 @@ impl Service {
         let Some(peers) = self.peers.borrow().clone() else { return Vec::new() };
         let mut friends: Vec<CellId> = self.book.borrow().offers.keys().copied().collect();
         friends.extend(self.told.borrow().keys().copied());
-        friends.sort_unstable();
+        order::sort(&mut friends);
         friends.dedup();
         let mut due = Vec::new();
         for peer in friends {

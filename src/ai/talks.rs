@@ -11,6 +11,7 @@ use miniserde::json::Value;
 use super::json::{self, Members, quoted};
 use crate::id::{hex, unhex};
 use crate::keys::random;
+use crate::order;
 use crate::vault::write_whole;
 
 /// The folder's name in the state folder.
@@ -48,7 +49,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<TalkHead>> {
         Err(why) => return Err(why),
     };
     let mut heads: Vec<TalkHead> = entries.flatten().filter_map(|entry| read_head(&entry.path())).collect();
-    heads.sort_by(|a, b| b.changed.cmp(&a.changed).then(a.id.cmp(&b.id)));
+    order::sort_by(&mut heads, |a, b| b.changed.cmp(&a.changed).then(a.id.cmp(&b.id)));
     Ok(heads)
 }
 

@@ -26,6 +26,8 @@ use crate::config::Config;
 use crate::dashboard::api::ApiResponse;
 use crate::id::hex;
 use crate::keys::{MasterKey, random};
+use crate::order;
+use crate::pool;
 use crate::vault::{VaultError, write_whole};
 
 /// Ports that were any, for the next start, as `HTTP,PEER`.
@@ -108,7 +110,7 @@ pub fn take_place(dir: &Path) -> Result<(), CellError> {
         let mut inside = names(&made).map_err(wrong)?;
         inside.retain(|name| !stays(name.as_bytes(), aside));
         // With its key the cell is there: last.
-        inside.sort_by_key(|name| name == ".key");
+        order::sort_by_key(&mut inside, |name| name == ".key");
         for name in inside {
             fs::rename(made.join(&name), dir.join(&name)).map_err(wrong)?;
         }
@@ -138,7 +140,7 @@ impl Cell {
             smol::Timer::after(PAUSE).await;
             let _ = cell.again.0.try_send(());
         };
-        self.executor.spawn(soon).detach();
+        pool::spawn(&self.executor, soon).detach();
     }
 
     /// Waits until somebody asks for a new start.
@@ -184,7 +186,7 @@ impl Cell {
             let (dir, home) = (cell.vault.dir.clone(), cell.vault.home.clone());
             let made = dir.join(MADE);
             let emptied = made.clone();
-            smol::unblock(move || match fs::remove_dir_all(&emptied) {
+            pool::unblock(move || match fs::remove_dir_all(&emptied) {
                 Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
                 _ => Ok(()),
             })
@@ -192,7 +194,7 @@ impl Cell {
             .map_err(VaultError::io("cannot make room for the recovery"))?;
             run_recovery(&made, &home, &peers, &phrase).await?;
             let current = cell.vault.config.clone();
-            smol::unblock(move || -> Result<(), VaultError> {
+            pool::unblock(move || -> Result<(), VaultError> {
                 let wrong = VaultError::io("the recovered cell cannot be put in place");
                 let path = made.join("config.json");
                 let mut config = Config::load(&path)

@@ -21,6 +21,7 @@ use crate::ai::{server, talks};
 use crate::changes::Part as Change;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::id::CellId;
+use crate::pool;
 use crate::sync::{AiAnswered, Models, Sync};
 use crate::wire::message::{Answering, AskError};
 
@@ -64,7 +65,7 @@ impl Cell {
     /// Opens what the user said of models; nobody is looked at yet.
     pub(super) async fn open_ai(self: &Rc<Self>) {
         let path = self.vault.dir.join(crate::ai::book::BOOK);
-        let book = match smol::unblock(move || Book::load(&path)).await {
+        let book = match pool::unblock(move || Book::load(&path)).await {
             Ok(book) => book,
             Err(why) => {
                 log::error!("{}: {why}", crate::ai::book::BOOK);
@@ -246,7 +247,7 @@ impl Cell {
         };
         let none = || ApiResponse::error(404, "not_found", "there is no such conversation", "");
         match (request.method, rest) {
-            (Method::Get, ["conversations"]) => match smol::unblock(move || talks::list(&dir)).await {
+            (Method::Get, ["conversations"]) => match pool::unblock(move || talks::list(&dir)).await {
                 Ok(heads) => {
                     let heads = heads.iter().map(|head| {
                         Obj::new()
@@ -261,7 +262,7 @@ impl Cell {
             },
             (Method::Get, ["conversations", id]) => {
                 let id = (*id).to_owned();
-                match smol::unblock(move || talks::load(&dir, &id)).await {
+                match pool::unblock(move || talks::load(&dir, &id)).await {
                     Ok(Some(talk)) => ApiResponse::json_text(200, talk),
                     Ok(None) => none(),
                     Err(why) => failed(why),
@@ -270,7 +271,7 @@ impl Cell {
             (Method::Post, ["conversations"]) => {
                 let (body, now) = (request.body.clone(), self.vault.clock.wall());
                 let Ok(body) = String::from_utf8(body) else { return refused("the body is not UTF-8") };
-                match smol::unblock(move || talks::save(&dir, &body, now)).await {
+                match pool::unblock(move || talks::save(&dir, &body, now)).await {
                     Ok(Ok(id)) => ApiResponse::json_text(200, Obj::new().str("id", &id).end()),
                     Ok(Err(why)) => refused(why),
                     Err(why) => failed(why),
@@ -278,7 +279,7 @@ impl Cell {
             }
             (Method::Post, ["conversations", id, "delete"]) => {
                 let id = (*id).to_owned();
-                match smol::unblock(move || talks::delete(&dir, &id)).await {
+                match pool::unblock(move || talks::delete(&dir, &id)).await {
                     Ok(true) => ApiResponse::ok(),
                     Ok(false) => none(),
                     Err(why) => failed(why),

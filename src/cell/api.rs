@@ -24,6 +24,7 @@ use crate::gc;
 use crate::id::FileId;
 use crate::manifest::Kind;
 use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
+use crate::pool;
 use crate::vault::{Vault, VaultError};
 
 /// Words of the phrase that are asked for, to see that it was written down.
@@ -179,7 +180,7 @@ async fn pool<T: Send + 'static>(
     work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
 ) -> Result<T, VaultError> {
     let vault = Arc::clone(vault);
-    smol::unblock(move || work(&vault)).await
+    pool::unblock(move || work(&vault)).await
 }
 
 impl Cell {
@@ -384,7 +385,7 @@ impl Cell {
         self.jobs.start(&self.executor, "add", |job| async move {
             job.say("looking through the files");
             let vault = Arc::clone(&cell.vault);
-            let added = smol::unblock(move || doing::bring_in(&vault, &paths, &to)).await?;
+            let added = pool::unblock(move || doing::bring_in(&vault, &paths, &to)).await?;
             let scope = cell.scope_of(added.inside).await?;
             let progress = Rc::new(Progress::default());
             let watched = Rc::clone(&progress);
@@ -410,7 +411,7 @@ impl Cell {
             return Ok(Scope::Whole);
         }
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        pool::unblock(move || {
             vault.db.read(|t| -> Result<Scope, VaultError> {
                 let (mut names, mut folders) = (Vec::new(), Vec::new());
                 for path in inside {
@@ -517,7 +518,7 @@ impl Cell {
             let total = {
                 let vault = Arc::clone(&cell.vault);
                 let all = path.is_none() && id.is_none();
-                smol::unblock(move || vault.db.read(|t| t.node_totals()))
+                pool::unblock(move || vault.db.read(|t| t.node_totals()))
                     .await
                     .map(|totals| if all { totals.bytes } else { 0 })?
             };
@@ -621,13 +622,13 @@ impl Cell {
         self.jobs.start(&self.executor, "verify", |job| async move {
             job.say(if deep { "reading every chunk" } else { "looking for every chunk" });
             let vault = Arc::clone(&cell.vault);
-            let total = smol::unblock(move || vault.db.read(|t| t.chunk_totals())).await?.0;
+            let total = pool::unblock(move || vault.db.read(|t| t.chunk_totals())).await?.0;
             let (mut after, mut chunks, mut bytes) = (ChunkId(0), 0, 0);
             let mut damaged = Vec::new();
             loop {
                 let vault = Arc::clone(&cell.vault);
                 let permit = cell.permits.acquire_arc().await;
-                let found = smol::unblock(move || {
+                let found = pool::unblock(move || {
                     let _permit = permit;
                     gc::verify_slice(&vault, after, deep)
                 })
@@ -653,7 +654,7 @@ impl Cell {
             }
             let vault = Arc::clone(&cell.vault);
             let lost = missing.clone();
-            let affected = smol::unblock(move || files_with(&vault, &lost)).await?;
+            let affected = pool::unblock(move || files_with(&vault, &lost)).await?;
             Ok(Obj::new()
                 .num("chunks", chunks)
                 .num("bytes", bytes)
@@ -727,7 +728,7 @@ impl Cell {
             brake::raise(&self.vault, &brake);
         }
         let vault = Arc::clone(&self.vault);
-        let space = smol::unblock(move || vault.store.free()).await?;
+        let space = pool::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
         let newer = self.synced().and_then(|sync| sync.newer_version());
         let newer = newer.map_or("null".into(), |(peer, release)| {

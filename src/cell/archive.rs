@@ -15,6 +15,7 @@ use crate::id::hex;
 use crate::keys::random;
 use crate::manifest::Kind;
 use crate::placement::{Node, NodeId};
+use crate::pool;
 use crate::vault::{Vault, VaultError};
 
 /// Bytes of one piece.
@@ -68,7 +69,7 @@ impl Cell {
     pub(super) async fn archive(self: &Rc<Self>, request: &ApiRequest) -> ApiResponse {
         let path = super::api::wire_param(request, "path").unwrap_or_default();
         let vault = Arc::clone(&self.vault);
-        let top = smol::unblock(move || {
+        let top = pool::unblock(move || {
             let node = vault.db.read(|t| super::files::node_at(t, &path))?;
             let directory =
                 Directory::new(&vault).map_err(VaultError::io("cannot make a file for the archive"))?;
@@ -101,7 +102,7 @@ impl Cell {
                     let _ = sender.send(Err(io::Error::other(why.to_string()))).await;
                 }
             };
-            self.executor.spawn(sending).detach();
+            pool::spawn(&self.executor, sending).detach();
         }
         let mut response = ApiResponse::stream(None, receiver);
         response.content_type = "application/zip".into();
@@ -116,7 +117,7 @@ impl Cell {
         self.send_plain(&mut writer, &mut directory, &top, stack[0].1.clone(), Vec::new(), sender).await?;
         while let Some((folder, path, after)) = stack.last_mut() {
             let (vault, at, from) = (Arc::clone(&self.vault), *folder, after.clone());
-            let nodes = smol::unblock(move || vault.db.read(|t| t.children(at, &from, NAMES_PER_LOOK))).await;
+            let nodes = pool::unblock(move || vault.db.read(|t| t.children(at, &from, NAMES_PER_LOOK))).await;
             let nodes = nodes.map_err(VaultError::from)?;
             let prefix = path.clone();
             let is_last = nodes.len() < NAMES_PER_LOOK;
@@ -152,7 +153,7 @@ impl Cell {
         let mut offset = 0;
         while offset < directory.bytes {
             let (file, len) = (Arc::clone(&directory.file), (directory.bytes - offset).min(PIECE_BYTES));
-            let piece = smol::unblock(move || {
+            let piece = pool::unblock(move || {
                 let mut piece = vec![0; len as usize];
                 file.read_exact_at(&mut piece, offset).map(|()| piece)
             })
@@ -192,7 +193,7 @@ impl Cell {
         sender: &Pieces,
     ) -> Result<(), Stop> {
         let (vault, file) = (Arc::clone(&self.vault), node.file);
-        let picked = smol::unblock(move || -> Result<_, VaultError> {
+        let picked = pool::unblock(move || -> Result<_, VaultError> {
             let picked = pick(&vault, None, Some(file), None)?;
             let plain = open_plain(&vault, &picked);
             Ok((picked, plain))
@@ -215,7 +216,7 @@ impl Cell {
                 while offset < size {
                     let (file, mut crc, len) =
                         (Arc::clone(&file), writer.crc(), (size - offset).min(PIECE_BYTES));
-                    let (piece, crc) = smol::unblock(move || {
+                    let (piece, crc) = pool::unblock(move || {
                         let mut piece = vec![0; len as usize];
                         file.read_exact_at(&mut piece, offset)?;
                         if FileMark::of(&file)? != mark {
@@ -241,7 +242,7 @@ impl Cell {
                     let mut passed = 0;
                     while let Ok(piece) = pieces.recv().await {
                         let (piece, mut crc) = (piece?, writer.crc());
-                        let (piece, crc) = smol::unblock(move || {
+                        let (piece, crc) = pool::unblock(move || {
                             crc.add(&piece);
                             (piece, crc)
                         })
@@ -270,7 +271,7 @@ async fn end(writer: &mut Writer, directory: &mut Directory, sender: &Pieces) ->
     let (tail, line) = writer.end();
     let (file, at) = (Arc::clone(&directory.file), directory.bytes);
     directory.bytes += line.len() as u64;
-    smol::unblock(move || file.write_all_at(&line, at)).await?;
+    pool::unblock(move || file.write_all_at(&line, at)).await?;
     send(sender, tail).await
 }
 

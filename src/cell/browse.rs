@@ -19,7 +19,9 @@ use crate::files::walk::read_rules;
 use crate::files::{kept, marker};
 use crate::id::{CellId, FileId};
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{CellNumber, Node, NodeId, NodeState, Sort, Tables};
+use crate::pool;
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
@@ -326,7 +328,7 @@ pub(super) fn describe(
                 Ok((entry(t, node, vault.config.copies, !with.is_empty())?, with))
             })?;
             let mut with: Vec<CellId> = with.into_iter().collect();
-            with.sort();
+            order::sort(&mut with);
             let with = with.iter().map(|id| person(&named(id), id).end());
             head.num("mode", node.mode).num("version", node.version).raw("shared_with", list(with))
         }
@@ -549,7 +551,7 @@ impl Cell {
         let Some(sync) = self.synced() else { return Ok(Shared::new()) };
         let books = sync.books();
         let now = sync.unix_now();
-        let rows = smol::unblock(move || books.shares()).await?;
+        let rows = pool::unblock(move || books.shares()).await?;
         let mut shared = Shared::new();
         for row in rows.into_iter().filter(|row| row.until == 0 || row.until >= now) {
             shared.entry(row.file).or_default().push(row.peer);
@@ -560,7 +562,7 @@ impl Cell {
     pub(super) async fn folder_page(&self, wish: Wish) -> Result<String, VaultError> {
         let shared = self.shared().await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || page(&vault, &wish, &shared)).await
+        pool::unblock(move || page(&vault, &wish, &shared)).await
     }
 
     pub(super) async fn search_names(
@@ -571,7 +573,7 @@ impl Cell {
     ) -> Result<String, VaultError> {
         let shared = self.shared().await?;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || search(&vault, &words, offset, limit, &shared)).await
+        pool::unblock(move || search(&vault, &words, offset, limit, &shared)).await
     }
 
     pub(super) async fn file_json(
@@ -582,12 +584,12 @@ impl Cell {
         let shared = self.shared().await?;
         let names = self.peer_views().await?.into_iter().map(|peer| (peer.id, peer.name)).collect();
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || describe(&vault, path.as_deref(), id, &shared, &names)).await
+        pool::unblock(move || describe(&vault, path.as_deref(), id, &shared, &names)).await
     }
 
     pub(super) async fn make_folder(self: &Rc<Self>, path: &str) -> ApiResponse {
         let (vault, path) = (Arc::clone(&self.vault), from_wire(path));
-        let names = match smol::unblock(move || make_folder(&vault, &path)).await {
+        let names = match pool::unblock(move || make_folder(&vault, &path)).await {
             Ok(names) => names,
             Err(why) => return why.answer(),
         };
@@ -639,7 +641,7 @@ impl Cell {
         // A scan in between would find on disk what the tree has elsewhere.
         let held = self.keeper.hold().await;
         let vault = Arc::clone(&self.vault);
-        let moved = smol::unblock(move || move_entries(&vault, &moves)).await;
+        let moved = pool::unblock(move || move_entries(&vault, &moves)).await;
         drop(held);
         self.after_change();
         moved

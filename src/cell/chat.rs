@@ -11,6 +11,7 @@ use crate::chat::{Draft, Found, Item, Side, Talks};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Method};
 use crate::files::unix::from_wire;
 use crate::id::{CellId, hex, unhex};
+use crate::pool;
 use crate::sync::{Attached, Lookup, Sync, TalkView, chat_named, talks_at_rest};
 use crate::vault::VaultError;
 
@@ -263,7 +264,7 @@ impl Cell {
             let found = Lookup { page, delivered, read, change: 0, is_friend: false, online: false };
             Ok(lookup_json(&id, &peer, &found, &[]))
         };
-        json(smol::unblock(work).await)
+        json(pool::unblock(work).await)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Cell;
 use super::json::{Obj, list};
+use crate::pool;
 use crate::recovery_card::RecoveryCard;
 use crate::vault::{Vault, VaultError};
 
@@ -41,7 +42,7 @@ impl Cell {
     pub(super) async fn doctor(&self) -> Result<String, VaultError> {
         let vault = Arc::clone(&self.vault);
         let (watched, watches_full) = self.keeper.watched();
-        let mut checks = smol::unblock(move || machine_checks(&vault, watched, watches_full)).await?;
+        let mut checks = pool::unblock(move || machine_checks(&vault, watched, watches_full)).await?;
         for raised in self.vault.alerts() {
             let alert = raised.alert;
             checks.push(Check { name: raised.code, state: "warn", text: alert.text, remedy: alert.remedy });
@@ -74,7 +75,7 @@ impl Cell {
             relays: Vec::new(),
         };
         let vault = Arc::clone(&self.vault);
-        let kept = smol::unblock(move || vault.db.read(|t| t.meta_u64("phrase_kept"))).await?.is_some();
+        let kept = pool::unblock(move || vault.db.read(|t| t.meta_u64("phrase_kept"))).await?.is_some();
         Ok(Obj::new()
             .str("phrase", &card.phrase)
             .raw("words", list(card.phrase.split_whitespace().map(super::json::text)))

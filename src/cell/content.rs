@@ -16,6 +16,7 @@ use crate::id::{BodyHash, ChunkName, FileId, hex};
 use crate::keys::Secret;
 use crate::manifest::{Entry, Kind, Manifest};
 use crate::placement::{Node, NodeState};
+use crate::pool;
 use crate::seal::ENCODING_RAW;
 use crate::vault::{Vault, VaultError};
 
@@ -149,7 +150,7 @@ impl Cell {
         let is_inline = super::api::number_param(request, "inline") == Some(1);
         let vault = Arc::clone(&self.vault);
         let is_direct = request.is_direct;
-        let picked = smol::unblock(move || -> Result<_, NoContent> {
+        let picked = pool::unblock(move || -> Result<_, NoContent> {
             let picked = pick(&vault, path.as_deref(), id, version)?;
             let plain = if is_direct { open_plain(&vault, &picked) } else { None };
             Ok((picked, plain))
@@ -188,22 +189,21 @@ impl Cell {
     fn stream_part(self: &Rc<Self>, manifest: Manifest, offset: u64, len: u64) -> ApiResponse {
         let (sender, receiver) = smol::channel::bounded(1);
         let cell = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                let send = async {
-                    let _turn = cell.chunk_streams.acquire().await;
-                    cell.send_part(&manifest, offset, len, &sender).await
-                };
-                let gone = async {
-                    sender.closed().await;
-                    Ok(())
-                };
-                if let Err(why) = smol::future::or(send, gone).await {
-                    log::warn!("a file could not be read to its end: {why}");
-                    let _ = sender.send(Err(io::Error::other(why.to_string()))).await;
-                }
-            })
-            .detach();
+        pool::spawn(&self.executor, async move {
+            let send = async {
+                let _turn = cell.chunk_streams.acquire().await;
+                cell.send_part(&manifest, offset, len, &sender).await
+            };
+            let gone = async {
+                sender.closed().await;
+                Ok(())
+            };
+            if let Err(why) = smol::future::or(send, gone).await {
+                log::warn!("a file could not be read to its end: {why}");
+                let _ = sender.send(Err(io::Error::other(why.to_string()))).await;
+            }
+        })
+        .detach();
         ApiResponse::stream(Some(len), receiver)
     }
 
@@ -238,7 +238,7 @@ impl Cell {
                     }
                     self.fetch_absent(vec![*name]).await?;
                     let (vault, epoch, list) = (Arc::clone(&self.vault), manifest.epoch, entry.clone());
-                    let inner = smol::unblock(move || open_list(&vault, epoch, &list)).await?;
+                    let inner = pool::unblock(move || open_list(&vault, epoch, &list)).await?;
                     for entry in inner {
                         if !self.send_entry(manifest.epoch, entry, &mut part, sender).await? {
                             return Ok(());
@@ -336,7 +336,7 @@ impl Cell {
                     false => Err(VaultError::Record("a chunk is shorter than its manifest says".into())),
                 }
             };
-            if let Some(bytes) = smol::unblock(read).await? {
+            if let Some(bytes) = pool::unblock(read).await? {
                 return Ok(bytes);
             }
         }

@@ -21,7 +21,9 @@ use crate::files::unix::{Folder, to_wire};
 use crate::id::ChunkName;
 use crate::keys::{Secret, random};
 use crate::manifest::{Check, Entry, Kind, Manifest, read_list};
+use crate::order;
 use crate::placement::{CellNumber, ChunkId, DbError, Node, NodeState};
+use crate::pool;
 use crate::seal::ENCODING_RAW;
 use crate::sync::{Got, Sync};
 use crate::vault::{Alert, Vault, VaultError};
@@ -312,7 +314,7 @@ impl Cell {
             return Err(VaultError::Refused("this needs the running cell: start it with `grove run`".into()));
         };
         let vault = Arc::clone(&self.vault);
-        let samples = smol::unblock(move || pick(&vault)).await?;
+        let samples = pool::unblock(move || pick(&vault)).await?;
         if samples.is_empty() {
             return Err(VaultError::Refused(
                 "no peer has copies of files yet, so there is nothing to try".into(),
@@ -322,7 +324,7 @@ impl Cell {
         let report = self.drill_with(&sync, samples, &names, job).await?;
         let kept = json::to_string(&report);
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || vault.db.change_durably(|t| t.set_meta(KEY, kept.as_bytes()))).await?;
+        pool::unblock(move || vault.db.change_durably(|t| t.set_meta(KEY, kept.as_bytes()))).await?;
         *self.drilled.borrow_mut() = Some(report.clone());
         self.tell_drill();
         log::info!(
@@ -360,7 +362,7 @@ impl Cell {
                 sample.holders.iter().partition(|cell| reached.contains(cell));
             unreached.extend(away.iter().map(name));
             // Whoever was asked least comes first; if he does not answer, the next is asked.
-            holders.sort_by_key(|cell| asked.get(cell).copied().unwrap_or(0));
+            order::sort_by_key(&mut holders, |cell| asked.get(cell).copied().unwrap_or(0));
             for cell in holders {
                 *asked.entry(cell).or_default() += 1;
                 let got = sync.fetch_aside(cell, sample.chunk, sample.name, sample.sealed_len).await;
@@ -407,7 +409,7 @@ impl Cell {
     async fn examine(&self, sample: &Sample, sealed: Vec<u8>) -> Result<bool, String> {
         let (vault, permit) = (Arc::clone(&self.vault), self.permits.acquire_arc().await);
         let sample = sample.clone();
-        smol::unblock(move || {
+        pool::unblock(move || {
             let _permit = permit;
             examine(&vault, &sample, sealed)
         })
@@ -446,7 +448,7 @@ impl Cell {
     /// Reads what the last drill came to.
     pub(super) async fn load_drill(&self) -> Result<(), VaultError> {
         let vault = Arc::clone(&self.vault);
-        let kept = smol::unblock(move || vault.db.read(|t| t.meta(KEY))).await?;
+        let kept = pool::unblock(move || vault.db.read(|t| t.meta(KEY))).await?;
         let report = kept.and_then(|bytes| json::from_str(std::str::from_utf8(&bytes).ok()?).ok());
         *self.drilled.borrow_mut() = report;
         Ok(())
@@ -469,7 +471,7 @@ async fn look(cell: &Rc<Cell>) -> Result<(), VaultError> {
     let now = cell.vault.now();
     let has_copies = cell.peer_views().await?.iter().any(|peer| peer.held_for_us_chunks > 0);
     let vault = Arc::clone(&cell.vault);
-    let since = smol::unblock(move || -> Result<Option<u64>, DbError> {
+    let since = pool::unblock(move || -> Result<Option<u64>, DbError> {
         vault.db.change(|t| match t.meta_u64(SINCE_KEY)? {
             Some(since) => Ok(Some(since)),
             None if has_copies => t.set_meta_u64(SINCE_KEY, now).map(|()| Some(now)),

@@ -10,6 +10,7 @@ use super::Cell;
 use super::json::{Obj, list, text};
 use crate::changes::{Listener, Part};
 use crate::dashboard::api::ApiResponse;
+use crate::pool;
 
 /// Streams at once.
 pub(super) const STREAMS_MAX: usize = 16;
@@ -64,7 +65,7 @@ impl Cell {
             };
             tell.or(gone).await;
         };
-        self.executor.spawn(telling).detach();
+        pool::spawn(&self.executor, telling).detach();
         let mut response = ApiResponse::stream(None, receiver);
         response.content_type = "text/event-stream".into();
         // Proxies gather answers otherwise.

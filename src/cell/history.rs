@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Cell;
 use super::files::read_note;
 use super::json::{Obj, list};
+use crate::pool;
 use crate::vault::{VaultError, write_whole};
 
 /// Between two points. s.
@@ -68,7 +69,7 @@ impl Cell {
 
     async fn look(&self) -> Result<Point, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let (stored, free) = smol::unblock(move || -> Result<_, VaultError> {
+        let (stored, free) = pool::unblock(move || -> Result<_, VaultError> {
             let stored = vault.db.read(|t| t.chunk_totals())?;
             Ok((stored, vault.store.free()?))
         })
@@ -91,7 +92,7 @@ impl Cell {
 
     async fn save_history(&self) {
         let (text, path) = (to_text(&self.history.points.borrow()), self.vault.dir.join(FILE));
-        if let Err(why) = smol::unblock(move || write_whole(&path, text.as_bytes())).await {
+        if let Err(why) = pool::unblock(move || write_whole(&path, text.as_bytes())).await {
             log::warn!("the history for plots is not kept: {why}");
         }
     }
@@ -100,7 +101,7 @@ impl Cell {
 /// Adds points for ever.
 pub(super) async fn keep(cell: Rc<Cell>) {
     let path = cell.vault.dir.join(FILE);
-    let text = smol::unblock(move || read_note(&path)).await;
+    let text = pool::unblock(move || read_note(&path)).await;
     *cell.history.points.borrow_mut() = read(&text);
     let mut count: usize = 0;
     loop {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::Cell;
 use super::json::Obj;
 use crate::alerts::{Event, Telling};
+use crate::pool;
 use crate::vault::{Vault, VaultError};
 
 /// A program that takes longer is ended.
@@ -177,7 +178,7 @@ async fn on_pool<T: Send + 'static>(
     work: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
 ) -> Result<T, VaultError> {
     let vault = Arc::clone(vault);
-    smol::unblock(move || work(&vault)).await
+    pool::unblock(move || work(&vault)).await
 }
 
 /// Tells the program of `alerts.command`, if there is one, of every change.

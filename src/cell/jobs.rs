@@ -12,6 +12,7 @@ use smol::{LocalExecutor, Task, Timer};
 use super::json::{Obj, list};
 use crate::changes::{Changes, Part};
 use crate::dashboard::api::ApiResponse;
+use crate::pool;
 use crate::vault::VaultError;
 
 /// Jobs remembered after their end.
@@ -85,7 +86,7 @@ impl Jobs {
         };
         let work = work(JobHandle(Rc::clone(&state), Arc::clone(&self.changes)));
         let (ended, changes) = (Rc::clone(&state), Arc::clone(&self.changes));
-        let task = executor.spawn(async move {
+        let task = pool::spawn(executor, async move {
             let outcome = work.await;
             let mut state = ended.borrow_mut();
             state.outcome = Some(outcome.map_err(|why| {

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smol::Task;
 use smol::lock::Semaphore;
 
 use crate::config::{COMMIT_BYTES, COMMIT_SMALL_BYTES, PUBLISH_S};
@@ -16,6 +15,7 @@ use crate::files::walk::{Candidate, Found, Problem, Walk};
 use crate::files::watch::{Settling, WatchList};
 use crate::files::{deletion, mirror};
 use crate::placement::NodeId;
+use crate::pool::{self, Job};
 use crate::publish;
 use crate::vault::{Alert, Vault, VaultError, home_alert};
 
@@ -91,11 +91,11 @@ struct Pass<'a> {
     force: bool,
     progress: &'a Progress,
     kept: Kept,
-    preparing: VecDeque<Task<Vec<Result<Outcome, VaultError>>>>,
+    preparing: VecDeque<Job<Vec<Result<Outcome, VaultError>>>>,
     ready: Vec<Prepared>,
     ready_bytes: (usize, usize),
     seen: Vec<(Candidate, Stat)>,
-    committing: Option<Task<Result<Committed, VaultError>>>,
+    committing: Option<Job<Result<Committed, VaultError>>>,
     published: Duration,
 }
 
@@ -220,7 +220,7 @@ impl Keeper {
         suspects.dedup();
         for folder in suspects {
             let vault = Arc::clone(&self.vault);
-            all.deleted += smol::unblock(move || deletion::judge_folder(&vault, folder)).await?;
+            all.deleted += pool::unblock(move || deletion::judge_folder(&vault, folder)).await?;
         }
         self.publish().await?;
         Ok(all)
@@ -243,14 +243,14 @@ impl Keeper {
     /// Publishes what is pending, and brings the mirror up to date behind it.
     pub async fn publish(&self) -> Result<bool, VaultError> {
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || publish::publish(&vault)).await
+        pool::unblock(move || publish::publish(&vault)).await
     }
 
     /// Brings `manifests/` up to date.
     pub async fn mirror(&self) {
         loop {
             let vault = Arc::clone(&self.vault);
-            match smol::unblock(move || mirror::catch_up(&vault)).await {
+            match pool::unblock(move || mirror::catch_up(&vault)).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(why) => {
@@ -338,7 +338,7 @@ impl Keeper {
 impl Pass<'_> {
     async fn run(&mut self, scope: Scope, suspects: &mut Vec<NodeId>) -> Result<(), VaultError> {
         let (vault, watch) = (Arc::clone(&self.keeper.vault), self.keeper.watch.clone());
-        let mut walk = smol::unblock(move || match scope {
+        let mut walk = pool::unblock(move || match scope {
             Scope::Whole => Walk::whole(vault, watch),
             Scope::Some(names, folders) => Walk::some(vault, watch, names, folders),
         })
@@ -397,7 +397,7 @@ impl Pass<'_> {
         let permit = self.keeper.permits.acquire_arc().await;
         let (vault, force) = (Arc::clone(&self.keeper.vault), self.force);
         // Runs at once, whether or not it is waited for.
-        self.preparing.push_back(smol::unblock(move || {
+        self.preparing.push_back(pool::unblock(move || {
             let _permit = permit;
             import::prepare_small(&vault, small, force)
         }));
@@ -440,7 +440,7 @@ impl Pass<'_> {
             || self.ready.len() >= COMMIT_FILES;
         if self.seen.len() >= COMMIT_FILES || (all && !self.seen.is_empty()) {
             let (vault, seen) = (Arc::clone(&self.keeper.vault), std::mem::take(&mut self.seen));
-            smol::unblock(move || import::note_seen(&vault, seen)).await?;
+            pool::unblock(move || import::note_seen(&vault, seen)).await?;
         }
         let is_rest = all && !self.ready.is_empty();
         if !is_due && !is_rest {
@@ -450,7 +450,7 @@ impl Pass<'_> {
         let ready = std::mem::take(&mut self.ready);
         self.ready_bytes = (0, 0);
         let vault = Arc::clone(&self.keeper.vault);
-        self.committing = Some(smol::unblock(move || import::commit(&vault, ready)));
+        self.committing = Some(pool::unblock(move || import::commit(&vault, ready)));
         Ok(())
     }
 
@@ -478,8 +478,8 @@ impl Pass<'_> {
     }
 }
 
-fn begin_step(mut walk: Walk) -> Task<(Walk, Result<Found, VaultError>)> {
-    smol::unblock(move || {
+fn begin_step(mut walk: Walk) -> Job<(Walk, Result<Found, VaultError>)> {
+    pool::unblock(move || {
         let found = walk.step();
         (walk, found)
     })

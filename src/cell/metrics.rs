@@ -11,6 +11,7 @@ use crate::cycle::Cycle;
 use crate::dashboard::api::{ApiResponse, Body};
 use crate::placement::DbError;
 use crate::placement::explain::Standing;
+use crate::pool;
 use crate::vault::VaultError;
 
 /// Sums over whole tables are made anew after this.
@@ -88,7 +89,7 @@ impl Cell {
     async fn metrics_text(self: &Rc<Self>) -> Result<String, VaultError> {
         let mut text = Text::default();
         let vault = Arc::clone(&self.vault);
-        let space = smol::unblock(move || vault.store.free()).await?;
+        let space = pool::unblock(move || vault.store.free()).await?;
         let steady = self.vault.clock.steady().as_secs();
         text.gauge("grove_up", "The cell runs.", &[], 1);
         let info = [("version", VERSION), ("name", &self.name)];
@@ -199,7 +200,7 @@ impl Cell {
         }
         let wanted = self.vault.config.copies;
         let vault = Arc::clone(&self.vault);
-        let (nodes, chunks, own, bin, scrubbed) = smol::unblock(move || {
+        let (nodes, chunks, own, bin, scrubbed) = pool::unblock(move || {
             vault.db.read(|t| -> Result<_, DbError> {
                 let own = t.own_totals(wanted.saturating_sub(1))?;
                 let walk = t.meta(super::scrub::CYCLE_KEY)?.map(|bytes| Cycle::from_bytes(&bytes));

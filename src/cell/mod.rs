@@ -44,6 +44,7 @@ use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
 use crate::placement::ChunkId;
+use crate::pool;
 use crate::sums::Sums;
 use crate::sync::Sync;
 use crate::vault::{Vault, VaultError};
@@ -147,7 +148,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let look = move || vault.db.read(|t| Ok((t.meta_u64("phrase_kept")?, t.node_totals()?)));
         let (kept, totals): (Option<u64>, crate::placement::NodeTotals) =
-            smol::unblock(look).await.map_err(|why: crate::placement::DbError| VaultError::from(why))?;
+            pool::unblock(look).await.map_err(|why: crate::placement::DbError| VaultError::from(why))?;
         self.fresh.store(kept.is_none() && totals.files == 0, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
@@ -161,14 +162,14 @@ impl Cell {
             let looking = async move {
                 let _ = cell.look_whether_fresh().await;
             };
-            self.executor.spawn(looking).detach();
+            pool::spawn(&self.executor, looking).detach();
         }
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }
         let keeper = Rc::clone(&self.keeper);
         if self.sync.borrow().is_some() {
-            self.executor.spawn(async move { keeper.mirror().await }).detach();
+            pool::spawn(&self.executor, async move { keeper.mirror().await }).detach();
         }
     }
 
@@ -183,7 +184,7 @@ impl Cell {
 
     async fn fetch_absent(&self, names: Vec<ChunkName>) -> Result<(), VaultError> {
         let vault = Arc::clone(&self.vault);
-        let absent: Vec<ChunkName> = smol::unblock(move || vault.absent(names)).await?;
+        let absent: Vec<ChunkName> = pool::unblock(move || vault.absent(names)).await?;
         if !absent.is_empty() {
             self.fetch(absent).await;
         }
@@ -193,7 +194,7 @@ impl Cell {
     /// Chunks of files here that should lie here and do not. At most 100,000.
     async fn absent_chunks(&self) -> Result<Vec<ChunkName>, VaultError> {
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        pool::unblock(move || {
             let mut absent = Vec::new();
             let mut after = ChunkId(0);
             loop {
@@ -212,7 +213,7 @@ impl Cell {
     /// Thinning, the end of the bin, the budget, and then garbage collection.
     async fn tidy(&self) -> Result<gc::Collected, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let collected = smol::unblock(move || gc::tidy(&vault)).await?;
+        let collected = pool::unblock(move || gc::tidy(&vault)).await?;
         if collected.chunks > 0 {
             log::info!("{} chunks that nothing needed are gone", collected.chunks);
         }
@@ -225,7 +226,7 @@ impl Cell {
         let mut gathered = 0;
         for _ in 0..GATHER_SLICES {
             let vault = Arc::clone(&self.vault);
-            let slice = smol::unblock(move || gc::gather_cold(&vault)).await?;
+            let slice = pool::unblock(move || gc::gather_cold(&vault)).await?;
             gathered += slice;
             if slice == 0 {
                 break;

@@ -14,6 +14,7 @@ use crate::ai::answer::{Answer, Answerer, Event};
 use crate::ai::form::{ApiError, Ask, Gathered, Kind, Usage};
 use crate::ai::service::Service;
 use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, percent_encode};
+use crate::pool;
 use crate::wire::within;
 
 /// Pieces of a stream that wait for the client.
@@ -161,7 +162,7 @@ impl Cell {
         let (tell, told) = smol::channel::bounded(1);
         let (client, pieces) = smol::channel::bounded(PIECES_MAX);
         // Dropped with this, if the client goes away before there is anything.
-        let work = self.executor.spawn(stream_out(answer, tell, client));
+        let work = pool::spawn(&self.executor, stream_out(answer, tell, client));
         let who = match within(HEADERS_AFTER, told.recv()).await {
             Some(Ok(Err(why))) => return openai_error(&why),
             Some(Ok(Ok(who))) => Some(who),

@@ -18,6 +18,7 @@ use crate::files::restore::Fetch;
 use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
 use crate::placement::explain::{Fleet, Peer};
+use crate::pool;
 use crate::routes::Speed;
 use crate::sync::{Books, PeerView, ProofView, RoundReport, RouteView, Sync, fetch_catalog, fleet_at_rest};
 use crate::vault::{Vault, VaultError, write_whole};
@@ -186,7 +187,7 @@ impl Cell {
     /// Listens for peers and begins rounds.
     pub(super) async fn start_sync(self: &Rc<Self>, listen: SocketAddr) -> std::io::Result<()> {
         let path = self.vault.dir.join("books.db");
-        let books = smol::unblock(move || Books::open(&path))
+        let books = pool::unblock(move || Books::open(&path))
             .await
             .map_err(|why| std::io::Error::other(why.to_string()))?;
         let sync =
@@ -228,7 +229,7 @@ impl Cell {
             Some(sync) => sync.peers().await,
             None => {
                 let vault = Arc::clone(&self.vault);
-                smol::unblock(move || peers_at_rest(&vault)).await
+                pool::unblock(move || peers_at_rest(&vault)).await
             }
         }
     }
@@ -238,7 +239,7 @@ impl Cell {
         let peers = self.peer_views().await?;
         let bytes: u64 = peers.iter().map(|peer| peer.held_for_them_bytes).sum();
         let vault = Arc::clone(&self.vault);
-        let chunks = smol::unblock(move || vault.db.read(|t| t.claim_count())).await?;
+        let chunks = pool::unblock(move || vault.db.read(|t| t.claim_count())).await?;
         let held = Obj::new().num("count", chunks).num("bytes", bytes).end();
         let fleet = self.fleet().await?;
         let proofs = self.synced().map_or(Vec::new(), |sync| sync.proofs());
@@ -251,7 +252,7 @@ impl Cell {
             Some(sync) => sync.fleet().await,
             None => {
                 let vault = Arc::clone(&self.vault);
-                smol::unblock(move || fleet_at_rest(&vault)).await
+                pool::unblock(move || fleet_at_rest(&vault)).await
             }
         }
     }
@@ -405,14 +406,13 @@ impl Cell {
     /// Records of peers have changed: they belong into the catalog.
     fn publish_soon(self: &Rc<Self>) {
         let cell = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                match cell.keeper.publish().await {
-                    Ok(_) => cell.after_change(),
-                    Err(why) => log::warn!("the catalog waits: {why}"),
-                }
-            })
-            .detach();
+        pool::spawn(&self.executor, async move {
+            match cell.keeper.publish().await {
+                Ok(_) => cell.after_change(),
+                Err(why) => log::warn!("the catalog waits: {why}"),
+            }
+        })
+        .detach();
     }
 }
 
@@ -454,7 +454,7 @@ fn peers_at_rest(vault: &Vault) -> Result<Vec<PeerView>, VaultError> {
 /// Gets the catalog and the peers from any one peer.
 pub(super) async fn recover_catalog(vault: &Arc<Vault>, addresses: &[String]) -> Result<(), CellError> {
     let path = vault.dir.join("books.db");
-    let books = smol::unblock(move || Books::open(&path)).await?;
+    let books = pool::unblock(move || Books::open(&path)).await?;
     let report = fetch_catalog(vault, &Arc::new(books), addresses).await;
     report.map(drop).map_err(|why| CellError::Other(why.to_string()))
 }

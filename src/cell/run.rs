@@ -22,6 +22,7 @@ use crate::files::restore::{Restored, Target};
 use crate::files::watch::WatchList;
 use crate::id::CellId;
 use crate::placement::NodeId;
+use crate::pool;
 use crate::relay::{self, Hub};
 use crate::service::Service;
 use crate::vault::{Alert, Vault, VaultError, home_alert};
@@ -228,24 +229,24 @@ async fn serve(
     let service = Rc::new(if says_address { Service::from_env() } else { Service::default() });
     service.ready(&how_it_goes(&cell));
     let tasks = vec![
-        executor.spawn(tell_service(Rc::clone(&cell), Rc::clone(&service))),
-        executor.spawn(answer_calls(Rc::clone(&cell), calls)),
-        executor.spawn(Rc::clone(&cell.keeper).listen()),
-        executor.spawn({
+        pool::spawn(&executor, tell_service(Rc::clone(&cell), Rc::clone(&service))),
+        pool::spawn(&executor, answer_calls(Rc::clone(&cell), calls)),
+        pool::spawn(&executor, Rc::clone(&cell.keeper).listen()),
+        pool::spawn(&executor, {
             let after = Rc::clone(&cell);
             Rc::clone(&cell.keeper).follow(move || after.after_change())
         }),
-        executor.spawn(scan(Rc::clone(&cell))),
-        executor.spawn(save_time(Rc::clone(&cell))),
-        executor.spawn(trim(Arc::clone(&vault))),
-        executor.spawn(tidy(Rc::clone(&cell))),
-        executor.spawn(super::drill::keep(Rc::clone(&cell))),
-        executor.spawn(super::watching::watch(Rc::clone(&cell))),
-        executor.spawn(super::hook::tell_alerts(Rc::clone(&cell))),
-        executor.spawn(super::history::keep(Rc::clone(&cell))),
-        executor.spawn(Rc::clone(&cell).keep_ai()),
-        executor.spawn(super::scrub::scrub(Rc::clone(&cell))),
-        executor.spawn(super::scrub::mend(Rc::clone(&cell))),
+        pool::spawn(&executor, scan(Rc::clone(&cell))),
+        pool::spawn(&executor, save_time(Rc::clone(&cell))),
+        pool::spawn(&executor, trim(Arc::clone(&vault))),
+        pool::spawn(&executor, tidy(Rc::clone(&cell))),
+        pool::spawn(&executor, super::drill::keep(Rc::clone(&cell))),
+        pool::spawn(&executor, super::watching::watch(Rc::clone(&cell))),
+        pool::spawn(&executor, super::hook::tell_alerts(Rc::clone(&cell))),
+        pool::spawn(&executor, super::history::keep(Rc::clone(&cell))),
+        pool::spawn(&executor, Rc::clone(&cell).keep_ai()),
+        pool::spawn(&executor, super::scrub::scrub(Rc::clone(&cell))),
+        pool::spawn(&executor, super::scrub::mend(Rc::clone(&cell))),
     ];
     cell.is_service.set(says_address);
     let asked_again = async {
@@ -356,13 +357,13 @@ async fn on_pool<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce(&Vault) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     let vault = Arc::clone(vault);
-    smol::unblock(move || work(&vault)).await
+    pool::unblock(move || work(&vault)).await
 }
 
 async fn answer_calls(cell: Rc<Cell>, calls: smol::channel::Receiver<Call>) {
     while let Ok(Call { request, reply }) = calls.recv().await {
         let asked = Rc::clone(&cell);
-        cell.executor.spawn(async move { reply.send(asked.answer(request).await) }).detach();
+        pool::spawn(&cell.executor, async move { reply.send(asked.answer(request).await) }).detach();
     }
 }
 
@@ -424,7 +425,7 @@ fn say_of_watches(cell: &Cell) {
 
 async fn remind_of_phrase(cell: &Rc<Cell>) {
     let vault = Arc::clone(&cell.vault);
-    let state = smol::unblock(move || {
+    let state = pool::unblock(move || {
         vault.db.read(|t| -> Result<_, VaultError> { Ok((t.meta_u64("phrase_kept")?, brake::load(t)?)) })
     })
     .await;
@@ -444,7 +445,7 @@ async fn remind_of_phrase(cell: &Rc<Cell>) {
 async fn save_time(cell: Rc<Cell>) {
     loop {
         let vault = Arc::clone(&cell.vault);
-        if let Err(why) = smol::unblock(move || vault.save_time()).await {
+        if let Err(why) = pool::unblock(move || vault.save_time()).await {
             log::warn!("{why}");
         }
         smol::Timer::after(SAVE_TIME).await;
@@ -458,13 +459,13 @@ async fn trim(vault: Arc<Vault>) {
         smol::Timer::after(TRIM).await;
         crate::buffers::clear();
         let asked = Arc::clone(&vault);
-        match smol::unblock(move || asked.db.rest(uses)).await {
+        match pool::unblock(move || asked.db.rest(uses)).await {
             Ok(now) => uses = now,
             Err(why) => log::debug!("{why}"),
         }
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim only gives unused pages back.
-        smol::unblock(|| unsafe { libc::malloc_trim(0) }).await;
+        pool::unblock(|| unsafe { libc::malloc_trim(0) }).await;
     }
 }
 
@@ -486,7 +487,7 @@ impl Cell {
     async fn bring_back(self: &Rc<Self>, told: &dyn Fn(u64, u64)) -> Result<Restored, VaultError> {
         let _one = self.restoring.lock().await;
         let vault = Arc::clone(&self.vault);
-        let totals = smol::unblock(move || vault.db.read(|t| t.node_totals())).await?;
+        let totals = pool::unblock(move || vault.db.read(|t| t.node_totals())).await?;
         if totals.awaiting == 0 {
             self.vault.clear("awaiting");
             return Ok(Restored::default());
@@ -664,7 +665,7 @@ pub fn recover(
                 drop(vault);
                 open_vault(&paths, &options)
             };
-            vault = Arc::new(smol::unblock(work).await?);
+            vault = Arc::new(pool::unblock(work).await?);
         }
         let totals = on_pool(&vault, |vault| vault.db.read(|t| t.node_totals())).await?;
         (told.files_total, told.bytes_total) = (totals.awaiting, totals.awaiting_bytes);

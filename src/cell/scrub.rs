@@ -13,6 +13,7 @@ use crate::buffers;
 use crate::cycle::Cycle;
 use crate::id::ChunkName;
 use crate::placement::{ChunkId, ChunkRow, DbError};
+use crate::pool;
 use crate::vault::{Vault, VaultError};
 
 /// The walk stands in placement.db under this name.
@@ -138,7 +139,7 @@ pub(super) async fn scrub(cell: Rc<Cell>) {
 /// Reads what is due now.
 async fn scrub_due(cell: &Rc<Cell>, days: u64) -> Result<(), VaultError> {
     let vault = Arc::clone(&cell.vault);
-    let mut cycle = smol::unblock(move || saved(&vault)).await?;
+    let mut cycle = pool::unblock(move || saved(&vault)).await?;
     let mut unsaved = 0;
     loop {
         let Some(permit) = idle_permit(cell) else {
@@ -156,10 +157,10 @@ async fn scrub_due(cell: &Rc<Cell>, days: u64) -> Result<(), VaultError> {
             }
             Ok(Some((slice.cycle, bytes, if is_saved { 0 } else { unsaved + bytes })))
         };
-        let Some((next, bytes, left)) = smol::unblock(work).await? else {
+        let Some((next, bytes, left)) = pool::unblock(work).await? else {
             if unsaved > 0 {
                 let vault = Arc::clone(&cell.vault);
-                smol::unblock(move || save(&vault, cycle)).await?;
+                pool::unblock(move || save(&vault, cycle)).await?;
             }
             return Ok(());
         };
@@ -206,7 +207,7 @@ impl Cell {
         let mut wanted = self.vault.damaged();
         if all {
             let vault = Arc::clone(&self.vault);
-            let awaiting = smol::unblock(move || vault.db.read(|t| t.node_totals())).await?.awaiting;
+            let awaiting = pool::unblock(move || vault.db.read(|t| t.node_totals())).await?.awaiting;
             if awaiting == 0 {
                 wanted.extend(self.absent_chunks().await?);
                 wanted.sort();
@@ -223,7 +224,7 @@ impl Cell {
         }
         let missing = self.fetch(wanted.clone()).await;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || -> Result<(), VaultError> {
+        pool::unblock(move || -> Result<(), VaultError> {
             let absent: std::collections::HashSet<ChunkName> =
                 vault.absent(wanted.clone())?.into_iter().collect();
             let healed: Vec<ChunkName> = wanted.into_iter().filter(|name| !absent.contains(name)).collect();

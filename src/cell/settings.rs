@@ -11,6 +11,7 @@ use super::json::{Obj, list, text};
 use crate::config::{Config, ConfigError};
 use crate::dashboard::api::ApiResponse;
 use crate::logger;
+use crate::pool;
 use crate::vault::{VaultError, write_whole};
 
 /// How a setting is shown and who may change it.
@@ -406,7 +407,7 @@ impl Cell {
 
     pub(super) async fn settings(&self) -> ApiResponse {
         let (path, vault) = (self.config_path(), Arc::clone(&self.vault));
-        let read = smol::unblock(move || {
+        let read = pool::unblock(move || {
             let file = Config::load(&path).map_err(VaultError::io("cannot read config.json"))?;
             let file = file.map_err(|why| VaultError::Refused(why.to_string()))?;
             Ok(all_json(&file, &vault.config))
@@ -418,7 +419,7 @@ impl Cell {
     pub(super) async fn change_settings(self: &Rc<Self>, body: Vec<u8>) -> ApiResponse {
         let _one = self.setting.lock().await;
         let (path, vault) = (self.config_path(), Arc::clone(&self.vault));
-        let written = smol::unblock(move || -> Result<_, NotSet> {
+        let written = pool::unblock(move || -> Result<_, NotSet> {
             let read = Config::load(&path);
             let file = read.map_err(VaultError::io("cannot read config.json")).map_err(NotSet::File)?;
             let file = file.map_err(NotSet::Wrong)?;

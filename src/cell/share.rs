@@ -17,7 +17,9 @@ use crate::grant::numbered_names;
 use crate::id::{CellId, hex};
 use crate::keys::sha256;
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{Node, NodeId, NodeState};
+use crate::pool;
 use crate::sync::{FeedEntry, ShareRow, Sync, Told};
 use crate::vault::{Vault, VaultError};
 
@@ -152,7 +154,7 @@ impl Cell {
             Err(why) => return failure(&why),
         };
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());
-        let cost = smol::unblock(move || Resealing::of(&vault, &asked, is_confirmed)).await;
+        let cost = pool::unblock(move || Resealing::of(&vault, &asked, is_confirmed)).await;
         let cost = match cost {
             Ok(cost) => cost,
             Err(why) => return failure(&why),
@@ -173,7 +175,7 @@ impl Cell {
 
     async fn shares_json(&self, sync: &Rc<Sync>) -> Result<String, VaultError> {
         let (vault, books) = (Arc::clone(&self.vault), sync.books());
-        let rows = smol::unblock(move || -> Result<Vec<_>, VaultError> {
+        let rows = pool::unblock(move || -> Result<Vec<_>, VaultError> {
             let row = |share: ShareRow| -> Result<_, VaultError> {
                 let path = vault.db.read(|t| match t.node_of(share.file)? {
                     Some(node) => t.path(node.id),
@@ -267,7 +269,7 @@ impl Cell {
     async fn places_at_home(&self, folder: &[u8], name: &str) -> Result<Vec<PathBuf>, VaultError> {
         let names = super::files::path_names(folder)?;
         let (vault, name) = (Arc::clone(&self.vault), name.to_owned());
-        smol::unblock(move || {
+        pool::unblock(move || {
             let root = crate::files::unix::Folder::open_root(&vault.home)
                 .map_err(VaultError::io("cannot open GroveHome"))?;
             crate::files::marker::check(&vault, &root)?;
@@ -307,14 +309,13 @@ impl Cell {
         let (sender, receiver) = smol::channel::bounded(2);
         let sync = Rc::clone(sync);
         if !request.is_head {
-            self.executor
-                .spawn(async move {
-                    if let Err(why) = sync.read_granted(opened, offset, len, &sender).await {
-                        log::warn!("a shared file could not be read to its end: {why}");
-                        let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
-                    }
-                })
-                .detach();
+            pool::spawn(&self.executor, async move {
+                if let Err(why) = sync.read_granted(opened, offset, len, &sender).await {
+                    log::warn!("a shared file could not be read to its end: {why}");
+                    let _ = sender.send(Err(std::io::Error::other(why.to_string()))).await;
+                }
+            })
+            .detach();
         }
         let mut response = ApiResponse::stream(Some(len), receiver);
         let is_inline = number_param(request, "inline") == Some(1);
@@ -401,7 +402,7 @@ fn find_all(sync: &Sync, peers: &[String]) -> Result<Vec<CellId>, VaultError> {
         return Err(VaultError::Refused(format!("name at most {PEERS_MAX} friends at once")));
     }
     let mut ids = peers.iter().map(|peer| sync.find_peer(peer)).collect::<Result<Vec<CellId>, _>>()?;
-    ids.sort();
+    order::sort(&mut ids);
     ids.dedup();
     Ok(ids)
 }

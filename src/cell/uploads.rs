@@ -24,6 +24,7 @@ use crate::files::unix::{Folder, UPLOAD_PREFIX, UPLOADS_FOLDER, from_wire, show,
 use crate::id::{hex, unhex};
 use crate::keys::random;
 use crate::manifest::FileTime;
+use crate::pool;
 use crate::vault::{Vault, VaultError, write_whole};
 
 /// Uploads that are not whole, at once.
@@ -337,7 +338,7 @@ impl Cell {
                     let _one = upload.lock().await;
                     self.uploads.all.borrow_mut().remove(&id);
                     let places = Places::of(&self.vault);
-                    smol::unblock(move || places.forget(&id)).await;
+                    pool::unblock(move || places.forget(&id)).await;
                     ApiResponse::ok()
                 }
                 None => no_upload(),
@@ -352,7 +353,7 @@ impl Cell {
             return Ok(());
         }
         let (places, now) = (Places::of(&self.vault), self.vault.expiry_now());
-        let all = smol::unblock(move || load(&places, now)).await;
+        let all = pool::unblock(move || load(&places, now)).await;
         let all = all.into_iter().map(|(id, upload)| (id, Rc::new(Mutex::new(upload))));
         self.uploads.all.borrow_mut().extend(all);
         self.uploads.is_loaded.set(true);
@@ -370,7 +371,7 @@ impl Cell {
             if now.saturating_sub(upload.note.touched) > UPLOAD_S {
                 self.uploads.all.borrow_mut().remove(&id);
                 let places = Places::of(&self.vault);
-                smol::unblock(move || places.forget(&id)).await;
+                pool::unblock(move || places.forget(&id)).await;
             }
         }
         Ok(())
@@ -412,7 +413,7 @@ impl Cell {
             promised = promised.saturating_add(other.note.size - other.offset.min(other.note.size));
         }
         let vault = Arc::clone(&self.vault);
-        match smol::unblock(move || begin(&vault, begun, promised)).await {
+        match pool::unblock(move || begin(&vault, begun, promised)).await {
             Ok((id, upload)) => {
                 let answer = Obj::new().str("id", &hex(&id)).num("offset", 0).end();
                 self.uploads.all.borrow_mut().insert(id, Rc::new(Mutex::new(upload)));
@@ -440,7 +441,7 @@ impl Cell {
         }
         let file = Arc::clone(&upload.file);
         let is_due = end - upload.note.synced.min(end) >= SYNC_BYTES;
-        let written = smol::unblock(move || -> io::Result<()> {
+        let written = pool::unblock(move || -> io::Result<()> {
             file.write_all_at(&bytes, offset)?;
             if is_due { file.sync_data() } else { Ok(()) }
         })
@@ -458,7 +459,7 @@ impl Cell {
                 upload.note.synced = end;
             }
             let (path, text) = (Places::of(&self.vault).note(id), upload.note.to_text());
-            let noted = smol::unblock(move || write_whole(&path, text.as_bytes())).await;
+            let noted = pool::unblock(move || write_whole(&path, text.as_bytes())).await;
             if let Err(why) = noted {
                 log::warn!("the note of an upload cannot be written: {why}");
             }
@@ -483,7 +484,7 @@ impl Cell {
         }
         let (vault, note, file, of) =
             (Arc::clone(&self.vault), upload.note.clone(), Arc::clone(&upload.file), *id);
-        if let Err(why) = smol::unblock(move || finish(&vault, &of, &note, &file)).await {
+        if let Err(why) = pool::unblock(move || finish(&vault, &of, &note, &file)).await {
             return why.answer();
         }
         self.uploads.all.borrow_mut().remove(id);
@@ -495,7 +496,7 @@ impl Cell {
                 log::warn!("an upload is not kept yet: {why}");
             }
         };
-        self.executor.spawn(keeping).detach();
+        pool::spawn(&self.executor, keeping).detach();
         ApiResponse::json_text(200, answer)
     }
 }

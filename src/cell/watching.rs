@@ -9,6 +9,7 @@ use super::Cell;
 use super::placement::{Page, Sums, Wish, page};
 use crate::placement::explain::{Fleet, Risk, Stuck};
 use crate::placement::{ChunkId, DbError};
+use crate::pool;
 use crate::vault::{Alert, Marks, Vault, VaultError};
 
 /// The disk and the peers are looked at this often.
@@ -178,7 +179,7 @@ pub(super) async fn watch(cell: Rc<Cell>) {
 
 async fn look_at_disk(cell: &Rc<Cell>) -> Result<(), VaultError> {
     let vault = Arc::clone(&cell.vault);
-    let space = smol::unblock(move || vault.store.free()).await?;
+    let space = pool::unblock(move || vault.store.free()).await?;
     let told = disk_alert(space.free, space.reserve);
     for code in ["disk-full", "disk-low"] {
         match &told {
@@ -196,7 +197,7 @@ async fn look_at_copies(
     is_fresh: bool,
 ) -> Result<Option<bool>, VaultError> {
     let vault = Arc::clone(&cell.vault);
-    let short = smol::unblock(move || short_now(&vault)).await?;
+    let short = pool::unblock(move || short_now(&vault)).await?;
     let was_known = cell.vault.is_alert_remembered("copies");
     let chunks = shortage.look(&short, cell.vault.now(), was_known);
     if chunks == 0 {
@@ -206,7 +207,7 @@ async fn look_at_copies(
     if !is_fresh {
         let fleet = cell.fleet().await?;
         let vault = Arc::clone(&cell.vault);
-        let (sums, why) = smol::unblock(move || short_files(&vault, &fleet)).await?;
+        let (sums, why) = pool::unblock(move || short_files(&vault, &fleet)).await?;
         cell.vault.raise("copies", shortage_alert(&sums, why, chunks));
     }
     Ok(Some(!is_fresh))

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::id::CellId;
 use crate::keys::random;
+use crate::order;
 use crate::placement::{DbError, copy_in_memory};
 use crate::vault::lock;
 
@@ -608,7 +609,9 @@ impl Talks {
                 }
                 talks.push(Talk { peer, name, unread, queued, last });
             }
-            talks.sort_by_key(|talk| std::cmp::Reverse(talk.last.as_ref().map_or(0, |last| last.id)));
+            order::sort_by_key(&mut talks, |talk| {
+                std::cmp::Reverse(talk.last.as_ref().map_or(0, |last| last.id))
+            });
             Ok(talks)
         })
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use argh::FromArgs;
 use miniserde::json::{Number, Value};
 
-use super::ask::{CliError, Holder, Method, Remote, holder, need_cell, object, texts};
+use super::ask::{CliError, Holder, Method, Remote, holder, need_cell, object, object_of, texts};
 use super::client::{Client, Response};
 use super::{Context, Word, show, terminal};
 use crate::ai::json::{self, quoted};
@@ -173,10 +173,7 @@ impl Ai {
         }
         fields.extend(self.tokens.map(|tokens| ("tokens_per_day", number(tokens))));
         fields.extend(self.concurrent.map(|count| ("concurrent", number(count))));
-        let body: miniserde::json::Object =
-            fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let body = miniserde::json::to_string(&Value::Object(body));
-        context.running_cell()?.ask(Method::Post, "/ai/offer", &[], Some(body))?;
+        context.running_cell()?.ask(Method::Post, "/ai/offer", &[], Some(object_of(fields)))?;
         let friend = show::text(friend);
         if self.off {
             writeln!(context.out, "{friend} may use no models of this cell any more.")?;

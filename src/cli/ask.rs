@@ -187,6 +187,11 @@ impl Fields {
 
 /// The JSON object of these fields.
 pub fn object<const N: usize>(fields: [(&str, Value); N]) -> String {
+    object_of(fields.into())
+}
+
+/// The same of a list.
+pub fn object_of(fields: Vec<(&str, Value)>) -> String {
     let object: Object = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     json::to_string(&Value::Object(object))
 }

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use miniserde::json::{self, Number, Value};
+use miniserde::json::{Number, Value};
 
 use super::ask::{
-    Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, number_or_null, object,
+    Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, number_or_null, object, object_of,
     texts as list_of_texts,
 };
 use super::files::wire_name;
@@ -433,10 +433,7 @@ fn send(cell: &mut dyn Cell, friend: &str, text: &str, attach: Vec<String>) -> R
     if !attach.is_empty() {
         body.push(("attach", list_of_texts(attach)));
     }
-    let body = json::to_string(&Value::Object(
-        body.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-    ));
-    cell.ask(Method::Post, "/chat/send", &[], Some(body))
+    cell.ask(Method::Post, "/chat/send", &[], Some(object_of(body)))
 }
 
 fn say(

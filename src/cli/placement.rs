@@ -6,6 +6,7 @@ use miniserde::json::{Number, Value};
 use super::ask::{Cell, CliError, Fields, Method};
 use super::{Context, Word, show};
 use crate::files::unix::from_wire;
+use crate::order;
 use crate::placement::explain::Stuck;
 
 /// Files told of where not all are asked for.
@@ -166,7 +167,7 @@ impl Seen {
             }
         }
         self.worst.extend(files);
-        self.worst.sort_by_key(|file| rank(file.text("risk")));
+        order::sort_by_key(&mut self.worst, |file| rank(file.text("risk")));
         self.worst.truncate(SHOWN);
     }
 

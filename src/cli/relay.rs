@@ -15,6 +15,7 @@ use super::{Context, Word};
 use crate::cell::{raise_file_limit, stop_signal};
 use crate::id::CellId;
 use crate::logger;
+use crate::pool;
 use crate::relay::hub::{CIRCUITS_MAX, Limits};
 use crate::relay::{self, Hub, listener};
 use crate::service::Service;
@@ -91,7 +92,8 @@ impl Relay {
         let smear = Duration::from_secs(self.smear);
         let listener = Async::new(listener).map_err(CliError::io("listening"))?;
         smol::block_on(executor.run(async {
-            let accepting = executor.spawn(listener::accept(listener, Rc::clone(&hub), Rc::clone(&executor)));
+            let accepting =
+                pool::spawn(&executor, listener::accept(listener, Rc::clone(&hub), Rc::clone(&executor)));
             let service = Service::from_env();
             service.ready(&format!("serves at {address}"));
             smol::future::or(stop_signal(), feed_watchdog(&service)).await;

@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq;
 use crate::dashboard::totp;
 use crate::id::{hex, unhex};
 use crate::keys::{random, sha256};
+use crate::order;
 use crate::vault::write_whole;
 
 /// Memory of one hash: the least that OWASP asks for, 0.2 s on a Pi 4.
@@ -390,7 +391,7 @@ impl Auth {
         state.sessions.expire(now);
         let unix = unix_now();
         let mut all: Vec<&OpenSession> = state.sessions.0.iter().collect();
-        all.sort_by_key(|session| std::cmp::Reverse(session.used));
+        order::sort_by_key(&mut all, |session| std::cmp::Reverse(session.used));
         let view = |session: &OpenSession| SessionView {
             id: hex(&session.id),
             created_unix: unix - now.saturating_duration_since(session.began).as_secs() as i64,

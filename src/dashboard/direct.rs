@@ -20,6 +20,7 @@ use super::api::{ApiRequest, ApiResponse, Body, FileMark, FilePart};
 use super::door::{Failure, WRITE_WAIT, within};
 use super::head::{HEAD_BYTES_MAX, Head};
 use super::http::{is_framing, is_plain_header};
+use crate::pool;
 use crate::wire::Accepted;
 
 /// Answers of this kind at once.
@@ -235,14 +236,14 @@ async fn write_file(client: &mut Accepted, part: FilePart) -> io::Result<()> {
         while offset < end {
             within(WRITE_WAIT, stream.writable()).await?;
             let (part, socket) = (part.clone(), Arc::clone(&socket));
-            offset = smol::unblock(move || send_some(&part, offset, end, &socket)).await?;
+            offset = pool::unblock(move || send_some(&part, offset, end, &socket)).await?;
         }
         return Ok(());
     }
     let (mut offset, end) = (part.offset, part.offset + part.length);
     while offset < end {
         let part = part.clone();
-        let piece = smol::unblock(move || -> io::Result<Vec<u8>> {
+        let piece = pool::unblock(move || -> io::Result<Vec<u8>> {
             let mut piece = vec![0; (end - offset).min(FILE_PIECE_BYTES) as usize];
             part.file.read_exact_at(&mut piece, offset)?;
             is_unchanged(&part).map(|()| piece)

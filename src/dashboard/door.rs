@@ -32,6 +32,7 @@ use crate::dashboard::http::{
 };
 use crate::dashboard::pages::{Page, page};
 use crate::keys::sha256;
+use crate::pool;
 use crate::wire::Accepted;
 
 /// Connections in all.
@@ -300,7 +301,7 @@ pub(crate) async fn accept(
     loop {
         match listener.accept().await {
             Ok((client, from)) => match Place::take(&shared, from.ip()) {
-                Some(place) => connections.spawn(welcome(client, place)).detach(),
+                Some(place) => pool::spawn(&connections, welcome(client, place)).detach(),
                 None => turn_away(client.into()).await,
             },
             Err(error) => {
@@ -473,7 +474,7 @@ async fn send_page(
     let mut out =
         format!("HTTP/1.1 {status} {reason}\r\n{own}{length}{close}{SECURITY}{PAGE_POLICY}\r\n").into_bytes();
     if request.method != "HEAD" {
-        out.extend_from_slice(bytes);
+        out.extend_from_slice(&bytes);
     }
     for slice in out.chunks(2 * PIECE_BYTES) {
         within(WRITE_WAIT, put(client, slice)).await?;

@@ -43,6 +43,7 @@ use crate::dashboard::door::Shared;
 pub use crate::dashboard::door::Upgrade;
 use crate::dashboard::head::Hosts;
 use crate::dashboard::http::{Context, Handlers};
+use crate::pool;
 
 /// Requests that wait for the cell; more are answered 503.
 const CALLS_MAX: usize = 8;
@@ -141,10 +142,10 @@ impl Dashboard {
         let mut accepting = Vec::new();
         for listener in listeners {
             let (shared, connections) = (Rc::clone(&shared), Rc::clone(&connections));
-            accepting.push(executor.spawn(door::accept(Async::new(listener)?, shared, connections)));
+            accepting.push(pool::spawn(executor, door::accept(Async::new(listener)?, shared, connections)));
         }
-        accepting.push(executor.spawn(keep_sessions(Arc::clone(&auth))));
-        let serving = executor.spawn(async move { connections.run(std::future::pending()).await });
+        accepting.push(pool::spawn(executor, keep_sessions(Arc::clone(&auth))));
+        let serving = pool::spawn(executor, async move { connections.run(std::future::pending()).await });
         let dashboard =
             Self { addresses, auth, shared, accepting, serving, handlers, fingerprint, _folder: folder };
         Ok((dashboard, asked))
@@ -261,7 +262,7 @@ async fn keep_sessions(auth: Arc<Auth>) {
         Timer::after(KEEP_SESSIONS).await;
         if auth.needs_saving() {
             let auth = Arc::clone(&auth);
-            smol::unblock(move || auth.save(Instant::now())).await;
+            pool::unblock(move || auth.save(Instant::now())).await;
         }
     }
 }

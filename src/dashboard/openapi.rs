@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 
 use crate::dashboard::api::Method;
+use crate::order;
 
 /// What a path takes or gives.
 #[derive(Debug, Clone, Copy)]
@@ -749,7 +750,7 @@ fn operation(route: &Route) -> String {
     if route.method != Method::Get {
         errors.push(403);
     }
-    errors.sort_unstable();
+    order::sort(&mut errors);
     errors.dedup();
     let prefix = if is_openai { "openai_" } else { "" };
     responses.extend(

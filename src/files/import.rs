@@ -26,6 +26,7 @@ use crate::manifest::{
     ENTRIES_INLINE_MAX, ENTRIES_PER_LIST, Entry, Kind, Manifest, TARGET_BYTES_MAX, read_list, write_list,
 };
 use crate::placement::{ChunkId, NodeId, NodeState, Own};
+use crate::pool;
 use crate::seal::{CHUNK_BYTES, ENCODING_RAW, SealedChunk, TAG_BYTES, padded_len, seal_each, seal_with};
 use crate::store::Staged;
 use crate::vault::{Vault, VaultError};
@@ -394,7 +395,7 @@ impl LargeImporter {
         for _ in 0..READ_TRIES {
             let vault = Arc::clone(&self.vault);
             let (node, mut taken) = (candidate.node.clone(), candidate);
-            let (opened, back) = smol::unblock(move || {
+            let (opened, back) = pool::unblock(move || {
                 let known = vault.db.read(|t| Known::load(&vault, t, node));
                 let file = open(&mut taken);
                 (known.map(|known| (known, file)), taken)
@@ -416,7 +417,7 @@ impl LargeImporter {
                 }
                 Err(why) => return Err(why),
             };
-            let after = smol::unblock(move || stat_open(&*file))
+            let after = pool::unblock(move || stat_open(&*file))
                 .await
                 .map_err(VaultError::io("cannot look at a file"))?;
             if !after.is_same_content(&candidate.stat) {
@@ -428,7 +429,7 @@ impl LargeImporter {
             let epoch = known.epoch(&self.vault);
             let content = Content { entries, target: vec![], size: candidate.stat.size, epoch };
             let vault = Arc::clone(&self.vault);
-            return smol::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
+            return pool::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
                 .await;
         }
         let ms = self.vault.config.settle_open_ms;
@@ -480,7 +481,7 @@ impl LargeImporter {
     ) -> Result<Vec<SealedPart>, VaultError> {
         let permit = self.permits.acquire_arc().await;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        pool::unblock(move || {
             let _permit = permit;
             seal_stretches(&vault, &file, stretches, has_holes, epoch)
         })
@@ -625,7 +626,7 @@ impl Collected {
     async fn seal_list(&mut self) -> Result<(), VaultError> {
         let list = std::mem::take(&mut self.list);
         let (vault, epoch) = (Arc::clone(&self.vault), self.epoch);
-        let (entry, part) = smol::unblock(move || -> Result<_, VaultError> {
+        let (entry, part) = pool::unblock(move || -> Result<_, VaultError> {
             let len = list.iter().map(Entry::len).sum();
             let mut plain = write_list(&list);
             plain.resize(padded_len(plain.len()), 0);
@@ -645,7 +646,7 @@ impl Collected {
         let mut parts = std::mem::take(&mut self.parts);
         self.staged_bytes = 0;
         let vault = Arc::clone(&self.vault);
-        let kept = smol::unblock(move || -> Result<_, VaultError> {
+        let kept = pool::unblock(move || -> Result<_, VaultError> {
             let _placing = vault.placing();
             let rows = place_parts(&vault, &mut parts.iter_mut().collect::<Vec<_>>())?;
             let all_here = vault.db.change(|t| {

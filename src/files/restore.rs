@@ -25,6 +25,7 @@ use crate::config::SMALL_FILE_BYTES;
 use crate::id::ChunkName;
 use crate::manifest::{Check, Entry, Kind, Manifest, NAME_BYTES_MAX};
 use crate::placement::{ChunkRow, Device, Node, NodeId, NodeState};
+use crate::pool;
 use crate::seal::ENCODING_RAW;
 use crate::vault::{Vault, VaultError, lock};
 
@@ -331,7 +332,7 @@ impl Restorer {
     ) -> Result<Restored, VaultError> {
         let into_home = *target == Target::Home;
         let (vault, target) = (Arc::clone(&self.vault), target.clone());
-        let (walk, device) = smol::unblock(move || -> Result<_, VaultError> {
+        let (walk, device) = pool::unblock(move || -> Result<_, VaultError> {
             let root = match &target {
                 Target::Home => {
                     let root =
@@ -389,7 +390,7 @@ impl Restorer {
     /// Brings back one file, link or folder with all in it to its place in GroveHome, if it awaits that.
     pub async fn one(&self, node: NodeId, progress: &dyn Fn(u64, u64)) -> Result<Restored, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let (batch, device, is_folder) = smol::unblock(move || -> Result<_, VaultError> {
+        let (batch, device, is_folder) = pool::unblock(move || -> Result<_, VaultError> {
             let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
             marker::check(&vault, &root)?;
             let mut batch = Batch::default();
@@ -440,7 +441,7 @@ impl Restorer {
             first_at: 0,
             last_at: 0,
         };
-        let at = smol::unblock(move || {
+        let at = pool::unblock(move || {
             std::fs::create_dir_all(&folder)?;
             Folder::open_root(&folder)
         })
@@ -477,7 +478,7 @@ impl Restorer {
 
     async fn land(&self, landing: Landing, into_home: bool, device: Device) -> Result<Restored, VaultError> {
         let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
-        smol::unblock(move || put_all(&vault, landing, into_home, device, &links)).await
+        pool::unblock(move || put_all(&vault, landing, into_home, device, &links)).await
     }
 
     /// Small files, in as many jobs as there are cores; what lacks chunks is fetched and tried once more.
@@ -518,7 +519,7 @@ impl Restorer {
     async fn job(&self, share: Vec<Item>, into_home: bool) -> Result<Vec<Done>, VaultError> {
         let permit = self.permits.acquire_arc().await;
         let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
-        smol::unblock(move || {
+        pool::unblock(move || {
             let _permit = permit;
             let rows = chunk_rows(&vault, &share)?;
             share.into_iter().map(|item| write_small(&vault, item, &rows, into_home, &links)).collect()
@@ -529,7 +530,7 @@ impl Restorer {
     /// A large file, some chunks at a time.
     async fn large(&self, item: Item, into_home: bool) -> Result<Done, VaultError> {
         let links = Arc::clone(&self.links);
-        let begun = smol::unblock(move || begin(item, into_home, &links)).await?;
+        let begun = pool::unblock(move || begin(item, into_home, &links)).await?;
         let (temp, item) = match begun {
             Begun::Write(temp, item) => (temp, *item),
             Begun::Done(done) => return Ok(*done),
@@ -581,14 +582,14 @@ impl Restorer {
         if let Err(why) = file.set_len(item.manifest.size) {
             return Ok(Done::Failed(item.path, why.to_string()));
         }
-        Ok(smol::unblock(move || written(temp, item)).await)
+        Ok(pool::unblock(move || written(temp, item)).await)
     }
 
     /// The next entries of a large file, with their chunks here; `None`: they cannot all be had.
     async fn window(&self, manifest: &Arc<Manifest>, at: usize) -> Result<Option<Vec<Entry>>, VaultError> {
         // Lists are opened again for each window, which is cheap beside its chunks.
         let (vault, manifest) = (Arc::clone(&self.vault), Arc::clone(manifest));
-        let entries: Vec<Entry> = smol::unblock(move || {
+        let entries: Vec<Entry> = pool::unblock(move || {
             EntryCursor::new(&vault, &manifest).skip(at).take(WINDOW_CHUNKS).collect::<Result<_, _>>()
         })
         .await?;
@@ -605,7 +606,7 @@ impl Restorer {
     ) -> Result<(), VaultError> {
         let permit = self.permits.acquire_arc().await;
         let vault = Arc::clone(&self.vault);
-        smol::unblock(move || {
+        pool::unblock(move || {
             let _permit = permit;
             let row = match entry.chunk() {
                 Some(name) => vault.db.read(|t| t.chunk(&name))?,
@@ -626,7 +627,7 @@ impl Restorer {
     /// Gets what is not here; gives what nobody reachable has.
     async fn ensure(&self, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, VaultError> {
         let vault = Arc::clone(&self.vault);
-        let absent: Vec<ChunkName> = smol::unblock(move || vault.absent(names)).await?;
+        let absent: Vec<ChunkName> = pool::unblock(move || vault.absent(names)).await?;
         if absent.is_empty() { Ok(absent) } else { Ok(self.fetch.fetch(absent).await) }
     }
 }
@@ -634,7 +635,7 @@ impl Restorer {
 const NOT_REACHED: &str = "no cell that is reachable now has its bytes; it comes by itself when one is";
 
 async fn step(mut walk: RestoreWalk) -> Result<(RestoreWalk, Batch), VaultError> {
-    smol::unblock(move || {
+    pool::unblock(move || {
         let batch = walk.step()?;
         Ok((walk, batch))
     })

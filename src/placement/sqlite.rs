@@ -180,23 +180,36 @@ impl Db {
         durable: bool,
         change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let mut change = Some(change);
+        let mut outcome = None;
+        let done = self.transact_any(durable, &mut |tables| {
+            let change = change.take().expect("a change is made once");
+            outcome.insert(change(tables)).is_ok()
+        });
+        done.map_err(E::from)?;
+        outcome.expect("a change was made")
+    }
+
+    /// The same for a change that says whether it is to last: not made anew for each of a hundred changes.
+    fn transact_any(
+        &self,
+        durable: bool,
+        change: &mut dyn FnMut(&Tables<'_>) -> bool,
+    ) -> Result<(), DbError> {
         if let Some(watch) = &self.watch {
             watch.step();
         }
         let mut inner = self.lock();
         let changes = inner.conn.total_changes();
-        let sync = |conn: &Connection, level| {
-            conn.execute_batch(&format!("PRAGMA synchronous = {level}"))
-                .map_err(|why| E::from(DbError::from(why)))
-        };
+        let sync = |conn: &Connection, level| conn.execute_batch(&format!("PRAGMA synchronous = {level}"));
         if durable {
             sync(&inner.conn, "FULL")?;
         }
-        let outcome = Self::transact_locked(&mut inner, change);
+        let lasts = Self::transact_locked(&mut inner, change);
         if durable {
             sync(&inner.conn, "NORMAL")?;
         }
-        if let (Some(watch), Ok(_)) = (&self.watch, &outcome) {
+        if let (Some(watch), Ok(true)) = (&self.watch, &lasts) {
             if durable || inner.conn.total_changes() > changes {
                 let image = || inner.conn.serialize("main").map(|image| image.to_vec()).unwrap_or_default();
                 watch.committed(durable, &image);
@@ -204,29 +217,28 @@ impl Db {
             drop(inner);
             watch.step();
         }
-        outcome
+        lasts.map(|_| ())
     }
 
-    fn transact_locked<T, E: From<DbError>>(
+    fn transact_locked(
         inner: &mut Inner,
-        change: impl FnOnce(&Tables<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+        change: &mut dyn FnMut(&Tables<'_>) -> bool,
+    ) -> Result<bool, DbError> {
         inner.uses += 1;
         let next_seq = inner.next_seq;
-        let (outcome, next_seq, has_moved) = {
-            let tx = inner
-                .conn
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(|why| E::from(DbError::from(why)))?;
+        let (next_seq, has_moved) = {
+            let tx = inner.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let tables = Tables::new(&tx, next_seq);
-            let outcome = change(&tables)?;
-            let (next_seq, has_moved) = (tables.next_seq(), tables.has_moved());
-            tx.commit().map_err(|why| E::from(DbError::Sqlite { doing: "saving a change", why }))?;
-            (outcome, next_seq, has_moved)
+            if !change(&tables) {
+                return Ok(false);
+            }
+            let moved = (tables.next_seq(), tables.has_moved());
+            tx.commit().map_err(|why| DbError::Sqlite { doing: "saving a change", why })?;
+            moved
         };
         inner.next_seq = next_seq;
         inner.generation += u64::from(has_moved);
-        Ok(outcome)
+        Ok(true)
     }
 
     /// Moves the log into the database file, as far as readers allow.

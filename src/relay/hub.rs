@@ -26,6 +26,7 @@ use super::websocket::switching;
 use super::{DEAD_AFTER, LOGIN_TIME_MAX, MESSAGE_BYTES_MAX, PING_AFTER};
 use crate::id::CellId;
 use crate::keys::{Identity, random};
+use crate::pool;
 use crate::wire::handshake::{HandshakeLimiter, Rate};
 use crate::wire::{Accepted, flush, read_some, within, write_full};
 
@@ -211,19 +212,18 @@ impl Hub {
         let guest = self.logins.enter();
         let answer = switching(key).into_bytes();
         let hub = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                let login = hub.login(stream, answer, ahead, &guest).await;
-                drop(guest);
-                match login {
-                    Ok(client) => client.await,
-                    Err(error) => {
-                        count(&hub.counts.failed);
-                        log::debug!("a login from {from} came to nothing: {error}");
-                    }
+        pool::spawn(&self.executor, async move {
+            let login = hub.login(stream, answer, ahead, &guest).await;
+            drop(guest);
+            match login {
+                Ok(client) => client.await,
+                Err(error) => {
+                    count(&hub.counts.failed);
+                    log::debug!("a login from {from} came to nothing: {error}");
                 }
-            })
-            .detach();
+            }
+        })
+        .detach();
     }
 
     async fn login(
@@ -349,15 +349,14 @@ impl Hub {
             return;
         }
         let hub = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                while hub.clients() > 0 {
-                    Timer::after(TICK).await;
-                    hub.tick(Instant::now());
-                }
-                hub.is_ticking.set(false);
-            })
-            .detach();
+        pool::spawn(&self.executor, async move {
+            while hub.clients() > 0 {
+                Timer::after(TICK).await;
+                hub.tick(Instant::now());
+            }
+            hub.is_ticking.set(false);
+        })
+        .detach();
     }
 
     fn tick(&self, now: Instant) {

@@ -11,6 +11,7 @@ use smol::{Async, LocalExecutor, Timer};
 use super::PATH;
 use super::hub::{Hub, WaitingRoom};
 use super::websocket::{HEADERS_MAX, key_of};
+use crate::pool;
 use crate::wire::handshake::{Bucket, Rate};
 use crate::wire::{read_some, within};
 
@@ -73,7 +74,7 @@ pub async fn accept(listener: Async<TcpListener>, hub: Rc<Hub>, executor: Rc<Loc
                     let answered = within(HEAD_TIME_MAX + ANSWER_TIME_MAX, answer(stream, from.ip(), &hub));
                     smol::future::or(async { drop(answered.await) }, guest.pushed_out()).await;
                 };
-                executor.spawn(work).detach();
+                pool::spawn(&executor, work).detach();
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

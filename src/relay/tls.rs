@@ -25,6 +25,7 @@ use smol::net::TcpStream;
 use super::Url;
 use super::client::Options;
 use crate::keys::sha256;
+use crate::pool;
 use crate::wire::BoxStream;
 
 /// Where Debian, Alpine, Arch and Nix keep the system's roots.
@@ -40,7 +41,7 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
         None => Trust::Also(options.pins.clone()),
     };
     // Roots come from a file, and parsing them takes milliseconds.
-    let config = smol::unblock(move || config(pins)).await.map_err(|error| error.to_string())?;
+    let config = pool::unblock(move || config(pins)).await.map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }
@@ -49,7 +50,7 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
 pub(crate) async fn over_tls(stream: TcpStream, host: &str) -> Result<BoxStream, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| "the host is no name".to_owned())?;
     let config =
-        smol::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
+        pool::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
 }

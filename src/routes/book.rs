@@ -7,6 +7,7 @@ use miniserde::json::{self, Number, Object, Value};
 
 use super::{Kind, Network, Speed, Way};
 use crate::id::{CellId, hex, unhex};
+use crate::order;
 
 /// Routes known of one peer; those that answered longest ago go first.
 const ROUTES_MAX: usize = 32;
@@ -87,7 +88,7 @@ impl RouteBook {
         }
         routes.retain(|route| route.is_named || route.speed.is_some());
         if routes.len() > ROUTES_MAX {
-            routes.sort_by_key(|route| std::cmp::Reverse((route.is_named, route.succeeded_at)));
+            order::sort_by_key(routes, |route| std::cmp::Reverse((route.is_named, route.succeeded_at)));
             routes.truncate(ROUTES_MAX);
         }
     }
@@ -96,7 +97,7 @@ impl RouteBook {
     pub fn ranked(&self, peer: &CellId) -> Vec<Route> {
         let mut routes: Vec<Route> =
             self.peers.get(peer).into_iter().flatten().filter(|route| route.is_named).cloned().collect();
-        routes.sort_by(|a, b| a.order().cmp(&b.order()).then_with(|| a.address.cmp(&b.address)));
+        order::sort_by(&mut routes, |a, b| a.order().cmp(&b.order()).then_with(|| a.address.cmp(&b.address)));
         routes
     }
 

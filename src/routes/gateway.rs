@@ -13,6 +13,7 @@ use super::interfaces::Watch;
 use super::is_global;
 use super::portmap::{self, Change, DATAGRAM_BYTES_MAX, Effect, Mapper};
 use crate::keys::random;
+use crate::pool;
 use crate::wire::within;
 
 /// The deletion is said again after this, and then it is left to the mapping's end.
@@ -32,7 +33,7 @@ impl PortMap {
     /// Asks this network's router, and each one to come, for a mapping of the TCP `port`. `changes` should have room.
     pub fn start(executor: &LocalExecutor<'static>, port: u16, changes: Sender<Change>) -> Self {
         let (stopping, stopped) = channel::bounded(1);
-        Self { task: executor.spawn(keep_mapped(port, changes, stopped)), stopping }
+        Self { task: pool::spawn(executor, keep_mapped(port, changes, stopped)), stopping }
     }
 
     /// Deletes the mapping, within half a second.

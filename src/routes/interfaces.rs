@@ -9,6 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use smol::{Async, Timer};
 
 use super::Kind;
+use crate::order;
 
 /// Changes come in heaps: they are told once it has been quiet for this long.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -63,7 +64,7 @@ pub fn list() -> Vec<Interface> {
             libc::freeifaddrs(list);
         }
     }
-    found.sort();
+    order::sort(&mut found);
     found.dedup();
     found
 }
@@ -140,7 +141,7 @@ pub fn reachable_by_neighbours(all: &[Interface], listen: IpAddr) -> Vec<Interfa
     };
     let mut candidates: Vec<&Interface> =
         all.iter().filter(|one| one.has_neighbours && is_heard(one.ip) && is_near(one.ip)).collect();
-    candidates.sort_by_key(|one| (one.index, rank(one.ip), one.ip));
+    order::sort_by_key(&mut candidates, |one| (one.index, rank(one.ip), one.ip));
     for one in candidates {
         let same = |other: &&Interface| other.index == one.index;
         let is_wanted = match rank(one.ip) {

@@ -14,6 +14,7 @@ use super::beacon::{self, DATAGRAM_BYTES, Numbers, Pair, Peers, Purpose, Said, S
 use super::interfaces::{self, Interface, Watch};
 use crate::id::CellId;
 use crate::keys::{Identity, random};
+use crate::pool;
 use crate::wire::handshake::{HandshakeLimiter, Rate};
 
 /// Who hears beacons, IPv4: administratively scoped, organization-local and below (RFC 2365), and of one hop.
@@ -87,14 +88,14 @@ impl Lan {
             events,
         });
         let (woken, wake) = channel::bounded(1);
-        let mut tasks = vec![executor.spawn(Rc::clone(&shared).speak(wake))];
+        let mut tasks = vec![pool::spawn(executor, Rc::clone(&shared).speak(wake))];
         let families = if listen.is_ipv4() { &[false][..] } else { &[false, true] };
         for is_ipv6 in families {
             match open_ear(*is_ipv6) {
                 Ok(ear) => {
                     let ear = Rc::new(ear);
                     shared.ears.borrow_mut().push(Rc::clone(&ear));
-                    tasks.push(executor.spawn(Rc::clone(&shared).hear(ear)));
+                    tasks.push(pool::spawn(executor, Rc::clone(&shared).hear(ear)));
                 }
                 Err(why) => log::warn!("beacons of the local network cannot be heard: {why}"),
             }
@@ -217,7 +218,7 @@ impl Shared {
                 Ok(voice) => {
                     let voice = Rc::new(voice);
                     self.voices.borrow_mut().push(Rc::clone(&voice));
-                    tasks.push((interface, self.executor.spawn(Rc::clone(self).hear_answers(voice))));
+                    tasks.push((interface, pool::spawn(&self.executor, Rc::clone(self).hear_answers(voice))));
                 }
                 // An IPv6 address that is still being tried cannot be bound; the kernel tells when it can.
                 Err(why) => log::debug!("no beacons from {}: {why}", interface.ip),

@@ -18,6 +18,7 @@ use crate::card::{ADDRESSES_MAX, Card, CardBody, NAME_BYTES_MAX, is_address};
 use crate::changes::Part;
 use crate::id::CellId;
 use crate::keys::{Secret, random};
+use crate::order;
 use crate::pool::{Turns, unblock};
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::{Event, Lan};
@@ -223,7 +224,7 @@ impl Sync {
             let seen = link.observed.borrow().parse().ok().filter(|ip| routes::is_global(*ip));
             ips.extend(seen.filter(|ip| !ips.contains(ip)));
         }
-        ips.sort();
+        order::sort(&mut ips);
         ips.truncate(OBSERVED_MAX);
         ips
     }
@@ -421,7 +422,7 @@ impl Sync {
                 why: if is_best(line) { "in use; the peer dialled it" } else { "the peer dialled it" }.into(),
             });
         }
-        views.sort_by_key(|view| !view.in_use);
+        order::sort_by_key(&mut views, |view| !view.in_use);
         PeerRoutes { name: peer.name, id: peer.id, routes: views }
     }
 
@@ -923,7 +924,7 @@ impl Sync {
     async fn fail_over(self: &Rc<Self>, link: &Rc<Link>) -> bool {
         let stalled: Vec<Rc<Line>> = link.lines().into_iter().filter(|line| line.is_stalled()).collect();
         let mut routes = self.routes.borrow().ranked(&link.peer);
-        routes.sort_by_key(|route| stalled.iter().any(|line| line.address == route.address));
+        order::sort_by_key(&mut routes, |route| stalled.iter().any(|line| line.address == route.address));
         let dialled = smol::future::or(self.dial_and_attach(&link.peer, &routes), async {
             // It answers again, or the peer has dialled.
             while link.is_stalled() {
@@ -1226,7 +1227,7 @@ fn own_ips(with_ipv6: bool) -> Vec<IpAddr> {
     };
     let mut ips: Vec<IpAddr> =
         own_networks().into_iter().map(|network| network.ip).filter(is_useful).collect();
-    ips.sort();
+    order::sort(&mut ips);
     ips.dedup();
     if ips.is_empty() {
         ips.push(Ipv4Addr::LOCALHOST.into());

@@ -33,9 +33,10 @@ use crate::changes::Part;
 use crate::friendship::Standing;
 use crate::id::{CellId, ChunkName, hex, unhex};
 use crate::keys::{Secret, random, sha256};
+use crate::order;
 use crate::placement::planner::{Candidate, Site};
 use crate::placement::{CellNumber, ChunkId, DbError, HeldTotals, Own};
-use crate::pool::{Turns, unblock};
+use crate::pool::{self, Turns, unblock};
 use crate::publish;
 use crate::routes::gateway::PortMap;
 use crate::routes::lan::Lan;
@@ -396,7 +397,7 @@ impl Sync {
     }
 
     pub(super) fn spawn<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Task<T> {
-        self.executor().spawn(work)
+        pool::spawn(&self.executor(), work)
     }
 
     /// This cell's card, as bytes.
@@ -504,7 +505,7 @@ impl Sync {
                 round::candidate(link, is_favorite, self.has_credit(link))
             })
             .collect();
-        candidates.sort_by_key(|candidate| candidate.cell);
+        order::sort_by_key(&mut candidates, |candidate| candidate.cell);
         candidates
     }
 
@@ -796,7 +797,7 @@ impl Sync {
     /// All links since the start, connected or not.
     pub(super) fn links(&self) -> Vec<Rc<Link>> {
         let mut links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
-        links.sort_by_key(|link| link.cell);
+        order::sort_by_key(&mut links, |link| link.cell);
         links
     }
 

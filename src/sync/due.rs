@@ -14,6 +14,7 @@ use crate::codec::{BadBytes, Reader, Writer};
 use crate::cycle::Cycle;
 use crate::id::ChunkName;
 use crate::keys::random;
+use crate::order;
 use crate::placement::{CellNumber, ChunkId, Copy, CopyState, DbError, Tables, Unanswered};
 use crate::proof::{self, Challenge, Root};
 use crate::wire::message::AUDIT_NAMES_MAX;
@@ -302,7 +303,7 @@ fn vain(outcomes: &[Outcome]) -> Vec<bool> {
 
 /// Splits asks into requests that a peer can answer in one go; what is to be fetched has its own, after the others.
 pub(super) fn requests(mut asks: Vec<Ask>) -> Vec<Vec<Ask>> {
-    asks.sort_by_key(Ask::is_fetch);
+    order::sort_by_key(&mut asks, Ask::is_fetch);
     let mut requests: Vec<Vec<Ask>> = Vec::new();
     let mut cost = u64::MAX;
     for ask in asks {

@@ -9,6 +9,7 @@ use super::books::{Books, InviteRow, InviteState, PeerRow};
 use crate::card::{Card, Role};
 use crate::id::CellId;
 use crate::keys::{Identity, Secret};
+use crate::order;
 use crate::pool::{Turns, unblock};
 use crate::vault::{Vault, VaultError};
 use crate::wire::handshake::{Admission, Gate, Kind};
@@ -98,20 +99,20 @@ impl BookGate {
     pub(super) fn peers(&self) -> Vec<PeerRow> {
         let mut peers: Vec<PeerRow> =
             self.peers.borrow().values().filter(|peer| peer.removed_at.is_none()).cloned().collect();
-        peers.sort_by_key(|peer| (peer.added_at, peer.id.0));
+        order::sort_by_key(&mut peers, |peer| (peer.added_at, peer.id.0));
         peers
     }
 
     /// All rows, removed peers too.
     pub(super) fn rows(&self) -> Vec<PeerRow> {
         let mut rows: Vec<PeerRow> = self.peers.borrow().values().cloned().collect();
-        rows.sort_by_key(|peer| peer.id);
+        order::sort_by_key(&mut rows, |peer| peer.id);
         rows
     }
 
     pub(super) fn invites(&self) -> Vec<InviteRow> {
         let mut invites: Vec<InviteRow> = self.invites.borrow().values().cloned().collect();
-        invites.sort_by_key(|invite| (std::cmp::Reverse(invite.expires), invite.id));
+        order::sort_by_key(&mut invites, |invite| (std::cmp::Reverse(invite.expires), invite.id));
         invites
     }
 

@@ -12,6 +12,7 @@ use super::round::{self, with_vault};
 use crate::alerts::silence_words;
 use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{CellId, ChunkName};
+use crate::order;
 use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError};
 use crate::vault::{Alert, Vault, VaultError};
@@ -364,7 +365,7 @@ fn let_go(
         }
         Ok(())
     })?;
-    told.sort_unstable();
+    order::sort(&mut told);
     told.dedup();
     Ok(told)
 }

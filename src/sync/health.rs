@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use miniserde::{Deserialize, Serialize, json};
 
 use crate::id::CellId;
+use crate::order;
 
 const HOUR_S: u64 = 3600;
 const DAY_S: u64 = 86_400;
@@ -104,7 +105,7 @@ impl Health {
             return GRACE_UNKNOWN_S;
         }
         let mut lengths: Vec<u64> = self.absences.iter().map(|absence| absence.seconds).collect();
-        lengths.sort_unstable();
+        order::sort(&mut lengths);
         let usual = match lengths.len() {
             0 => 0,
             count => lengths[(count * 9).div_ceil(10) - 1],

@@ -19,6 +19,7 @@ use crate::grant::{
 use crate::id::{CellId, ChunkName, FileId};
 use crate::keys::random;
 use crate::manifest::{Check, Entry, Kind, Manifest, read_list};
+use crate::order;
 use crate::placement::{CellNumber, DbError, Node, NodeId, Tables};
 use crate::pool::unblock;
 use crate::seal::ENCODING_RAW;
@@ -279,7 +280,7 @@ fn holder_cells(t: &Tables<'_>, names: &[ChunkName]) -> Result<Vec<CellNumber>, 
         }
     }
     let mut cells: Vec<(CellNumber, usize)> = counts.into_iter().collect();
-    cells.sort_by_key(|(cell, count)| (std::cmp::Reverse(*count), *cell));
+    order::sort_by_key(&mut cells, |(cell, count)| (std::cmp::Reverse(*count), *cell));
     Ok(cells.into_iter().map(|(cell, _)| cell).take(HOLDERS_MAX).collect())
 }
 

@@ -19,6 +19,7 @@ use super::{HeadFacts, tips};
 use crate::card::{Card, relayed};
 use crate::catalog::{CatalogError, Head, RecordKind, open_segment, read_segment};
 use crate::id::{BodyHash, CellId, ChunkName};
+use crate::order;
 use crate::placement::{DbError, Own};
 use crate::pool::unblock;
 use crate::publish;
@@ -317,7 +318,7 @@ fn newest_first(vault: &Vault, all: Vec<Vec<u8>>) -> Vec<(BodyHash, Head, Vec<u8
         heads.iter().map(|(hash, head, bytes)| HeadFacts::new(*hash, head, 0, bytes.len())).collect();
     let tips = tips(&facts);
     heads.retain(|(hash, ..)| tips.contains(hash));
-    heads.sort_by_key(|(_, head, _)| std::cmp::Reverse((head.life, head.seq)));
+    order::sort_by_key(&mut heads, |(_, head, _)| std::cmp::Reverse((head.life, head.seq)));
     heads
 }
 

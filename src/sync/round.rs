@@ -20,6 +20,7 @@ use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::config::RECORDS_PER_CHANGE;
 use crate::id::{BodyHash, CellId, ChunkName};
+use crate::order;
 use crate::placement::planner::{Candidate, Deficit, coarse, plan};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
 use crate::pool::{Job, unblock};
@@ -229,7 +230,7 @@ async fn take_heads(
                 Err(why) => sync.refusals.note(format_args!("{}: {why}", link.peer.short())),
             }
         }
-        heads.sort_by_key(|(_, head)| std::cmp::Reverse((head.life, head.seq)));
+        order::sort_by_key(&mut heads, |(_, head)| std::cmp::Reverse((head.life, head.seq)));
         for (hash, head) in heads {
             take_head(sync, link, hash, head, moved).await?;
         }

@@ -20,6 +20,7 @@ use crate::catalog::Head;
 use crate::config::{PEER_CATALOG_BYTES_MAX, STRAY_SEGMENTS_S};
 use crate::id::{CellId, ChunkName};
 use crate::keys::random;
+use crate::order;
 use crate::placement::{
     CellNumber, ChunkId, DbError, HeldTotals, HoldClass, HoldState, Own, StoredHead, Tables,
 };
@@ -671,7 +672,7 @@ fn mirror_heads(vault: &Vault, owner: &CellId) -> Result<(), VaultError> {
     }
     let mut gone: Vec<&String> =
         there.iter().filter(|name| name.starts_with(&prefix) && !kept.contains(*name)).collect();
-    gone.sort();
+    order::sort(&mut gone);
     for name in gone {
         let _ = vault.files.remove(&format!("{HEADS_FOLDER}/{name}"));
     }
@@ -705,7 +706,7 @@ pub fn adopt_heads(vault: &Vault) -> Result<(), VaultError> {
 /// Heads whose time is not known any more were kept because each was the first of its day: they go on as such, the oldest as
 /// of today, so that it is the first to make room.
 fn days_apart(heads: &mut [StoredHead], now: u64) {
-    heads.sort_by_key(|head| (head.life, head.seq));
+    order::sort_by_key(heads, |head| (head.life, head.seq));
     for (day, head) in heads.iter_mut().enumerate() {
         head.at = now + day as u64 * super::DAY_S;
     }

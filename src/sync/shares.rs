@@ -15,6 +15,7 @@ use crate::grant::{
 };
 use crate::id::{CellId, FileId};
 use crate::keys::sha256;
+use crate::order;
 use crate::placement::DbError;
 use crate::vault::{Vault, VaultError, lock};
 
@@ -216,7 +217,7 @@ fn shorten(ranges: &mut Ranges, most: usize) -> Vec<Range> {
     }
     let mut gaps: Vec<Range> =
         slice.windows(2).map(|pair| Range { first: pair[0].last + 1, last: pair[1].first - 1 }).collect();
-    gaps.sort_by_key(|gap| gap.last - gap.first);
+    order::sort_by_key(&mut gaps, |gap| gap.last - gap.first);
     gaps.truncate(slice.len() - most);
     gaps.iter().for_each(|gap| ranges.add_range(*gap));
     gaps

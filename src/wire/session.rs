@@ -19,7 +19,7 @@ use smol::channel::{self, Receiver, Sender};
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
-use super::{ByteStream, memory};
+use super::{BoxStream, ByteStream, memory};
 use crate::world::{self, Dice};
 
 /// What yamux grants each stream at least (its specification).
@@ -177,11 +177,12 @@ impl Shared {
 
 /// A session over `stream`, which need not flush by itself, and the driver that makes it move: spawn it, for it ends
 /// with the session and says why. Of the two sides one is the initiator.
-pub fn start<S: ByteStream + 'static>(
-    stream: S,
-    is_initiator: bool,
-    limits: &Limits,
-) -> (Session, impl Future<Output = SessionError> + use<S>) {
+pub fn start(stream: impl ByteStream + 'static, is_initiator: bool, limits: &Limits) -> (Session, Driver) {
+    start_boxed(Box::new(stream), is_initiator, limits)
+}
+
+/// The code of a session is long, and is there once for streams of all kinds.
+fn start_boxed(stream: BoxStream, is_initiator: bool, limits: &Limits) -> (Session, Driver) {
     let (ending, ended) = channel::bounded(1);
     let (accepting, accepted) = channel::bounded(limits.streams_in.max(1));
     let shared = Rc::new(Shared::new(limits, ended));
@@ -540,8 +541,8 @@ pub fn pair(limits: &Limits) -> (Driven, Driven, Wire) {
 }
 
 /// The stream below as yamux and the driver share it.
-struct Pipe<S> {
-    stream: S,
+struct Pipe {
+    stream: BoxStream,
     /// Bytes that may still be read in this turn of the driver.
     turn: usize,
     is_write_blocked: bool,
@@ -550,9 +551,9 @@ struct Pipe<S> {
 
 /// yamux's end of the pipe. It does not flush: yamux does so after each frame, the driver once per turn, so that
 /// frames share messages.
-struct Plain<S>(Rc<RefCell<Pipe<S>>>);
+struct Plain(Rc<RefCell<Pipe>>);
 
-impl<S: ByteStream> AsyncRead for Plain<S> {
+impl AsyncRead for Plain {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
         if pipe.turn == 0 {
@@ -568,7 +569,7 @@ impl<S: ByteStream> AsyncRead for Plain<S> {
     }
 }
 
-impl<S: ByteStream> AsyncWrite for Plain<S> {
+impl AsyncWrite for Plain {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
         let written = Pin::new(&mut pipe.stream).poll_write(cx, buf);
@@ -588,9 +589,10 @@ impl<S: ByteStream> AsyncWrite for Plain<S> {
     }
 }
 
-struct Driver<S> {
-    yamux: yamux::Connection<Plain<S>>,
-    pipe: Rc<RefCell<Pipe<S>>>,
+/// What makes a session move, until it ends and this says why.
+pub struct Driver {
+    yamux: yamux::Connection<Plain>,
+    pipe: Rc<RefCell<Pipe>>,
     accepting: Sender<Stream>,
     streams_in_max: usize,
     /// A stream that was dropped so many bytes ago is off yamux's table.
@@ -601,7 +603,13 @@ struct Driver<S> {
     _ending: Sender<()>,
 }
 
-impl<S: ByteStream> Future for Driver<S> {
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
+impl Future for Driver {
     type Output = SessionError;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SessionError> {
@@ -618,7 +626,7 @@ impl<S: ByteStream> Future for Driver<S> {
     }
 }
 
-impl<S: ByteStream> Driver<S> {
+impl Driver {
     fn poll_running(&mut self, cx: &mut Context<'_>) -> Poll<SessionError> {
         let bytes_before = self.shared.bytes_in.get();
         self.pipe.borrow_mut().turn = READ_TURN_BYTES;
@@ -710,7 +718,7 @@ impl<S: ByteStream> Driver<S> {
     }
 }
 
-impl<S> Drop for Driver<S> {
+impl Drop for Driver {
     fn drop(&mut self) {
         self.shared.is_alive.set(false);
         self.shared.wanted.borrow_mut().clear();
