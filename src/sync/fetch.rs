@@ -41,6 +41,8 @@ const WORKERS_EACH: usize = 2;
 const SOURCES_MAX: usize = 16;
 /// Connections with one holder that may break in one fetch.
 const BREAKS_MAX: u32 = 4;
+/// A holder that is no peer is dialled anew so often in one fetch.
+const REDIALS_MAX: u32 = 1;
 /// A holder that is no peer is dialled within this.
 const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -164,6 +166,8 @@ struct Source {
     name: String,
     via: Via,
     breaks: Cell<u32>,
+    /// How often it was dialled anew.
+    redials: Cell<u32>,
     /// Why it is asked no more.
     why: RefCell<String>,
     gave: Cell<u64>,
@@ -171,21 +175,50 @@ struct Source {
 
 enum Via {
     Link(Rc<Link>),
-    Bearing(Rc<Bearing>),
+    /// A holder that is no peer, by its card, and the session with it.
+    Bearing(Box<Card>, RefCell<Rc<Bearing>>),
 }
 
 impl Source {
-    async fn session(&self) -> Result<Session, AskError> {
+    async fn session(&self, sync: &Rc<Sync>) -> Result<Session, AskError> {
         match &self.via {
             Via::Link(link) => Ok(link.line(For::Chunks).await?.session.clone()),
-            Via::Bearing(bearing) => Ok(bearing.session.clone()),
+            Via::Bearing(card, bearing) => {
+                let known = bearing.borrow().session.clone();
+                if known.is_alive() {
+                    return Ok(known);
+                }
+                if self.redials.get() >= REDIALS_MAX {
+                    return Err(AskError::Stream(io::Error::other("the connection broke")));
+                }
+                self.redials.set(self.redials.get() + 1);
+                let dialled = within(DIAL_TIME_MAX, sync.bearing(card)).await;
+                let broken = |why: &str| AskError::Stream(io::Error::other(why.to_owned()));
+                let dialled = dialled.ok_or_else(|| broken("it cannot be reached any more"))?;
+                let dialled = dialled.map_err(|why| broken(&why.to_string()))?;
+                let session = dialled.session.clone();
+                bearing.replace(dialled);
+                Ok(session)
+            }
         }
     }
 
-    fn is_alive(&self) -> bool {
+    /// A request broke that began after so many redials. A session may have been kept that is none any more without having
+    /// been told: nobody gets it again.
+    fn note_break(&self, redials: u32) {
+        self.breaks.set(self.breaks.get() + 1);
+        if let (Via::Bearing(_, bearing), true) = (&self.via, self.redials.get() == redials) {
+            bearing.borrow().session.close();
+        }
+    }
+
+    /// Whether it is worth asking again.
+    fn may_go_on(&self) -> bool {
         match &self.via {
             Via::Link(link) => link.is_alive(),
-            Via::Bearing(bearing) => bearing.session.is_alive(),
+            Via::Bearing(_, bearing) => {
+                bearing.borrow().session.is_alive() || self.redials.get() < REDIALS_MAX
+            }
         }
     }
 }
@@ -465,8 +498,15 @@ impl Reader {
     }
 
     fn add(&self, id: CellId, name: String, via: Via) {
-        let source =
-            Source { id, name, via, breaks: Cell::new(0), why: RefCell::default(), gave: Cell::new(0) };
+        let source = Source {
+            id,
+            name,
+            via,
+            breaks: Cell::new(0),
+            redials: Cell::new(0),
+            why: RefCell::default(),
+            gave: Cell::new(0),
+        };
         self.sources.borrow_mut().push(Rc::new(source));
     }
 
@@ -509,7 +549,7 @@ impl Reader {
                 Some(peer) => peer.name,
                 None => card.id.short(),
             };
-            self.add(card.id, name, Via::Bearing(bearing));
+            self.add(card.id, name, Via::Bearing(Box::new(card), RefCell::new(bearing)));
         }
     }
 
@@ -640,6 +680,7 @@ impl Reader {
             if batch.is_empty() {
                 return;
             }
+            let redials = source.redials.get();
             let outcome = self.ask(source, stage, &mut batch, wanted, bit, each).await;
             // What is left was not answered.
             let is_refused = matches!(outcome, Err(Trouble::Ask(AskError::Refused(_))));
@@ -655,8 +696,11 @@ impl Reader {
                 }
                 Err(Trouble::Ask(why)) => {
                     *source.why.borrow_mut() = why.to_string();
-                    source.breaks.set(source.breaks.get() + 1);
-                    if is_refused || !source.is_alive() {
+                    if is_refused {
+                        return;
+                    }
+                    source.note_break(redials);
+                    if !source.may_go_on() {
                         return;
                     }
                 }
@@ -675,7 +719,7 @@ impl Reader {
     ) -> Result<(), Trouble> {
         let chunks = self.proofs(stage, batch).await?;
         let _permit = self.sync.permits.pulling.acquire().await;
-        let session = source.session().await?;
+        let session = source.session(&self.sync).await?;
         let ticket = self.opened.ticket.as_bytes().to_vec();
         let mut getting = message::get_by_ticket(&session, ticket, chunks).await?;
         let mut sealed = Vec::new();

@@ -497,6 +497,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn which_holders_were_told_is_one_number_whatever_their_order() {
+        let id = |n: u8| CellId([n; 32]);
+        let told = told_of(&[id(1), id(2)]);
+        assert_eq!((told, told & 255), (told_of(&[id(2), id(1)]), 2));
+        for others in [&[][..], &[id(1)], &[id(1), id(3)], &[id(1), id(2), id(3)]] {
+            assert_ne!(told, told_of(others));
+        }
+        assert!(i64::try_from(told_of(&[id(255); HOLDERS_MAX])).is_ok(), "SQLite keeps it as it is");
+    }
+
+    #[test]
     fn chunks_that_tell_of_holders_lie_all_over_a_file() {
         let picked = |count: usize| (0..count).filter(|at| is_picked(*at, count, 256)).collect::<Vec<_>>();
         assert!(picked(0).is_empty());
