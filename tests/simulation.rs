@@ -1,13 +1,13 @@
 //! Many cells in one thread, virtual time, faults from a seed: nothing that was acknowledged is ever lost.
 //!
-//! `GROVE_SIM_SEEDS` says how many seeds, `GROVE_SIM_SEED` replays one, `GROVE_SIM_DAYS` sets the length of a year,
-//! `GROVE_SIM_LOG=1` prints everything that happens. `make sim` runs 2,000 seeds of a whole year.
+//! `GROVE_SIM_SEEDS` says how many seeds, from `GROVE_SIM_FIRST` on, `GROVE_SIM_SEED` replays one, `GROVE_SIM_DAYS` sets the
+//! length of a year, `GROVE_SIM_LOG=1` prints everything that happens. `make sim` runs 2,000 seeds of a whole year.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use grove::simulation::{Outcome, Scale, rules, year};
+use grove::simulation::{Outcome, Scale, rules, year, year_of_change};
 use grove::world::Sabotage;
 
 fn number(name: &str) -> Option<u64> {
@@ -34,6 +34,7 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
     };
     let next = AtomicU64::new(first);
     let panicked = AtomicBool::new(false);
+    let (done, wrong) = (AtomicU64::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(count as usize);
     let began = Instant::now();
     let (mut cells, mut versions) = (0, 0);
@@ -50,6 +51,14 @@ fn run_seeds(test: &'static str, seeds: u64, scale: Scale, run: impl Fn(u64, Sca
                         }
                         // Whoever panics must say which seed it was, and the others go on.
                         let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(seed, scale)));
+                        let is_wrong = !matches!(&ran, Ok(outcome) if outcome.broken.is_none());
+                        let wrong =
+                            wrong.fetch_add(u64::from(is_wrong), Ordering::Relaxed) + u64::from(is_wrong);
+                        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                        if done % 100 == 0 && done < count {
+                            let s = began.elapsed().as_secs();
+                            println!("{done} of {count} seeds from {first} on, {wrong} failed, {s} s");
+                        }
                         let Ok(outcome) = ran else {
                             println!(
                                 "seed {seed}: panicked, see above\nreplay it: {}",
@@ -97,6 +106,12 @@ fn seeds(usual: u64) -> u64 {
 #[test]
 fn nothing_acknowledged_is_ever_lost() {
     run_seeds("nothing_acknowledged_is_ever_lost", seeds(100), scale(), year);
+}
+
+/// Cells join later, peers are removed and come again, everything is deleted at once, and a peer forges proofs.
+#[test]
+fn nothing_is_lost_while_the_fleet_changes() {
+    run_seeds("nothing_is_lost_while_the_fleet_changes", seeds(20), scale(), year_of_change);
 }
 
 /// 1,000 cells in `make sim`.

@@ -1,6 +1,7 @@
 //! Files of simulated cells: versions made of a few small chunks, with no file behind them.
 
 use crate::catalog::version_key;
+use crate::files::brake;
 use crate::files::import::claim_row;
 use crate::files::unix::Stat;
 use crate::files::version::{self, Content, Known, NewVersion, Seen};
@@ -137,6 +138,7 @@ pub(super) fn move_to(
 pub(super) fn delete_in(vault: &Vault, folder: NodeId, name: &[u8]) -> Result<bool, VaultError> {
     vault.db.change(|t| {
         let Some(node) = t.child(folder, name)? else { return Ok(false) };
+        brake::count_deletion(vault, t, &node)?;
         version::delete(vault, t, node)?;
         Ok(true)
     })
@@ -173,6 +175,20 @@ pub(super) fn restore(vault: &Vault, name: &[u8], old: &Kept) -> Result<Option<K
 /// Deletes a file; whether there was one.
 pub(super) fn delete(vault: &Vault, name: &[u8]) -> Result<bool, VaultError> {
     delete_in(vault, NodeId::ROOT, name)
+}
+
+/// Whether the mass-delete brake is on.
+pub(super) fn is_braked(vault: &Vault) -> Result<bool, VaultError> {
+    Ok(vault.db.read(brake::load)?.is_on())
+}
+
+/// A person says that what pulled the brake was meant.
+pub(super) fn confirm(vault: &Vault) -> Result<(), VaultError> {
+    vault.db.change_durably(|t| {
+        let mut brake = brake::load(t)?;
+        brake.confirm();
+        Ok(brake::save(t, &brake)?)
+    })
 }
 
 /// Reads a version back from the local store by its record, as a restore does, and compares. The error says what is wrong.

@@ -39,7 +39,7 @@ use crate::world::{Dice, Guard, Sabotage};
 use files::Kept;
 use machine::{Machine, StartError, alive};
 
-pub use story::{Outcome, Scale, year};
+pub use story::{Outcome, Scale, year, year_of_change};
 
 /// Turns of tasks after which a world that does not come to rest is taken for one that never will.
 const TICKS_MAX: u64 = 400_000;
@@ -132,6 +132,8 @@ pub struct Sim {
     rotten: BTreeMap<(usize, ChunkName), Rotten>,
     /// The disk was so full that old versions had to go.
     was_full: Vec<bool>,
+    /// Whose brake is on, as it said itself: nothing old goes until a person confirms.
+    braked: BTreeSet<usize>,
     /// Percent of requests that fail on new wires.
     loss: u64,
     hash: Sha256,
@@ -188,6 +190,7 @@ impl Sim {
             expected: vec![Vec::new(); cells],
             rotten: BTreeMap::new(),
             was_full: vec![false; cells],
+            braked: BTreeSet::new(),
             loss: 0,
             hash: Sha256::new(),
             lines: VecDeque::new(),
@@ -658,6 +661,82 @@ impl Sim {
         Ok(())
     }
 
+    /// A person deletes all files of a cell within a moment; whether the cell said yes. Over twenty, and the brake must be on.
+    fn delete_all(&mut self, at: usize) -> Checked<bool> {
+        let living = self.expected[at].iter().filter(|one| one.over_at.is_none());
+        let names: BTreeSet<Vec<u8>> = living.map(|one| one.name.clone()).collect();
+        let was_on = self.is_on(at);
+        let asked = names.clone();
+        let deleted = self.ask(at, move |vault| {
+            let mut deleted = 0;
+            for name in asked {
+                deleted += u64::from(files::delete(vault, &name)?);
+            }
+            Ok((deleted, files::is_braked(vault)?))
+        })?;
+        if !was_on {
+            return Ok(false);
+        }
+        // A part may have been deleted before it crashed.
+        names.iter().for_each(|name| self.end_of(at, name));
+        let Some((deleted, is_braked)) = deleted else { return Ok(false) };
+        self.note(format_args!("{at} deletes all its {deleted} files, brake: {is_braked}"));
+        if deleted > crate::config::BRAKE_FILES_FREE && !is_braked {
+            return self
+                .broken(format_args!("{at} deleted {deleted} files at once, and its brake is not on"));
+        }
+        if is_braked {
+            self.braked.insert(at);
+        }
+        Ok(is_braked)
+    }
+
+    /// A person says that it was meant.
+    fn confirm(&mut self, at: usize) -> Checked {
+        if self.ask(at, files::confirm)?.is_some() {
+            self.braked.remove(&at);
+            self.note(format_args!("{at} confirms what was deleted"));
+        }
+        Ok(())
+    }
+
+    /// A brake stays on until somebody confirms, whatever happens to the machine.
+    fn check_brakes(&self) -> Checked {
+        for at in self.braked.iter().copied() {
+            let Some(vault) = self.vault(at) else { continue };
+            match files::is_braked(&vault) {
+                Ok(true) => {}
+                Ok(false) => return self.broken(format_args!("the brake of {at} went off by itself")),
+                Err(why) => return self.broken(format_args!("the brake of {at} cannot be read: {why}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// A person removes a peer, which hears of it if it is connected.
+    fn remove_peer(&mut self, at: usize, other: usize) -> Checked {
+        let Some(running) = &self.machines[at].running else { return Ok(()) };
+        let (sync, id) = (Rc::clone(&running.sync), self.machines[other].master.identity(0, 0).id());
+        let outcome = Rc::new(std::cell::RefCell::new(None));
+        let told = Rc::clone(&outcome);
+        self.spawn(at, async move {
+            let removed = sync.remove_peer(&id).await;
+            *told.borrow_mut() = Some(removed.map(drop).map_err(|why| why.to_string()));
+        });
+        self.pass(Duration::from_secs(60))?;
+        match outcome.take() {
+            Some(Ok(())) => {}
+            Some(Err(why)) => return self.broken(format_args!("{at} cannot remove {other}: {why}")),
+            None => return self.broken(format_args!("{at} is not done with removing {other} in a minute")),
+        }
+        self.friends.remove(&pair(at, other));
+        if let Some(wire) = self.wires.remove(&pair(at, other)) {
+            wire.cut();
+        }
+        self.note(format_args!("{at} removes its peer {other}"));
+        self.settle()
+    }
+
     /// A person makes an older version the newest again.
     fn restore(&mut self, at: usize) -> Checked {
         let old: Vec<&Expected> = self.expected[at].iter().filter(|one| one.over_at.is_some()).collect();
@@ -682,8 +761,9 @@ impl Sim {
     /// Versions that must be there now.
     fn needed(&mut self, at: usize) -> Vec<Expected> {
         let now = self.now();
-        let was_full = self.was_full[at];
-        self.expected[at].retain(|one| one.over_at.is_none_or(|over| over + KEPT > now && !was_full));
+        let (was_full, is_braked) = (self.was_full[at], self.braked.contains(&at));
+        let is_kept = |over: Duration| (is_braked || over + KEPT > now) && !was_full;
+        self.expected[at].retain(|one| one.over_at.is_none_or(is_kept));
         self.expected[at].clone()
     }
 
@@ -706,6 +786,12 @@ impl Sim {
                 vault.db.read(|t| t.chunk(&name)).is_ok_and(|row| row.is_some_and(|row| row.place.is_some()))
             })
         })
+    }
+
+    /// Whether an owner gets back what lies there: it is the owner's own or a peer's. Who was removed keeps chunks for a while,
+    /// and they count for nothing.
+    fn reaches(&self, owner: usize, holder: usize) -> bool {
+        owner == holder || self.friends.contains(&pair(owner, holder))
     }
 
     /// What everybody knows of an owner's chunk, for a person who looks for a mistake.
@@ -768,6 +854,7 @@ impl Sim {
             t.peer_heads(cell)
         });
         helper != at
+            && self.reaches(at, helper)
             && running.sync.knows_phrase(&master.recovery_secret())
             && heads
                 .is_ok_and(|heads| !heads.is_empty() && heads.iter().filter(|head| head.tip).all(is_whole))
@@ -820,7 +907,7 @@ impl Sim {
     pub fn check_nothing_is_lost(&mut self) -> Checked {
         for at in 0..self.machines.len() {
             for name in self.needed_chunks(at) {
-                if self.sound_at(name).is_empty() {
+                if !self.sound_at(name).into_iter().any(|holder| self.reaches(at, holder)) {
                     let known = self.describe(at, name);
                     let text = format!(
                         "chunk {} of {at} is nowhere, though no fault took the last copy: {known}",
@@ -837,7 +924,7 @@ impl Sim {
     fn can_spare(&mut self, at: usize) -> bool {
         for owner in (0..self.machines.len()).filter(|owner| *owner != at) {
             for name in self.needed_chunks(owner) {
-                if self.kept_at(name).all(|holder| holder == at) {
+                if self.kept_at(name).all(|holder| holder == at || !self.reaches(owner, holder)) {
                     return false;
                 }
             }
@@ -891,7 +978,9 @@ impl Sim {
         }
         let mut safe = self.needed(at);
         safe.retain(|one| keys.contains(&one.kept.key()));
-        safe.retain(|one| one.kept.chunks.iter().all(|name| self.kept_at(*name).any(|peer| peer != at)));
+        let is_there =
+            |name: &ChunkName| self.kept_at(*name).any(|peer| peer != at && self.reaches(at, peer));
+        safe.retain(|one| one.kept.chunks.iter().all(is_there));
         safe
     }
 
@@ -908,7 +997,8 @@ impl Sim {
                 continue;
             }
             for name in self.needed_chunks(at) {
-                let copies = self.sound_at(name).len();
+                let copies =
+                    self.sound_at(name).into_iter().filter(|holder| self.reaches(at, *holder)).count();
                 if copies < wanted && !self.may_be_rotten(name) {
                     let known = self.describe(at, name);
                     let text = format!(
@@ -930,6 +1020,7 @@ impl Sim {
         let safe = self.safe_without(at);
         self.note(format_args!("{at} loses its disk; {} versions are safe with peers", safe.len()));
         self.expected[at] = safe;
+        self.braked.remove(&at);
         self.stop(at, true);
         self.rotten.retain(|(other, _), _| *other != at);
         self.machines[at].replace_disk();

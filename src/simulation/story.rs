@@ -1,9 +1,12 @@
 //! A year in the life of a fleet, from a seed: people write and delete, machines sleep, crash, lose power, fill up and rot,
-//! links break, clocks are wrong, and now and then a disk is gone for ever.
+//! links break, clocks are wrong, and now and then a disk is gone for ever. In years of change also the fleet itself: cells join
+//! later, peers are removed and come again, somebody deletes everything at once, and a peer forges proofs of what it has dropped.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Broken, Checked, DAY, HOUR, Sim, pair};
+use super::{Broken, Checked, DAY, HOUR, Rotten, Sim, pair};
+use crate::id::ChunkName;
 use crate::world::Sabotage;
 
 /// How much of it.
@@ -46,8 +49,22 @@ impl Outcome {
     }
 }
 
+/// Files that somebody deletes at once: more than the brake lets pass.
+const MANY_FILES: u64 = 24;
+/// A forger with whom its owner was connected for so long is found out.
+const FORGED: Duration = Duration::from_secs(31 * 86_400);
+
 /// Lives through one year. The same seed and scale give the same outcome.
 pub fn year(seed: u64, scale: Scale) -> Outcome {
+    live(seed, scale, false)
+}
+
+/// Lives through one year in which the fleet changes, too.
+pub fn year_of_change(seed: u64, scale: Scale) -> Outcome {
+    live(seed, scale, true)
+}
+
+fn live(seed: u64, scale: Scale, has_changes: bool) -> Outcome {
     let mut dice = crate::world::Dice::new(seed, "fleet");
     let most = scale.cells_max.max(2);
     let cells = match dice.below(100) {
@@ -55,7 +72,10 @@ pub fn year(seed: u64, scale: Scale) -> Outcome {
         70..95 => 4 + dice.below(4),
         _ => 6 + dice.below(most),
     };
-    let cells = cells.min(most) as usize;
+    let mut cells = cells.min(most) as usize;
+    if has_changes {
+        cells = cells.max(4);
+    }
     let mut sim = Sim::with(seed, cells, |_, config| {
         if cells > 3 && dice.percent(25) {
             config.copies = 3;
@@ -66,7 +86,9 @@ pub fn year(seed: u64, scale: Scale) -> Outcome {
     }
     // A large fleet lives for a shorter time: its days cost more.
     let days = (scale.days * 5 / (cells as u64).max(5)).max(20);
-    let mut story = Story { sim, files: 0, hurt_at: Duration::ZERO, days, tight: Vec::new() };
+    let late = if has_changes { (cells - cells / 3..cells).collect() } else { Vec::new() };
+    let (files, hurt_at, tight) = (0, Duration::ZERO, Vec::new());
+    let mut story = Story { sim, files, hurt_at, days, tight, has_changes, late, forger: None };
     let broken = story.live().err();
     Outcome::of(story.sim, broken)
 }
@@ -79,6 +101,22 @@ struct Story {
     days: u64,
     /// Whose disks are full.
     tight: Vec<usize>,
+    /// The fleet changes.
+    has_changes: bool,
+    /// Who has no peer yet.
+    late: Vec<usize>,
+    forger: Option<Forger>,
+}
+
+/// Somebody who dropped chunks of an owner and gives false proofs of them.
+struct Forger {
+    at: usize,
+    owner: usize,
+    names: BTreeSet<ChunkName>,
+    /// Since when nothing has kept the owner from asking it.
+    since: Duration,
+    /// False proofs that the owner had seen before.
+    wrong: u64,
 }
 
 impl Story {
@@ -97,7 +135,7 @@ impl Story {
 
     /// Everybody gets some peers: a ring, and a few more.
     fn meet(&mut self) -> Checked {
-        let cells = self.sim.len();
+        let cells = self.sim.len() - self.late.len();
         for at in 0..cells {
             self.sim.befriend(at, (at + 1) % cells)?;
             if cells > 3 && self.sim.dice.percent(70) {
@@ -136,6 +174,13 @@ impl Story {
         }
         if self.sim.dice.percent(35) {
             self.fault()?;
+        }
+        if self.has_changes {
+            if self.sim.dice.percent(15) {
+                self.change()?;
+            }
+            self.look_at_forger()?;
+            self.sim.check_brakes()?;
         }
         let turns = if self.sim.dice.percent(30) { 3 } else { 1 };
         self.sim.turns(turns)?;
@@ -177,6 +222,175 @@ impl Story {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The fleet is not what it was.
+    fn change(&mut self) -> Checked {
+        match self.sim.dice.below(5) {
+            0 => self.join(),
+            1 => self.meet_again(),
+            2 => self.part_for_good(),
+            3 => self.delete_everything(),
+            _ => self.forge(),
+        }
+    }
+
+    fn is_here(&self, at: usize) -> bool {
+        self.sim.is_on(at) && !self.sim.machines[at].is_gone
+    }
+
+    /// A cell that had no peer gets two.
+    fn join(&mut self) -> Checked {
+        let Some(late) = self.late.iter().copied().find(|late| self.is_here(*late)) else { return Ok(()) };
+        let others: Vec<usize> =
+            (0..self.sim.len()).filter(|other| !self.late.contains(other) && self.is_here(*other)).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.late.retain(|other| *other != late);
+        let first = self.sim.dice.below(others.len() as u64) as usize;
+        self.sim.befriend(late, others[first])?;
+        if others.len() == 1 {
+            return Ok(());
+        }
+        let step = 1 + self.sim.dice.below(others.len() as u64 - 1) as usize;
+        self.sim.befriend(late, others[(first + step) % others.len()])
+    }
+
+    /// Two that are no peers, or no more, become peers.
+    fn meet_again(&mut self) -> Checked {
+        let (a, b) = (self.someone(), self.someone());
+        let is_new = a != b && !self.sim.friends.contains(&pair(a, b));
+        let may_be = [a, b].iter().all(|at| self.is_here(*at) && !self.late.contains(at));
+        if is_new && may_be { self.sim.befriend(a, b) } else { Ok(()) }
+    }
+
+    /// Somebody removes a peer. Both have others, and nothing that is needed lies with the other alone.
+    fn part_for_good(&mut self) -> Checked {
+        let pairs: Vec<(usize, usize)> = self.sim.friends.iter().copied().collect();
+        let (a, b) = pairs[self.sim.dice.below(pairs.len() as u64) as usize];
+        let (a, b) = if self.sim.dice.percent(50) { (a, b) } else { (b, a) };
+        if !self.has_healed() || !self.is_here(a) || !self.is_here(b) || !self.tight.is_empty() {
+            return Ok(());
+        }
+        for (owner, other) in [(a, b), (b, a)] {
+            let left = (0..self.sim.len())
+                .filter(|third| *third != other && *third != owner)
+                .filter(|third| self.sim.reaches(owner, *third) && !self.sim.machines[*third].is_gone)
+                .count() as u64;
+            if left < 2 || left + 1 < self.sim.machines[owner].config.copies {
+                return Ok(());
+            }
+            for name in self.sim.needed_chunks(owner) {
+                let is_left = |holder: usize| holder != other && self.sim.reaches(owner, holder);
+                if !self.sim.kept_at(name).any(is_left) {
+                    return Ok(());
+                }
+            }
+        }
+        if !self.sim.can_spare(a) || !self.sim.can_spare(b) {
+            return Ok(());
+        }
+        for at in [a, b] {
+            self.sim.machines[at].ticks_left = None;
+            self.sim.machines[at].blow_after(None);
+        }
+        self.hurt_at = self.sim.now();
+        self.sim.remove_peer(a, b)
+    }
+
+    /// A program gone wild, or a person: all files are deleted at once. Weeks later somebody confirms it.
+    fn delete_everything(&mut self) -> Checked {
+        let braked: Vec<usize> = self.sim.braked.iter().copied().collect();
+        if let Some(at) = braked.first() {
+            return if self.sim.dice.percent(30) { self.sim.confirm(*at) } else { Ok(()) };
+        }
+        let at = self.someone();
+        if !self.is_here(at) || self.tight.contains(&at) {
+            return Ok(());
+        }
+        for number in 0..MANY_FILES {
+            self.sim.write(at, format!("many {number}").as_bytes())?;
+        }
+        self.sim.turns(1)?;
+        self.sim.delete_all(at).map(drop)
+    }
+
+    /// A peer drops what it holds for somebody, and gives false proofs of it from now on.
+    fn forge(&mut self) -> Checked {
+        let at = self.someone();
+        if self.forger.is_some() || !self.is_here(at) || !self.has_healed() {
+            return Ok(());
+        }
+        let owners: Vec<usize> = (0..self.sim.len())
+            .filter(|owner| *owner != at && self.sim.reaches(*owner, at) && self.is_here(*owner))
+            .collect();
+        if owners.is_empty() {
+            return Ok(());
+        }
+        let owner = owners[self.sim.dice.below(owners.len() as u64) as usize];
+        let mut names = BTreeSet::new();
+        for name in self.sim.needed_chunks(owner) {
+            let holders: Vec<usize> = self.sim.kept_at(name).collect();
+            let others = holders.iter().filter(|holder| **holder != at && self.sim.reaches(owner, **holder));
+            if holders.contains(&at) && others.count() > 0 && self.sim.dice.percent(50) {
+                names.insert(name);
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let now = self.sim.now();
+        let observed = self.sim.vault(at).map(|vault| vault.now());
+        for name in &names {
+            self.sim.machines[at].disk.store.lose(*name);
+            self.sim.rotten.insert((at, *name), Rotten { at: now, observed });
+        }
+        self.hurt_at = now;
+        self.sim.note(format_args!("{at} drops {} chunks of {owner} and forges proofs", names.len()));
+        self.sim.guard.forge(Some(self.sim.machines[at].master.identity(0, 0).id()));
+        let wrong = self.false_proofs(owner, at);
+        self.forger = Some(Forger { at, owner, names, since: now, wrong });
+        Ok(())
+    }
+
+    /// False proofs that an owner has seen of a peer.
+    fn false_proofs(&self, owner: usize, peer: usize) -> u64 {
+        let id = self.sim.machines[peer].master.identity(0, 0).id();
+        let proofs = self.sim.machines[owner].running.as_ref().map(|running| running.sync.proofs());
+        proofs.unwrap_or_default().iter().find(|view| view.id == id).map_or(0, |view| view.proved.wrong)
+    }
+
+    /// Whether a forger was found out, or does not forge any more.
+    fn look_at_forger(&mut self) -> Checked {
+        let Some(Forger { at, owner, since, wrong, .. }) = self.forger else { return Ok(()) };
+        let needed = self.sim.needed_chunks(owner);
+        let store = &self.sim.machines[at].disk.store;
+        let is_forged = self
+            .forger
+            .as_ref()
+            .is_some_and(|one| one.names.iter().any(|n| needed.contains(n) && !store.has_sound(*n)));
+        let is_over = !is_forged || self.sim.machines[at].is_gone || self.sim.machines[owner].is_gone;
+        let is_found = self.false_proofs(owner, at) > wrong;
+        if is_found || is_over || !self.sim.reaches(owner, at) {
+            self.sim.note(format_args!("{at} forges no more, found out: {is_found}"));
+            self.sim.guard.forge(None);
+            self.forger = None;
+            return Ok(());
+        }
+        let now = self.sim.now();
+        if !self.sim.may_meet(at, owner) || self.sim.loss > 0 {
+            // Its tries begin anew.
+            self.forger.iter_mut().for_each(|one| one.since = now);
+            return Ok(());
+        }
+        if now > since + FORGED {
+            return self.sim.broken(format_args!(
+                "{at} has forged proofs for {owner} since day {} and was not found out",
+                since.as_secs() / 86_400
+            ));
+        }
+        Ok(())
     }
 
     fn fault(&mut self) -> Checked {
@@ -277,7 +491,10 @@ impl Story {
             return Ok(());
         }
         let name = names[self.sim.dice.below(names.len() as u64) as usize];
-        if self.sim.kept_at(name).any(|holder| holder != at) {
+        let owners: Vec<usize> =
+            (0..self.sim.len()).filter(|owner| self.sim.needed_chunks(*owner).contains(&name)).collect();
+        let is_spared = |holder: usize| owners.iter().all(|owner| self.sim.reaches(*owner, holder));
+        if self.sim.kept_at(name).any(|holder| holder != at && is_spared(holder)) {
             self.sim.rot(at, name);
         }
         Ok(())
@@ -303,6 +520,7 @@ impl Story {
                             || safe.iter().any(|other| other.kept.hash == one.kept.hash)
                     });
                     self.sim.machines[at].disk = disk;
+                    self.sim.braked.remove(&at);
                     self.sim.rotten.retain(|(other, _), _| *other != at);
                     self.hurt_at = now;
                     self.sim.note(format_args!(
@@ -403,6 +621,8 @@ impl Story {
         self.sim.stop(at, true);
         self.sim.machines[at].is_gone = true;
         self.sim.machines[at].back_at = None;
+        self.sim.braked.remove(&at);
+        self.late.retain(|other| *other != at);
         self.sim.expected[at].clear();
         self.sim.rotten.retain(|(other, _), _| *other != at);
         self.sim.note(format_args!("{at} is gone for ever"));
@@ -414,6 +634,8 @@ impl Story {
         self.sim.note(format_args!("all is calm"));
         self.sim.loss = 0;
         self.sim.apart.clear();
+        self.sim.guard.forge(None);
+        self.forger = None;
         for wire in std::mem::take(&mut self.sim.wires).into_values() {
             wire.cut();
         }
@@ -424,6 +646,13 @@ impl Story {
             self.sim.machines[at].turn_clock(now, 0, true);
             self.sim.machines[at].disk.store.set_capacity(u64::MAX);
             self.sim.switch_on(at)?;
+        }
+        while !self.late.is_empty() {
+            let before = self.late.len();
+            self.join()?;
+            if self.late.len() == before {
+                return self.sim.broken(format_args!("nobody is there whom {:?} could join", self.late));
+            }
         }
         for day in 0..6 {
             self.sim.turns(2)?;
