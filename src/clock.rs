@@ -16,10 +16,18 @@ pub trait Clock: Send + Sync {
     fn steady(&self) -> Duration;
     /// Whether the machine's time is kept by NTP.
     fn is_synchronized(&self) -> bool;
+    /// How long somebody waits who looks again when so much time has passed by this clock.
+    fn pause(&self, time: Duration) -> Duration {
+        time
+    }
 }
 
+/// Where time passes faster, whoever looks again and again waits at least so long.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
 /// Time passes faster for a cell with this in its environment, for tests: `BEGIN:RATE`, from that Unix second on so many
-/// times (1 to 1,000,000). Only what is counted in days notices: waits of the program stay what they are.
+/// times (1 to 1,000,000). Only what is counted in hours and days notices, and who looks at that (`pause`): other waits of the
+/// program stay what they are.
 const FAST_ENV: &str = "GROVE_TEST_CLOCK";
 
 /// See `FAST_ENV`.
@@ -70,6 +78,10 @@ impl Clock for SystemClock {
 
     fn steady(&self) -> Duration {
         self.start.elapsed().saturating_mul(self.fast.map_or(1, |fast| fast.rate))
+    }
+
+    fn pause(&self, time: Duration) -> Duration {
+        self.fast.map_or(time, |fast| (time / fast.rate).max(PAUSE_MIN.min(time)))
     }
 
     fn is_synchronized(&self) -> bool {

@@ -139,12 +139,17 @@ fn blocks(bytes: &[u8]) -> (&[Block], &[u8]) {
     (unsafe { std::slice::from_raw_parts(whole.as_ptr().cast(), whole.len() / BLOCK) }, rest)
 }
 
+/// Without optimisation each instruction is a call, and the crate, which is always optimised, ten times faster. The unit
+/// tests keep the pairs.
+#[cfg(target_arch = "x86_64")]
+const IS_OPTIMISED: bool = cfg!(test) || !cfg!(debug_assertions);
+
 /// Takes in as many blocks here as there; `false`: this machine cannot, and nothing was done.
 fn compress_both(states: [&mut State; 2], blocks: [&[Block]; 2]) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         // `sha` machines have all the others, but only what was looked at may be relied on.
-        if is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
+        if IS_OPTIMISED && is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
             // SAFETY: the instructions are there.
             unsafe { x86::compress_both(states, blocks) };
             return true;

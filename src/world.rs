@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::id::CellId;
+
 thread_local! {
     static IS_SIMULATED: Cell<bool> = const { Cell::new(false) };
     static SABOTAGE: Cell<Option<Sabotage>> = const { Cell::new(None) };
+    static FORGER: Cell<Option<CellId>> = const { Cell::new(None) };
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
 }
 
@@ -32,6 +35,10 @@ pub enum Sabotage {
     ServesTakenBack,
     /// What is moved out of a shared folder stays granted.
     GrantsWhatMovedOut,
+    /// What was counted for a copy since its last proof stays counted when the copy is found lost.
+    PaysForWhatIsLost,
+    /// A copy that was never proven counts as if it were.
+    PaysWithoutProof,
 }
 
 struct World {
@@ -157,6 +164,11 @@ impl Guard {
         SABOTAGE.set(what);
     }
 
+    /// This cell gives false proofs of what it has lost, from now on.
+    pub fn forge(&self, cell: Option<CellId>) {
+        FORGER.set(cell);
+    }
+
     /// Virtual time since the beginning.
     pub fn now(&self) -> Duration {
         with(|world| world.now).unwrap_or_default()
@@ -182,6 +194,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         IS_SIMULATED.set(false);
         SABOTAGE.set(None);
+        FORGER.set(None);
         // Wakers may drop what looks in here.
         let world = WORLD.with(|cell| cell.borrow_mut().take());
         drop(world);
@@ -202,6 +215,12 @@ pub fn is_simulated() -> bool {
 #[inline]
 pub fn is_sabotaged(what: Sabotage) -> bool {
     is_simulated() && SABOTAGE.get() == Some(what)
+}
+
+/// Whether a simulation has this cell give false proofs.
+#[inline]
+pub fn is_forger(cell: &CellId) -> bool {
+    is_simulated() && FORGER.get() == Some(*cell)
 }
 
 /// Random bytes from the simulation's dice; `false` without one.

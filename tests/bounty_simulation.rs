@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use grove::simulation::bounty::{Kind, year};
+use grove::world::Sabotage;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -23,7 +24,7 @@ fn honest_peers_are_paid_and_cheats_are_not() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(count as usize);
     let mut failed = Vec::new();
     let (mut statements, mut lost) = (0, 0);
-    let (mut earned, mut stored) = ([0; 6], [0; 6]);
+    let (mut earned, mut stored) = ([0; 7], [0; 7]);
     std::thread::scope(|scope| {
         let work = || {
             let mut outcomes = Vec::new();
@@ -32,7 +33,7 @@ fn honest_peers_are_paid_and_cheats_are_not() {
                 if seed >= first + count {
                     return outcomes;
                 }
-                outcomes.push((seed, year(seed, days)));
+                outcomes.push((seed, year(seed, days, None)));
             }
         };
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -51,7 +52,15 @@ fn honest_peers_are_paid_and_cheats_are_not() {
             }
         }
     });
-    let kinds = [Kind::Honest, Kind::OftenOff, Kind::Forgetful, Kind::Greedy, Kind::Lying, Kind::Colluding];
+    let kinds = [
+        Kind::Honest,
+        Kind::OftenOff,
+        Kind::Forgetful,
+        Kind::Greedy,
+        Kind::Lying,
+        Kind::Colluding,
+        Kind::Empty,
+    ];
     for kind in kinds {
         let (earned, stored) = (earned[kind as usize], stored[kind as usize]);
         println!("{kind:?}: {earned} leaves earned for {stored} stored");
@@ -66,4 +75,27 @@ fn honest_peers_are_paid_and_cheats_are_not() {
             "seed {seed}: {why}\nreplay it: GROVE_SIM_SEED={seed} GROVE_SIM_DAYS={days} cargo test --test bounty_simulation -- --nocapture"
         );
     }
+}
+
+/// What the first of 20 short years says in which a broken rule is caught.
+fn caught(what: Sabotage) -> String {
+    let days = 60;
+    let sound = year(0, days, None);
+    assert!(sound.is_ok(), "a year in which nothing is broken: {sound:?}");
+    let found = (0..20).find_map(|seed| year(seed, days, Some(what)).err().map(|why| (seed, why)));
+    let (seed, why) = found.unwrap_or_else(|| panic!("20 years with {what:?} and nobody has noticed"));
+    println!("{what:?} is caught by seed {seed}: {why}");
+    why
+}
+
+#[test]
+fn paying_for_copies_that_are_found_lost_is_caught() {
+    let why = caught(Sabotage::PaysForWhatIsLost);
+    assert!(why.starts_with("liar") || why.contains("has earned") || why.contains("and a cheat"), "{why}");
+}
+
+#[test]
+fn paying_for_copies_that_were_never_proven_is_caught() {
+    let why = caught(Sabotage::PaysWithoutProof);
+    assert!(why.contains("keeps nothing and has earned"), "{why}");
 }

@@ -309,6 +309,40 @@ fn what_this_cell_keeps_for_the_sharer_is_read_here_and_the_rest_elsewhere() {
     assert!(fs::read(to).unwrap() == big, "byte for byte");
 }
 
+/// Healing gives copies to others than the friend was told of, as many as there were: it hears of them, and finds them while
+/// the sharer is off.
+#[test]
+fn a_friend_finds_whoever_holds_the_copies_by_now() {
+    let folder = TempDir::new("moved-copies");
+    let (mut ann, cid) = friends(&folder);
+    let mut bob = started(&folder, "bob");
+    ann.invite(&bob);
+    ann.cli(["peer", "favorite", "bob"]).ok();
+    let big = Chance::seeded("moved-copies").bytes(9 << 20);
+    plant(&ann.home, "big.bin", &big);
+    kept(&ann, 1);
+    copied_within(&ann, Duration::from_secs(60));
+    ann.cli(["share", "big.bin", "cid"]).ok();
+    appears(&cid, "big.bin", |entry| number(entry, "holders") == 1);
+    let eve = started(&folder, "eve");
+    ann.invite(&eve);
+    ann.cli(["peer", "favorite", "eve"]).ok();
+    bob.stop();
+    ann.cli(["peer", "remove", "bob"]).ok();
+    copied_within(&ann, Duration::from_secs(60));
+    let to = folder.path().join("got.bin");
+    wait_for("the friend finds the new holder", || {
+        ann.post("/sync", r#"{"wait":true}"#);
+        online(&cid, "ann");
+        ann.stop();
+        let shared = entry(&cid, "big.bin").unwrap();
+        let has_come = fetch(&cid, &shared, &to).status.success();
+        ann.run();
+        has_come.then_some(())
+    });
+    assert!(fs::read(to).unwrap() == big, "byte for byte");
+}
+
 #[test]
 fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
     let folder = TempDir::new("resealed");

@@ -7,6 +7,7 @@
 use super::HOUR_S;
 use super::statement::FIGURE_MAX;
 use crate::codec::{BadBytes, Reader, Writer};
+use crate::world::{Sabotage, is_sabotaged};
 
 /// Counted in steps no longer than this, both cells were connected all the time. s.
 const STEADY_S: u64 = 2 * HOUR_S;
@@ -136,13 +137,19 @@ impl Counts {
             gained += moved + over(proven_now, passed);
             self.waiting -= moved + lost;
         }
-        self.waiting += over(before.unproven_bytes.min(sums.unproven_bytes), passed);
+        let unproven = over(before.unproven_bytes.min(sums.unproven_bytes), passed);
+        if is_sabotaged(Sabotage::PaysWithoutProof) {
+            gained += unproven;
+        } else {
+            self.waiting += unproven;
+        }
         if sums.unproven_bytes == 0 {
             self.waiting = 0;
         }
 
         let seen_lost = if before.lost_id == sums.lost_id { before.lost } else { 0 };
-        let lost = sums.lost.saturating_sub(seen_lost);
+        let is_taken_back = !is_sabotaged(Sabotage::PaysForWhatIsLost);
+        let lost = if is_taken_back { sums.lost.saturating_sub(seen_lost) } else { 0 };
         // A database that has forgotten losses finds them again: they are not taken off twice.
         self.sums.lost = sums.lost.max(seen_lost);
         self.debt += lost;

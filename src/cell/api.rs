@@ -14,7 +14,7 @@ use super::placement::{self, Wish};
 use super::{Cell, VERSION};
 use crate::alerts::Raised;
 use crate::changes::Part;
-use crate::dashboard::api::{ApiRequest, ApiResponse, Method, Via};
+use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, Via};
 use crate::dashboard::openapi;
 use crate::files::brake;
 use crate::files::import::EntryCursor;
@@ -43,6 +43,33 @@ pub(super) fn failure(why: &VaultError) -> ApiResponse {
         ),
         _ => ApiResponse::error(500, "failed", &why.to_string(), "run `grove doctor`"),
     }
+}
+
+/// Paths that one request may name.
+const PATHS_MAX: usize = 1000;
+
+/// The list `paths`, where there is one.
+fn several(fields: &Fields) -> Result<Option<Vec<String>>, ApiResponse> {
+    if !fields.has("paths") {
+        return Ok(None);
+    }
+    match fields.strs("paths") {
+        Some(paths) if (1..=PATHS_MAX).contains(&paths.len()) => Ok(Some(paths)),
+        _ => {
+            let why = format!("\"paths\" is a list of 1 to {PATHS_MAX} texts");
+            Err(ApiResponse::error(400, "bad_request", &why, "ask several times for more"))
+        }
+    }
+}
+
+/// One of several answers: what would be answered to it alone, and what was asked.
+pub(super) fn one_of_several(key: &str, asked: &str, answer: &ApiResponse) -> String {
+    let rest = match &answer.body {
+        Body::Bytes(bytes) => bytes.get(1..).and_then(|rest| std::str::from_utf8(rest).ok()),
+        Body::Stream { .. } | Body::File(_) => None,
+    };
+    // Every answer about files is an object with at least one member.
+    format!("{{\"{key}\":{},{}", super::json::text(asked), rest.unwrap_or("\"ok\":true}"))
 }
 
 pub(super) fn json(outcome: Result<String, VaultError>) -> ApiResponse {
@@ -248,10 +275,15 @@ impl Cell {
                 Some(path) => self.make_folder(path).await,
                 None => needs("path"),
             },
-            (Method::Post, ["move"]) => match (fields.str("from"), fields.str("to")) {
-                (Some(from), Some(to)) => self.move_file(from, to).await,
-                (None, _) => needs("from"),
-                _ => needs("to"),
+            (Method::Post, ["move"]) => match (several(&fields), fields.str("from"), fields.str("to")) {
+                (Err(answer), ..) => answer,
+                (Ok(Some(paths)), None, Some(to)) => self.move_into(&paths, to).await,
+                (Ok(None), Some(from), Some(to)) => self.move_file(from, to).await,
+                (Ok(_), _, None) => needs("to"),
+                (Ok(_), ..) => {
+                    let why = "name one place in \"from\", or a list of them in \"paths\"";
+                    ApiResponse::error(400, "bad_request", why, "")
+                }
             },
             (Method::Get, ["files"]) => {
                 let folder = wire_param(&request, "folder").unwrap_or_default();
@@ -406,22 +438,44 @@ impl Cell {
     }
 
     async fn rm(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
-        let Some(path) = fields.str("path") else { return needs("path") };
-        let path = from_wire(path);
+        let (paths, is_one) = match (several(fields), fields.str("path")) {
+            (Err(answer), _) => return answer,
+            (Ok(Some(paths)), None) => (paths, false),
+            (Ok(None), Some(path)) => (vec![path.to_owned()], true),
+            (Ok(_), _) => {
+                let why = "name one \"path\", or a list of them in \"paths\"";
+                return ApiResponse::error(400, "bad_request", why, "");
+            }
+        };
+        let places: Vec<Vec<u8>> = paths.iter().map(|path| from_wire(path)).collect();
         let local = fields.bool("local");
         // A scan in between would find on disk what the tree has no more, and keep it anew.
         let held = self.keeper.hold().await;
-        let outcome =
-            pool(
-                &self.vault,
-                move |v| {
-                    if local { doing::free_locally(v, &path) } else { doing::remove(v, &path) }
-                },
-            )
-            .await;
+        let outcome = pool(&self.vault, move |v| match local {
+            true => Ok(places.iter().map(|path| doing::free_locally(v, path)).collect()),
+            false => doing::remove(v, &places),
+        })
+        .await;
         drop(held);
         self.after_change();
-        json(outcome.map(|(files, bytes)| Obj::new().num("files", files).num("bytes", bytes).end()))
+        let outcomes: Vec<doing::Removal> = match outcome {
+            Ok(outcomes) => outcomes,
+            Err(why) => return failure(&why),
+        };
+        let done = outcomes.iter().flatten();
+        let (files, bytes) = done.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let answer = |outcome: doing::Removal| {
+            json(outcome.map(|(files, bytes)| Obj::new().num("files", files).num("bytes", bytes).end()))
+        };
+        let mut answers = outcomes.into_iter().map(answer);
+        if is_one {
+            return answers.next().unwrap_or_else(ApiResponse::ok);
+        }
+        let each = list(paths.iter().zip(answers).map(|(path, told)| one_of_several("path", path, &told)));
+        ApiResponse::json_text(
+            200,
+            Obj::new().num("files", files).num("bytes", bytes).raw("results", each).end(),
+        )
     }
 
     fn restore(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
@@ -430,6 +484,35 @@ impl Cell {
         let to = fields.str("to").map(path_of);
         let version = fields.num("version");
         let cell = Rc::clone(self);
+        // What cannot be understood must not be taken for a wish for everything.
+        for (name, is_read) in [
+            ("path", path.is_some()),
+            ("id", id.is_some()),
+            ("to", to.is_some()),
+            ("version", version.is_some()),
+        ] {
+            if fields.has(name) && !is_read {
+                return needs(name);
+            }
+        }
+        match several(fields) {
+            Err(answer) => return answer,
+            Ok(Some(_)) if path.is_some() || id.is_some() || to.is_some() || version.is_some() => {
+                return ApiResponse::error(400, "bad_request", "\"paths\" goes with nothing else", "");
+            }
+            Ok(Some(paths)) => {
+                return self.jobs.start(&self.executor, "restore", |job| async move {
+                    job.say("bringing files back");
+                    let told = |_files: u64, bytes: u64| job.progress(bytes, 0, "bytes");
+                    let (restored, refused) = cell.restore_each(paths, &told).await?;
+                    cell.after_change();
+                    let told = restored_json(&restored);
+                    // One member more.
+                    Ok(format!("{},\"refused\":{}}}", &told[..told.len() - 1], list(refused)))
+                });
+            }
+            Ok(None) => {}
+        }
         self.jobs.start(&self.executor, "restore", |job| async move {
             job.say("bringing files back");
             let total = {
@@ -487,17 +570,51 @@ impl Cell {
                 let nodes =
                     pool(&self.vault, move |v| doing::want_back(v, path.as_deref(), id, version)).await?;
                 self.keeper.publish().await?;
-                if nodes.len() > 200 {
-                    return restorer.run(&Target::Home, NodeId::ROOT, told).await;
-                }
-                let mut restored = Restored::default();
-                for node in nodes {
-                    restored.absorb(restorer.one(node, told).await?);
-                    told(restored.files, restored.bytes);
-                }
-                Ok(restored)
+                self.bring(nodes, told).await
             }
         }
+    }
+
+    /// Brings back what was asked for and is awaited now.
+    async fn bring(
+        self: &Rc<Self>,
+        nodes: Vec<NodeId>,
+        told: &dyn Fn(u64, u64),
+    ) -> Result<Restored, VaultError> {
+        let restorer = self.restorer();
+        if nodes.len() > 200 {
+            return restorer.run(&Target::Home, NodeId::ROOT, told).await;
+        }
+        let mut restored = Restored::default();
+        for node in nodes {
+            restored.absorb(restorer.one(node, told).await?);
+            told(restored.files, restored.bytes);
+        }
+        Ok(restored)
+    }
+
+    /// Brings back files and folders by their paths; and which are refused, as JSON.
+    async fn restore_each(
+        self: &Rc<Self>,
+        paths: Vec<String>,
+        told: &dyn Fn(u64, u64),
+    ) -> Result<(Restored, Vec<String>), VaultError> {
+        let _one = self.restoring.lock().await;
+        // What is there is kept first, so that nothing that is replaced is lost.
+        self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await?;
+        let (nodes, refused) = pool(&self.vault, move |v| {
+            let (mut nodes, mut refused) = (Vec::new(), Vec::new());
+            for path in &paths {
+                match doing::want_back(v, Some(&from_wire(path)), None, None) {
+                    Ok(wanted) => nodes.extend(wanted),
+                    Err(why) => refused.push(one_of_several("path", path, &failure(&why))),
+                }
+            }
+            Ok((nodes, refused))
+        })
+        .await?;
+        self.keeper.publish().await?;
+        Ok((self.bring(nodes, told).await?, refused))
     }
 
     fn verify(self: &Rc<Self>, deep: bool) -> ApiResponse {

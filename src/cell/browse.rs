@@ -440,7 +440,7 @@ fn make_folder(vault: &Vault, path: &[u8]) -> Result<Vec<Vec<u8>>, NoPlace> {
 }
 
 /// Gives a file or folder another place in GroveHome: first on the disk, then in the tree, so that a break in between is
-/// found as a move by the next scan. It stays the same file, with all its versions. No pass may run meanwhile.
+/// found as a move by the next scan. It stays the same file, with all its versions. No pass may run meanwhile; to be published.
 fn move_entry(vault: &Vault, from: &[u8], to: &[u8]) -> Result<Node, NoPlace> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     marker::check(vault, &root)?;
@@ -512,8 +512,37 @@ fn move_entry(vault: &Vault, from: &[u8], to: &[u8]) -> Result<Node, NoPlace> {
         }
         Ok(moved)
     })?;
-    publish::publish(vault)?;
     Ok(moved)
+}
+
+/// Moves several, each by itself. An error is about all of them.
+fn move_entries(
+    vault: &Vault,
+    moves: &[(Vec<u8>, Vec<u8>)],
+) -> Result<Vec<Result<Moved, NoPlace>>, VaultError> {
+    let one = |(from, to): &(Vec<u8>, Vec<u8>)| -> Result<Moved, NoPlace> {
+        let node = move_entry(vault, from, to)?;
+        let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
+        Ok((to_wire(&path.join(&b'/')), node.file))
+    };
+    let outcomes: Vec<_> = moves.iter().map(one).collect();
+    if outcomes.iter().any(Result::is_ok) {
+        publish::publish(vault)?;
+    }
+    Ok(outcomes)
+}
+
+/// Where something is now, as texts have it, and which file it is.
+type Moved = (String, FileId);
+
+fn moved_answer(outcome: Result<Moved, NoPlace>) -> ApiResponse {
+    match outcome {
+        Ok((path, file)) => {
+            let answer = Obj::new().str("path", &path).str("id", &file.to_string());
+            ApiResponse::json_text(200, answer.end())
+        }
+        Err(why) => why.answer(),
+    }
 }
 
 impl Cell {
@@ -580,25 +609,42 @@ impl Cell {
     }
 
     pub(super) async fn move_file(self: &Rc<Self>, from: &str, to: &str) -> ApiResponse {
+        match self.move_each(vec![(from_wire(from), from_wire(to))]).await {
+            Ok(mut outcomes) => outcomes.pop().map_or_else(ApiResponse::ok, moved_answer),
+            Err(why) => super::api::failure(&why),
+        }
+    }
+
+    /// Moves files and folders into one folder, each by itself.
+    pub(super) async fn move_into(self: &Rc<Self>, paths: &[String], to: &str) -> ApiResponse {
+        let folder = from_wire(to.trim_matches('/'));
+        let place = |path: &String| {
+            let from = from_wire(path);
+            let name = from.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+            let to = if folder.is_empty() { name } else { [&folder[..], &name].join(&b'/') };
+            (from, to)
+        };
+        match self.move_each(paths.iter().map(place).collect()).await {
+            Ok(outcomes) => {
+                let each = paths.iter().zip(outcomes.into_iter().map(moved_answer));
+                let each = list(each.map(|(path, answer)| super::api::one_of_several("from", path, &answer)));
+                ApiResponse::json_text(200, Obj::new().raw("results", each).end())
+            }
+            Err(why) => super::api::failure(&why),
+        }
+    }
+
+    async fn move_each(
+        self: &Rc<Self>,
+        moves: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Vec<Result<Moved, NoPlace>>, VaultError> {
         // A scan in between would find on disk what the tree has elsewhere.
         let held = self.keeper.hold().await;
-        let (vault, from, to) = (Arc::clone(&self.vault), from_wire(from), from_wire(to));
-        let moved = pool::unblock(move || {
-            let node = move_entry(&vault, &from, &to)?;
-            let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
-            Ok::<_, NoPlace>((node, path))
-        })
-        .await;
+        let vault = Arc::clone(&self.vault);
+        let moved = pool::unblock(move || move_entries(&vault, &moves)).await;
         drop(held);
-        match moved {
-            Ok((node, path)) => {
-                self.after_change();
-                let answer =
-                    Obj::new().str("path", &to_wire(&path.join(&b'/'))).str("id", &node.file.to_string());
-                ApiResponse::json_text(200, answer.end())
-            }
-            Err(why) => why.answer(),
-        }
+        self.after_change();
+        moved
     }
 }
 

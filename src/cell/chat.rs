@@ -194,14 +194,24 @@ impl Cell {
                 if message.is_some() == fields.bool("all") {
                     return refused("name a message by \"id\", or say \"all\"");
                 }
-                match sync.delete_chat(&id, message).await {
-                    Ok(0) if message.is_some() => ApiResponse::error(
+                let Some(message) = message else {
+                    let told = sync.delete_talk(&id, fields.num("upto")).await;
+                    return json(told.map(|told| {
+                        Obj::new()
+                            .num("deleted", told.count)
+                            .num("upto", told.upto)
+                            .bool("more", told.has_more)
+                            .end()
+                    }));
+                };
+                match sync.delete_message(&id, message).await {
+                    Ok(false) => ApiResponse::error(
                         404,
                         "not_found",
                         "there is no such message in this conversation",
                         "",
                     ),
-                    outcome => json(outcome.map(|count| Obj::new().num("deleted", count).end())),
+                    outcome => json(outcome.map(|_| Obj::new().num("deleted", 1).end())),
                 }
             }
             (Method::Get, ["messages"], None) | (Method::Post, ["send" | "read" | "delete"], None) => {

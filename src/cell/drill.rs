@@ -459,7 +459,7 @@ impl Cell {
 pub(super) async fn keep(cell: Rc<Cell>) {
     cell.tell_drill();
     loop {
-        smol::Timer::after(LOOK).await;
+        smol::Timer::after(cell.vault.clock.pause(LOOK)).await;
         if let Err(why) = look(&cell).await {
             log::warn!("{why}");
         }

@@ -369,29 +369,48 @@ pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, Va
     })
 }
 
-/// Removes a file or folder: from GroveHome into the Recycle Bin. Works on a full disk. Gives files and bytes.
-pub fn remove(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError> {
+/// What became of one of several: files and bytes, or why nothing was done.
+pub type Removal = Result<(u64, u64), VaultError>;
+
+/// Removes files and folders: from GroveHome into the Recycle Bin. Works on a full disk. Each goes or stays by itself; an error
+/// is about all of them.
+pub fn remove(vault: &Vault, paths: &[Vec<u8>]) -> Result<Vec<Removal>, VaultError> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     crate::files::marker::check(vault, &root)?;
+    let outcomes: Vec<_> = paths.iter().map(|path| take_out(vault, &root, path)).collect();
+    // The state is in the catalog before the files go.
+    if outcomes.iter().any(Result::is_ok) {
+        publish::publish(vault)?;
+    }
+    let from_disk = |(names, sums): TakenOut| -> Removal {
+        let (name, folder) = names.split_last().expect("it is not the root");
+        if let Ok(folder) = root.walk(folder) {
+            delete_from_disk(&folder, name)?;
+        }
+        Ok(sums)
+    };
+    Ok(outcomes.into_iter().map(|outcome| from_disk(outcome?)).collect())
+}
+
+/// The names of what was taken out, its files and bytes.
+type TakenOut = (Vec<Vec<u8>>, (u64, u64));
+
+/// Takes a file or folder out of the tree, if it can be had back.
+fn take_out(vault: &Vault, root: &Folder, path: &[u8]) -> Result<TakenOut, VaultError> {
     let names = path_names(path)?;
     let node = vault.db.read(|t| node_at(t, path))?;
     if node.id == NodeId::ROOT {
         return Err(VaultError::Refused("GroveHome itself cannot be removed; name what is in it".into()));
     }
     // Only what is kept exactly as it is now goes: the bin gives back every byte.
-    let (bytes, unkept) = weigh(vault, &root, &names, &node)?;
+    let (bytes, unkept) = weigh(vault, root, &names, &node)?;
     if let Some(unkept) = unkept {
         return Err(VaultError::Refused(format!(
             "{unkept} has changes that are not kept yet; run `grove add` on it, or wait a moment"
         )));
     }
     let files = vault.db.change(|t| remove_tree(vault, t, node))?;
-    publish::publish(vault)?;
-    let (name, folder) = names.split_last().expect("it is not the root");
-    if let Ok(folder) = root.walk(folder) {
-        delete_from_disk(&folder, name)?;
-    }
-    Ok((files, bytes))
+    Ok((names, (files, bytes)))
 }
 
 /// Bytes of a tree, and the first file in it that is not as it was kept.

@@ -89,6 +89,11 @@ impl Fields {
         self.0.as_ref()?.get(key)
     }
 
+    /// Whether there is anything of this name, `null` aside.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| !matches!(value, Value::Null))
+    }
+
     /// A text.
     pub fn str(&self, key: &str) -> Option<&str> {
         if let Some(Value::String(text)) = self.get(key) { Some(text) } else { None }

@@ -173,7 +173,7 @@ pub(super) async fn watch(cell: Rc<Cell>) {
                 Err(why) => log::warn!("{why}"),
             }
         }
-        smol::Timer::after(LOOK).await;
+        smol::Timer::after(cell.vault.clock.pause(LOOK)).await;
     }
 }
 

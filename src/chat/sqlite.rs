@@ -68,7 +68,7 @@ const UNREAD_MAX: u64 = 100_000;
 /// Free pages that are given back to the disk at once.
 const PAGES_AT_ONCE: u32 = 1024;
 /// Messages that one transaction deletes.
-const DELETED_AT_ONCE: u64 = 1000;
+const DELETED_AT_ONCE: u64 = 2000;
 
 const ITEM_COLUMNS: &str =
     "m.id, m.peer, m.is_ours, m.at, m.arrived, m.attachments, m.text, m.number, r.stored, r.read";
@@ -720,24 +720,22 @@ impl Talks {
     /// Deletes a part of the conversation with a friend, up to the message `upto`; gives how many went. Again until 0.
     pub fn delete_some(&self, peer: &CellId, upto: u64) -> Result<u64, DbError> {
         self.change(|t| {
-            let sql = "SELECT id, size FROM messages WHERE peer = ?1 AND id <= ?2 ORDER BY id LIMIT ?3";
-            let rows: Vec<(i64, u64)> = t
+            let sql = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(id), 0) FROM
+                       (SELECT id, size FROM messages WHERE peer = ?1 AND id <= ?2 ORDER BY id LIMIT ?3)";
+            let (count, bytes, last): (u64, u64, i64) = t
                 .prepare_cached(sql)?
-                .query_map(params![peer.0, int(upto), int(DELETED_AT_ONCE)], |row| {
-                    Ok((row.get(0)?, number(row, 1)?))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            let bytes: u64 = rows.iter().map(|(_, size)| size).sum();
-            for (id, _) in &rows {
-                t.prepare_cached("DELETE FROM messages WHERE id = ?1")?.execute([id])?;
-            }
+                .query_row(params![peer.0, int(upto), int(DELETED_AT_ONCE)], |row| {
+                    Ok((number(row, 0)?, number(row, 1)?, row.get(2)?))
+                })?;
+            t.prepare_cached("DELETE FROM messages WHERE peer = ?1 AND id <= ?2")?
+                .execute(params![peer.0, last])?;
             t.prepare_cached("UPDATE talks SET bytes = bytes - ?2 WHERE peer = ?1")?
                 .execute(params![peer.0, int(bytes)])?;
             let sql = "SELECT EXISTS (SELECT 1 FROM messages WHERE peer = ?1)";
             if !t.prepare_cached(sql)?.query_row([peer.0], |row| row.get::<_, bool>(0))? {
                 t.prepare_cached("DELETE FROM talks WHERE peer = ?1")?.execute([peer.0])?;
             }
-            Ok(rows.len() as u64)
+            Ok(count)
         })
     }
 

@@ -5,15 +5,17 @@ use std::io::{BufReader, Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use miniserde::json::{Number, Value};
 
 use super::ask::{
-    Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, object, object_of, texts as list_of_texts,
+    Answer, Cell, CliError, Fields, Holder, Method, Remote, holder, number_or_null, object, object_of,
+    texts as list_of_texts,
 };
 use super::files::wire_name;
+use super::job::{Line, Progress};
 use super::{Context, Word, show, terminal};
 use crate::chat::TEXT_BYTES_MAX;
 use crate::files::unix::from_wire;
@@ -304,12 +306,32 @@ fn delete(context: &mut Context<'_>, friend: &str, which: &str, json: bool) -> R
             return Err(CliError::new("nothing was deleted", ""));
         }
     }
-    let answer =
-        cell.ask(Method::Post, "/chat/delete", &[], Some(object([("peer", string(friend)), which])))?;
-    if json {
+    let (mut deleted, mut upto) = (0, None);
+    let mut line = Line::new(context.terminals.err);
+    // Of very many each request deletes a part.
+    let answer = loop {
+        let wish = [("peer", string(friend)), which.clone(), ("upto", number_or_null(upto))];
+        let answer = cell.ask(Method::Post, "/chat/delete", &[], Some(object(wish)))?;
+        deleted += answer.fields.number("deleted");
+        if !answer.fields.is("more") {
+            break answer;
+        }
+        upto = Some(answer.fields.number("upto"));
+        let progress = Progress {
+            text: "deleting".to_owned(),
+            done: deleted,
+            unit: "messages".to_owned(),
+            ..Progress::default()
+        };
+        line.show(context, &progress, Instant::now());
+    };
+    line.clear(context);
+    if json && upto.is_some() {
+        writeln!(context.out, "{{\"deleted\":{deleted}}}")?;
+    } else if json {
         writeln!(context.out, "{}", answer.text)?;
     } else {
-        let count = show::of(answer.fields.number("deleted"), "message", "messages");
+        let count = show::of(deleted, "message", "messages");
         writeln!(context.out, "{count} deleted here; what has arrived at the friend stays there.")?;
     }
     Ok(())

@@ -236,7 +236,7 @@ enum FeedWord {
     subcommand,
     name = "keep",
     help_triggers("-h", "--help"),
-    note = "They are the friend's: not backed up from here, and deleted here when they are deleted there, after 30 days in\nShared/.grove/bin. What you change is set aside as \"NAME (mine)\" and is yours."
+    note = "They are the friend's: not backed up from here, and taken from here when they are deleted there or\nshared no more (which of the two is not told), after 30 days in Shared/.grove/bin. What you change is set aside as \"NAME (mine)\" and is yours."
 )]
 struct Keep {
     /// a file's id, or its beginning, as `grove feed` tells it; of a shared folder any file

@@ -36,13 +36,13 @@ use crate::pool;
 use crate::wire::Accepted;
 
 /// Connections in all.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 128;
 /// Connections from other machines, so that the command line always finds a place.
-const CONNECTIONS_REMOTE_MAX: usize = 48;
-/// Connections of one address.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
-/// Connections from this machine.
-const CONNECTIONS_LOOPBACK_MAX: usize = 48;
+const CONNECTIONS_REMOTE_MAX: usize = 64;
+/// Connections of one address: a browser takes six and its event stream one, and two pages may be open.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 16;
+/// Connections from this machine: programs that ask a model wait for many answers at once.
+const CONNECTIONS_LOOPBACK_MAX: usize = 80;
 /// A head must be whole this long after its first byte.
 const HEAD_WAIT: Duration = Duration::from_secs(5);
 /// A connection without a request is closed after so long.
@@ -929,12 +929,12 @@ mod tests {
         let entered = |places: &mut Places, text: &str, tries: usize| {
             (0..tries).filter(|_| places.enter(address(text))).count()
         };
-        assert_eq!(entered(&mut places, "10.0.0.1", 20), 8);
+        assert_eq!(entered(&mut places, "10.0.0.1", 20), 16);
         assert_eq!(entered(&mut places, "::ffff:10.0.0.1", 1), 0);
-        assert_eq!(entered(&mut places, "2001:db8::1", 5), 5);
-        assert_eq!(entered(&mut places, "2001:db8::2", 5), 3);
+        assert_eq!(entered(&mut places, "2001:db8::1", 10), 10);
+        assert_eq!(entered(&mut places, "2001:db8::2", 10), 6);
         let strangers: usize = (2..30).map(|n| entered(&mut places, &format!("10.0.0.{n}"), 8)).sum();
-        assert_eq!(8 + 8 + strangers, CONNECTIONS_REMOTE_MAX);
+        assert_eq!(16 + 16 + strangers, CONNECTIONS_REMOTE_MAX);
         assert_eq!(entered(&mut places, "127.0.0.1", 100), CONNECTIONS_MAX - CONNECTIONS_REMOTE_MAX);
         places.leave(address("10.0.0.1"));
         assert!(places.enter(address("10.9.9.9")) && !places.enter(address("10.9.9.9")));

@@ -255,20 +255,26 @@ const TABLE: &[Route] = &[
     post("/api/v1/folders", Object("path:s"), Object("path:s"), CELL, "Makes a folder."),
     post(
         "/api/v1/move",
-        Object("from:s,to:s"),
-        Object("path:s,id:s"),
+        Object("from?:s,paths?:[s],to:s"),
+        Object("path?:s,id?:s,results?:[o]"),
         CELL,
-        "Gives a file or folder another place; nothing is overwritten.",
+        "Gives a file or folder another place, or up to 1,000 paths one in a folder; nothing is overwritten. Each path has its result.",
     ),
     post("/api/v1/add", Object("paths:[s],to?:s"), Job, &[], "Brings paths of this machine into GroveHome."),
     post(
         "/api/v1/rm",
-        Object("path:s,local?:b"),
-        Object("files:i,bytes:i"),
+        Object("path?:s,paths?:[s],local?:b"),
+        Object("files:i,bytes:i,results?:[o]"),
         CELL,
-        "Into the Recycle Bin; or only from this disk.",
+        "Into the Recycle Bin; or only from this disk. One path, or up to 1,000, each with its result.",
     ),
-    post("/api/v1/restore", Object("path?:s,id?:s,version?:i,to?:s"), Job, &[], "Brings files back."),
+    post(
+        "/api/v1/restore",
+        Object("path?:s,id?:s,version?:i,to?:s,paths?:[s]"),
+        Job,
+        &[],
+        "Brings files back: one, up to 1,000 paths, or all.",
+    ),
     get("/api/v1/uploads", "", Object("uploads:[o]"), &[500], "Uploads that are not whole yet."),
     post(
         "/api/v1/uploads",
@@ -475,10 +481,10 @@ const TABLE: &[Route] = &[
     post("/api/v1/chat/read", Object("peer:s,upto:i"), Fine, CELL, "Messages up to one were read."),
     post(
         "/api/v1/chat/delete",
-        Object("peer:s,id?:i,all?:b"),
-        Object("deleted:i"),
+        Object("peer:s,id?:i,all?:b,upto?:i"),
+        Object("deleted:i,upto?:i,more?:b"),
         CELL,
-        "Deletes messages here.",
+        "Deletes messages here: one, or all. Of very many as far as it gets in seconds; with `more` it is asked again, with that `upto`.",
     ),
     // Models.
     get(
@@ -724,8 +730,17 @@ fn operation(route: &Route) -> String {
         }
         Shape::None | Shape::Ok | Shape::Job | Shape::File => {}
     }
+    // What programs for OpenAI's services ask is answered in their form; the door speaks before it is known who asks.
+    let is_openai = route.path.starts_with("/v1/");
     let mut responses: Vec<String> = answers(route.gives)
         .into_iter()
+        .filter(|(status, ..)| !is_openai || *status == "200")
+        .map(|(status, words, content)| match (is_openai, route.method) {
+            (true, Method::Post) => {
+                (status, words, content.replacen("{", "{\"text/event-stream\":{\"schema\":{}},", 1))
+            }
+            _ => (status, words, content),
+        })
         .map(|(status, words, content)| format!("\"{status}\":{{\"description\":\"{words}\",{content}}}"))
         .collect();
     let mut errors: Vec<u16> = [EVERYWHERE, route.errors].concat();
@@ -737,8 +752,11 @@ fn operation(route: &Route) -> String {
     }
     order::sort(&mut errors);
     errors.dedup();
+    let prefix = if is_openai { "openai_" } else { "" };
     responses.extend(
-        errors.iter().map(|status| format!("\"{status}\":{{\"$ref\":\"#/components/responses/{status}\"}}")),
+        errors
+            .iter()
+            .map(|status| format!("\"{status}\":{{\"$ref\":\"#/components/responses/{prefix}{status}\"}}")),
     );
     let _ = write!(text, "\"responses\":{{{}}}}}", responses.join(","));
     text
@@ -766,14 +784,21 @@ pub fn document() -> &'static str {
             .map(|(path, operations)| format!("\"{path}\":{{{}}}", operations.join(",")))
             .collect();
         let error = content("application/json", "{\"$ref\":\"#/components/schemas/Error\"}");
-        let responses: Vec<String> = ERRORS
-            .iter()
-            .map(|(status, words)| format!("\"{status}\":{{\"description\":{},{error}}}", quoted(words)))
-            .collect();
+        let either = content(
+            "application/json",
+            "{\"anyOf\":[{\"$ref\":\"#/components/schemas/OpenAiError\"},{\"$ref\":\"#/components/schemas/Error\"}]}",
+        );
+        let response = |prefix: &str, content: &str| -> Vec<String> {
+            let one = |(status, words): &(u16, &str)| {
+                format!("\"{prefix}{status}\":{{\"description\":{},{content}}}", quoted(words))
+            };
+            ERRORS.iter().map(one).collect()
+        };
+        let responses = [response("", &error), response("openai_", &either)].concat();
         format!(
             "{{\"openapi\":\"3.1.0\",\"info\":{{\"title\":\"Grove\",\"version\":\"{}\",\"description\":{},\
              \"license\":{{\"name\":\"MIT OR Apache-2.0\",\"identifier\":\"MIT OR Apache-2.0\"}}}},\
-             \"servers\":[{{\"url\":\"/\"}}],\"paths\":{{{}}},\"components\":{{\"schemas\":{{\"Error\":{}}},\
+             \"servers\":[{{\"url\":\"/\"}}],\"paths\":{{{}}},\"components\":{{\"schemas\":{{\"Error\":{},\"OpenAiError\":{}}},\
              \"responses\":{{{}}},\"securitySchemes\":{{\
              \"session\":{{\"type\":\"apiKey\",\"in\":\"cookie\",\"name\":\"grove_5678\",\"description\":{}}},\
              \"secret\":{{\"type\":\"http\",\"scheme\":\"bearer\",\"description\":{}}}}}}}}}",
@@ -783,6 +808,8 @@ pub fn document() -> &'static str {
             "{\"type\":\"object\",\"properties\":{\"error\":{\"type\":\"object\",\"properties\":{\"code\":{\"type\":\"string\"},\
              \"message\":{\"type\":\"string\"},\"hint\":{\"type\":\"string\"}},\"required\":[\"code\",\"message\",\"hint\"]}},\
              \"required\":[\"error\"]}",
+            "{\"type\":\"object\",\"properties\":{\"error\":{\"type\":\"object\",\"properties\":{\"message\":{\"type\":\"string\"},\
+             \"type\":{\"type\":\"string\"},\"param\":{},\"code\":{}},\"required\":[\"message\",\"type\"]}},\"required\":[\"error\"]}",
             responses.join(","),
             quoted("From login or setup; the name ends with the port of the dashboard, and with _tls over TLS."),
             quoted("The cell's own secret, in the file peer_secret of its state folder."),

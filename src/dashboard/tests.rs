@@ -859,7 +859,7 @@ fn half_closed_client_is_still_answered() {
 #[test]
 fn connections_beyond_the_cap_are_turned_away_and_come_back_later() {
     let cell = Cell::start();
-    let held: Vec<TcpStream> = (0..48).map(|_| cell.connect()).collect();
+    let held: Vec<TcpStream> = (0..80).map(|_| cell.connect()).collect();
     thread::sleep(Duration::from_millis(300));
     let mut over = cell.connect();
     let answer = read_rest(&mut over);

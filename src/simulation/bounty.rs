@@ -13,7 +13,7 @@ use crate::keys::{Identity, MasterKey};
 use crate::placement::planner::{Candidate, Deficit, Pace, Sites, plan};
 use crate::placement::{CellNumber, ChunkId};
 use crate::sync::{Books, HeardAt, PeerBook};
-use crate::world::Dice;
+use crate::world::{Dice, Guard, Sabotage};
 
 const GIB: u64 = 1 << 30;
 const HOUR_S: u64 = 3600;
@@ -24,6 +24,8 @@ const TICKS_A_DAY: u64 = 12;
 const AUDIT_TICKS: u64 = 20 * TICKS_A_DAY;
 /// Figures are exchanged this often: less than the program does, for a signature takes its time.
 const SETTLE_S: u64 = 3 * 86_400;
+/// A new copy is asked for after about a day, and after three at the latest.
+const FIRST_AUDIT_S: u64 = 3 * 86_400;
 /// Copies with a peer that is away longer are not counted on.
 const GRACE_S: u64 = 48 * HOUR_S;
 const COPIES: u64 = 2;
@@ -48,6 +50,8 @@ pub enum Kind {
     Lying,
     /// Two that keep one copy between them, and prove it for each other.
     Colluding,
+    /// Takes what it is given, keeps nothing, and waits for somebody to notice.
+    Empty,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +109,7 @@ pub struct Year {
 }
 
 struct World {
+    guard: Guard,
     dice: Dice,
     now: u64,
     peers: Vec<Peer>,
@@ -116,7 +121,7 @@ struct World {
 fn kinds(dice: &mut Dice) -> Vec<Kind> {
     let mut kinds = vec![Kind::Honest; 4 + dice.below(3) as usize];
     kinds.extend([Kind::OftenOff, Kind::OftenOff, Kind::Forgetful, Kind::Greedy, Kind::Lying]);
-    kinds.extend([Kind::Colluding, Kind::Colluding]);
+    kinds.extend([Kind::Colluding, Kind::Colluding, Kind::Empty]);
     // Who has the smaller id, and so who proposes, follows from the order.
     for at in (1..kinds.len()).rev() {
         kinds.swap(at, dice.below(at as u64 + 1) as usize);
@@ -126,6 +131,7 @@ fn kinds(dice: &mut Dice) -> Vec<Kind> {
 
 impl World {
     fn new(seed: u64) -> Self {
+        let guard = Guard::begin(seed);
         let mut dice = Dice::new(seed, "bounty");
         let mut peers = Vec::new();
         for kind in kinds(&mut dice) {
@@ -152,7 +158,7 @@ impl World {
                 pairs.insert((owner, holder), Pair::default());
             }
         }
-        Self { dice, now: TICK_S, peers, pairs, year: Year::default() }
+        Self { guard, dice, now: TICK_S, peers, pairs, year: Year::default() }
     }
 
     fn wall(&self) -> u64 {
@@ -268,10 +274,9 @@ impl World {
             .copies
             .iter()
             .map(|(chunk, copy)| (*chunk, *copy))
-            .filter(|(_, copy)| {
-                copy.proven_at == 0
-                    || self.now >= copy.proven_at + 27 * 86_400
-                    || self.dice.below(AUDIT_TICKS) == 0
+            .filter(|(_, copy)| match copy.proven_at {
+                0 => self.now >= copy.stored_at + FIRST_AUDIT_S || self.dice.below(TICKS_A_DAY) == 0,
+                proven_at => self.now >= proven_at + 27 * 86_400 || self.dice.below(AUDIT_TICKS) == 0,
             })
             .collect();
         for (chunk, copy) in due {
@@ -304,7 +309,7 @@ impl World {
             let keeps = self.peers[holder].kind != Kind::Greedy && self.peers[holder].is_on;
             let is_lately_false = self.pairs[&(owner, holder)].failed_at + 86_400 > self.now
                 && self.pairs[&(owner, holder)].failed_at > 0
-                && self.peers[holder].kind == Kind::Lying;
+                && matches!(self.peers[holder].kind, Kind::Lying | Kind::Empty);
             if !keeps || is_lately_false {
                 continue;
             }
@@ -355,7 +360,7 @@ impl World {
         let now = self.now;
         let pair = self.pairs.get_mut(&(owner, holder)).expect("all pairs are there");
         pair.copies.insert(chunk, Copy { stored_at: now, proven_at: 0 });
-        if kind != Kind::Colluding || !partner_has {
+        if kind != Kind::Empty && (kind != Kind::Colluding || !partner_has) {
             pair.real.insert(chunk);
         }
     }
@@ -571,7 +576,9 @@ impl World {
                         "liar {holder} has {credit} of {owner} for {stored} and {unfound} not found yet"
                     ));
                 }
-                Kind::Greedy if credit > 0 => return Err(format!("greedy {holder} has earned {credit}")),
+                Kind::Greedy | Kind::Empty if credit > 0 => {
+                    return Err(format!("{holder} keeps nothing and has earned {credit} of {owner}"));
+                }
                 Kind::Honest | Kind::OftenOff if credit * 100 < stored * 95 => {
                     return Err(format!("honest {holder} has {credit} of {owner} for {stored}"));
                 }
@@ -592,7 +599,8 @@ impl World {
             let all: Vec<u64> = (0..self.peers.len()).filter(of).map(credit).collect();
             (all.iter().copied().min().unwrap_or(0), all.iter().copied().max().unwrap_or(0))
         };
-        let (least_off, cheats) = (most(&[Kind::OftenOff]).0, most(&[Kind::Greedy, Kind::Lying]).1);
+        let (least_off, cheats) =
+            (most(&[Kind::OftenOff]).0, most(&[Kind::Greedy, Kind::Lying, Kind::Empty]).1);
         if least_off < cheats {
             return Err(format!("who is often off has {least_off}, and a cheat {cheats}"));
         }
@@ -679,9 +687,10 @@ impl World {
     }
 }
 
-/// A year of so many days; what broke a rule, in words.
-pub fn year(seed: u64, days: u64) -> Result<Year, String> {
+/// A year of so many days, perhaps with a rule that is broken on purpose; what broke a rule, in words.
+pub fn year(seed: u64, days: u64, sabotage: Option<Sabotage>) -> Result<Year, String> {
     let mut world = World::new(seed);
+    world.guard.sabotage(sabotage);
     for day in 0..days {
         for _ in 0..TICKS_A_DAY {
             world.step().map_err(|why| format!("day {day}: {why}"))?;

@@ -33,6 +33,8 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Batches of one friend that are taken in at once: one, and one over a connection that breaks.
 const HEARING_MAX: u32 = 2;
+/// A request to delete a conversation goes on for so long, and says then whether there is more.
+const DELETE_TIME_MAX: Duration = Duration::from_secs(3);
 /// Who waits for news of chat at once; others get their answer after a moment. Each has a handler of the API meanwhile.
 const WAITERS_MAX: usize = 6;
 const WAITER_PAUSE: Duration = Duration::from_millis(500);
@@ -570,36 +572,60 @@ impl Sync {
         self.with_talks(move |talks| talks.search(&words, id.as_ref(), before, limit)).await
     }
 
-    /// Deletes one message here, or the whole conversation with a cell up to this moment; gives how many went.
-    pub async fn delete_chat(&self, id: &CellId, message: Option<u64>) -> Result<u64, VaultError> {
+    /// Deletes one message here; `false` if there is none.
+    pub async fn delete_message(&self, id: &CellId, message: u64) -> Result<bool, VaultError> {
         let peer = *id;
-        let mut count = 0;
-        match message {
-            Some(message) => {
-                count += u64::from(self.with_talks(move |talks| talks.delete(&peer, message)).await?);
-            }
+        let is_gone = self.with_talks(move |talks| talks.delete(&peer, message)).await?;
+        if is_gone {
+            self.deleted().await?;
+        }
+        Ok(is_gone)
+    }
+
+    /// Deletes the conversation with a cell up to a message, or up to this moment, as far as it gets in a few seconds.
+    pub async fn delete_talk(&self, id: &CellId, upto: Option<u64>) -> Result<DeletedTalk, VaultError> {
+        let peer = *id;
+        let upto = match upto {
+            Some(upto) => upto,
             None => {
                 let newest = move |talks: &Talks| {
                     let page = talks.page(&peer, Side::Before(u64::MAX), 1)?;
                     Ok(page.items.last().map_or(0, |last| last.id))
                 };
-                let upto = self.with_talks(newest).await?;
-                loop {
-                    let some = self.with_talks(move |talks| talks.delete_some(&peer, upto)).await?;
-                    count += some;
-                    if some == 0 {
-                        break;
-                    }
-                }
+                self.with_talks(newest).await?
             }
+        };
+        let began = self.vault.clock.steady();
+        let mut told = DeletedTalk { count: 0, upto, has_more: true };
+        while told.has_more && self.vault.clock.steady().saturating_sub(began) < DELETE_TIME_MAX {
+            let some = self.with_talks(move |talks| talks.delete_some(&peer, upto)).await?;
+            told.count += some;
+            told.has_more = some > 0;
         }
-        if count > 0 {
-            self.with_talks(Talks::wipe).await?;
-            self.vault.clear("chat-full");
+        if told.count > 0 {
+            self.deleted().await?;
         }
-        self.ring_chat();
-        Ok(count)
+        Ok(told)
     }
+
+    /// Something was deleted.
+    async fn deleted(&self) -> Result<(), VaultError> {
+        self.with_talks(Talks::wipe).await?;
+        self.vault.clear("chat-full");
+        self.ring_chat();
+        Ok(())
+    }
+}
+
+/// How far a conversation was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeletedTalk {
+    /// Messages that went.
+    pub count: u64,
+    /// The last message that is to go.
+    pub upto: u64,
+    /// Whether there are more up to it.
+    pub has_more: bool,
 }
 
 /// The conversation that a name or the beginning of an id means; `None`: none, or several.

@@ -1,5 +1,6 @@
 //! Connections: who is dialled and over which route, who is let in, and the watch over what is connected.
 
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +46,9 @@ const BEARERS_OF_ONE_MAX: usize = 2;
 /// A bearer shows a ticket that holds within this, and then at least so often.
 const BEARER_FIRST_MAX: Duration = Duration::from_secs(20);
 const BEARER_IDLE_MAX: Duration = Duration::from_secs(120);
+/// Holders with whom sessions are kept, and for how long when nothing is read. Shorter than they bear with it.
+const HOLDINGS_MAX: usize = 32;
+const HOLDING_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Connections are looked at this often while none is busy: what begins meanwhile is seen in time all the same.
 const WATCH_IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Busy connections are looked at this often.
@@ -89,6 +93,23 @@ pub(super) struct Arrived {
 pub(super) struct Bearing {
     pub(super) session: Session,
     _driver: smol::Task<()>,
+}
+
+/// The one session with a holder that is no peer. Whoever reads several files, or looks at one in parts, dials once: a
+/// holder takes few sessions of one bearer, and few handshakes of it in a second.
+#[derive(Default)]
+pub(super) struct Holding {
+    dialling: Turns,
+    bearing: RefCell<Option<Rc<Bearing>>>,
+    /// By the steady clock.
+    used_at: Cell<Duration>,
+}
+
+impl Holding {
+    /// Somebody dials, or there is a session.
+    fn is_in_use(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) > 1
+    }
 }
 
 /// One end of a connection in memory.
@@ -995,8 +1016,53 @@ impl Sync {
         self.dial(&book.ranked(&nobody), approach).await.map(Newcomer)
     }
 
-    /// Dials a cell that is said to hold chunks of a grant: it becomes no peer.
-    pub(super) async fn dial_holder(self: &Rc<Self>, card: &Card) -> Result<Bearing, DialError> {
+    /// A session with a cell that is said to hold chunks of a grant, dialled where there is none; it becomes no peer.
+    pub(super) async fn bearing(self: &Rc<Self>, card: &Card) -> Result<Rc<Bearing>, DialError> {
+        let holding = {
+            let mut holdings = self.holdings.borrow_mut();
+            if holdings.len() >= HOLDINGS_MAX && !holdings.contains_key(&card.id) {
+                holdings.retain(|_, holding| holding.is_in_use());
+            }
+            match holdings.len() < HOLDINGS_MAX || holdings.contains_key(&card.id) {
+                true => Some(Rc::clone(holdings.entry(card.id).or_default())),
+                false => None,
+            }
+        };
+        let Some(holding) = holding else { return self.dial_holder(card).await.map(Rc::new) };
+        let _alone = holding.dialling.lock().await;
+        holding.used_at.set(self.vault.clock.steady());
+        let known = holding.bearing.borrow().clone().filter(|bearing| bearing.session.is_alive());
+        if let Some(bearing) = known {
+            return Ok(bearing);
+        }
+        let bearing = Rc::new(self.dial_holder(card).await?);
+        let has_keeper = holding.bearing.borrow_mut().replace(Rc::clone(&bearing)).is_some();
+        if !has_keeper {
+            let (sync, holding) = (Rc::clone(self), Rc::clone(&holding));
+            self.spawn(async move { sync.leave_holding(&holding).await }).detach();
+        }
+        Ok(bearing)
+    }
+
+    /// Ends a session with a holder when nobody has read in it for a while.
+    async fn leave_holding(&self, holding: &Holding) {
+        loop {
+            Timer::after(HOLDING_IDLE_MAX / 2).await;
+            let is_over = {
+                let bearing = holding.bearing.borrow();
+                let idle = self.vault.clock.steady().saturating_sub(holding.used_at.get());
+                bearing.as_ref().is_none_or(|bearing| {
+                    !bearing.session.is_alive() || (Rc::strong_count(bearing) == 1 && idle > HOLDING_IDLE_MAX)
+                })
+            };
+            if is_over {
+                holding.bearing.take();
+                return;
+            }
+        }
+    }
+
+    async fn dial_holder(self: &Rc<Self>, card: &Card) -> Result<Bearing, DialError> {
         let approach = Approach::Ticket { id: card.id, x25519: card.x25519 };
         let addresses: Vec<String> = card.addresses.iter().chain(&card.relays).cloned().collect();
         let newcomer = self.dial_stranger(&addresses, &approach).await?;

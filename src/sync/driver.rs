@@ -19,7 +19,7 @@ use super::audit::Audits;
 use super::books::{Books, InviteRow, InviteState, PeerRow, is_label};
 use super::bounty::Ledgers;
 use super::chat::Chats;
-use super::connect::Dialer;
+use super::connect::{Dialer, Holding};
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
 use super::link::{For, Line, Link};
@@ -227,6 +227,8 @@ pub struct Sync {
     pub(super) unix_offset: Cell<Option<i64>>,
     /// Bearers of tickets who are served now, and when each last showed one that holds (steady time).
     pub(super) bearers: RefCell<Vec<(CellId, Duration)>>,
+    /// Sessions in which this cell reads by tickets, by holder.
+    pub(super) holdings: RefCell<HashMap<CellId, Rc<Holding>>>,
     /// Chunks on their way, and to whom.
     pub(super) in_flight: RefCell<HashMap<ChunkId, Vec<CellNumber>>>,
     pub(super) links: RefCell<HashMap<CellId, Rc<Link>>>,
@@ -338,6 +340,7 @@ impl Sync {
             keep_wake: smol::channel::bounded(1),
             unix_offset: Cell::new(None),
             bearers: RefCell::default(),
+            holdings: RefCell::default(),
             in_flight: RefCell::default(),
             links: RefCell::default(),
             dialers: RefCell::default(),

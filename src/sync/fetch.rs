@@ -171,7 +171,7 @@ struct Source {
 
 enum Via {
     Link(Rc<Link>),
-    Bearing(Bearing),
+    Bearing(Rc<Bearing>),
 }
 
 impl Source {
@@ -499,7 +499,7 @@ impl Reader {
             of_peer().or_else(|| told?.card.clone())
         });
         let dials = cards.map(|card| async move {
-            match within(DIAL_TIME_MAX, self.sync.dial_holder(&card)).await {
+            match within(DIAL_TIME_MAX, self.sync.bearing(&card)).await {
                 Some(Ok(bearing)) => Some((card, bearing)),
                 _ => None,
             }

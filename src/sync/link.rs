@@ -166,6 +166,9 @@ pub(super) struct Link {
     pub(super) held_for: Cell<Option<u64>>,
     /// Behind how many of them it goes on.
     pub(super) held_from: Cell<usize>,
+    /// The same for those that named enough holders, which are looked at in a while only; and when that was last done.
+    pub(super) told_from: Cell<usize>,
+    pub(super) told_at: Cell<Option<Duration>>,
     /// Since when, and how many bytes of grants it has offered.
     offered: Cell<(Duration, u64)>,
     /// Since when, and how many lists of revocations were taken.
@@ -240,6 +243,8 @@ impl Link {
             told_list: Cell::new(0),
             held_for: Cell::new(None),
             held_from: Cell::new(0),
+            told_from: Cell::new(0),
+            told_at: Cell::new(None),
             offered: Cell::new((Duration::ZERO, 0)),
             listed: Cell::new((Duration::ZERO, 0)),
             is_introduced: Cell::new(false),

@@ -9,7 +9,7 @@ use super::books::{Books, PeerRow};
 use super::driver::Sync;
 use super::link::{For, Link};
 use super::share::{Told, refused};
-use super::shares::{Arrival, GrantRow, ShareRow};
+use super::shares::{Arrival, GrantRow, ShareRow, told_of};
 use crate::card::Card;
 use crate::files::import::EntryCursor;
 use crate::grant::{
@@ -31,6 +31,9 @@ use crate::wire::within;
 const HOLDERS_BY_CHUNKS: usize = 256;
 /// Arrived grants that are looked at for new holders in one round.
 const UNHELD_MAX: usize = 500;
+/// Of those that named enough, so many are looked at in one round, and after a pause the next: some 5 hours for 100,000.
+const TOLD_MAX: usize = 100;
+const TOLD_PAUSE: Duration = Duration::from_secs(20);
 /// Whoever shares or takes back waits this long for a peer that is connected; others hear of it later.
 pub(super) const TELL_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -170,34 +173,54 @@ impl Sync {
         Ok(count)
     }
 
-    /// What has come to more holders since a friend heard of it is offered once more.
+    /// What has come to other holders since a friend heard of it is offered once more: what had few of them with each
+    /// change, and what had enough, of which healing may have moved copies, some at a time.
     async fn note_new_holders(&self, link: &Rc<Link>) {
         let generation = self.vault.db.generation();
         if link.held_for.replace(Some(generation)) == Some(generation) {
             return;
         }
+        let Some(recipient) = self.gate.peer(&link.peer) else { return };
+        let now = self.vault.clock.steady();
+        let is_due = link.told_at.get().is_none_or(|at| now.saturating_sub(at) >= TOLD_PAUSE);
+        if is_due {
+            link.told_at.set(Some(now));
+        }
         let wanted = self.vault.config.copies.saturating_sub(1).max(1);
-        let (books, vault, peer) = (Arc::clone(&self.books), Arc::clone(&self.vault), link.peer);
-        let from = link.held_from.get();
-        let work = move || -> Result<usize, VaultError> {
+        let (books, vault, peers) = (Arc::clone(&self.books), Arc::clone(&self.vault), self.gate.peers());
+        let (short_from, told_from) = (link.held_from.get(), link.told_from.get());
+        let work = move || -> Result<(usize, usize), VaultError> {
+            let next = |rows: &[GrantRow], from: usize, most: usize| {
+                if rows.len() < most { 0 } else { from + most }
+            };
+            let mut rows = books.told_grants(&recipient.id, (true, wanted), (short_from, UNHELD_MAX))?;
+            let short_next = next(&rows, short_from, UNHELD_MAX);
+            let mut told_next = told_from;
+            if is_due {
+                let told = books.told_grants(&recipient.id, (false, wanted), (told_from, TOLD_MAX))?;
+                told_next = next(&told, told_from, TOLD_MAX);
+                rows.extend(told);
+            }
             let mut again = Vec::new();
-            let rows = books.unheld_grants(&peer, wanted, (from, UNHELD_MAX))?;
-            let next = if rows.len() < UNHELD_MAX { 0 } else { from + UNHELD_MAX };
             for row in rows {
                 let Some((_, manifest, _)) = vault.db.read(|t| newest(&vault, t, row.file))? else {
                     continue;
                 };
-                let names = telling_chunks(&vault, &manifest);
-                let held = vault.db.read(|t| holder_cells(t, &names))?.len() as u64;
-                if held > row.holders {
-                    again.push((row, held, Arrival::Waiting));
+                let holders = holders_of(&vault, &manifest, &recipient, &peers)?;
+                let ids: Vec<CellId> = holders.iter().map(|holder| holder.id).collect();
+                // That nobody has it now is nothing to find it by.
+                if !ids.is_empty() && told_of(&ids) != row.holders {
+                    again.push((row, told_of(&ids), Arrival::Waiting));
                 }
             }
             books.note_arrivals(&again)?;
-            Ok(next)
+            Ok((short_next, told_next))
         };
         match unblock(work).await {
-            Ok(next) => link.held_from.set(next),
+            Ok((short, told)) => {
+                link.held_from.set(short);
+                link.told_from.set(told);
+            }
             Err(why) => log::warn!("{why}"),
         }
     }
@@ -261,7 +284,7 @@ fn holder_cells(t: &Tables<'_>, names: &[ChunkName]) -> Result<Vec<CellNumber>, 
     Ok(cells.into_iter().map(|(cell, _)| cell).take(HOLDERS_MAX).collect())
 }
 
-/// A row and what its recipient is told: how many holders, and whether a grant of it was made.
+/// A row and what its recipient is told: of which holders, and whether a grant of it was made.
 type Offered = (GrantRow, u64, bool);
 
 /// Makes grants that wait for a peer, as many as one request carries; with their rows, and those of which none can be made.
@@ -297,7 +320,7 @@ fn make_grants(
     Ok((grants, rows))
 }
 
-/// The grant of one file: its record, how many holders it names, its bytes.
+/// The grant of one file: its record, which holders it names, its bytes.
 fn make_grant(
     vault: &Vault,
     share: &ShareRow,
@@ -345,7 +368,7 @@ fn make_grant(
         .map_err(wrong)?,
     };
     let holders = holders_of(vault, &manifest, peer, peers)?;
-    let count = holders.len() as u64;
+    let told = told_of(&holders.iter().map(|holder| holder.id).collect::<Vec<_>>());
     let file_key = vault.master.file_key(&manifest.salt);
     let name = offered_name(&manifest.owner_part.name);
     let mut private = Private {
@@ -383,7 +406,7 @@ fn make_grant(
         manifest: private.manifest,
         share: share.is_folder.then_some(share.id),
     };
-    Ok(Some((made, count, bytes)))
+    Ok(Some((made, told, bytes)))
 }
 
 /// Peers that hold a file's chunks, without its recipient; with their cards.

@@ -14,6 +14,7 @@ use crate::grant::{
     open as open_grant, revocations_from_bytes, revocations_key, revocations_to_bytes,
 };
 use crate::id::{CellId, FileId};
+use crate::keys::sha256;
 use crate::order;
 use crate::placement::DbError;
 use crate::vault::{Vault, VaultError, lock};
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS grants_made (
     version INTEGER NOT NULL,
     number INTEGER NOT NULL,             -- by which it is taken back: the same over versions
     ticket BLOB,                         -- the last that was made; NULL: none yet
-    holders INTEGER NOT NULL DEFAULT 0,  -- how many the recipient was told
+    holders INTEGER NOT NULL DEFAULT 0,  -- whom the recipient was told: how many, and above 8 bits a sum of their ids
     state INTEGER NOT NULL DEFAULT 0,    -- 0 waits, 1 has arrived, 2 was refused
     PRIMARY KEY (share, file)
 ) WITHOUT ROWID;
@@ -134,10 +135,21 @@ pub struct GrantRow {
     pub number: u64,
     /// The ticket, once made.
     pub ticket: Option<Vec<u8>>,
-    /// Holders that the recipient was told.
+    /// Holders that the recipient was told of, see [`told_of`].
     pub holders: u64,
     /// Whether it has arrived.
     pub arrival: Arrival,
+}
+
+/// Holders as one number: how many in the lowest 8 bits, and above them which, whatever their order.
+pub(super) fn told_of(holders: &[CellId]) -> u64 {
+    let mut ids: Vec<&CellId> = holders.iter().collect();
+    ids.sort_unstable();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.0).collect();
+    let hash = sha256(&bytes);
+    let sum = u64::from_le_bytes(std::array::from_fn(|n| hash[n]));
+    // The highest bit stays free: SQLite's numbers have a sign.
+    (sum & (u64::MAX >> 9)) << 8 | holders.len().min(255) as u64
 }
 
 const SHARE_COLUMNS: &str = "id, peer, file, folder, since, until";
@@ -336,18 +348,19 @@ impl Books {
         Ok(found)
     }
 
-    /// Grants that have arrived and named fewer than `wanted` holders: `limit` of them behind the first `from`.
-    pub(super) fn unheld_grants(
+    /// Grants that have arrived and named fewer than `wanted` holders (`true`), or so many and more: `limit` of them behind
+    /// the first `from`.
+    pub(super) fn told_grants(
         &self,
         peer: &CellId,
-        wanted: u64,
+        (is_short, wanted): (bool, u64),
         (from, limit): (usize, usize),
     ) -> Result<Vec<GrantRow>, DbError> {
         self.list(
             "SELECT share, file, version, number, NULL, holders, state FROM grants_made
-             WHERE state = 1 AND holders < ?2 AND share IN (SELECT id FROM shares WHERE peer = ?1)
+             WHERE state = 1 AND ((holders & 255) < ?2) = ?5 AND share IN (SELECT id FROM shares WHERE peer = ?1)
              ORDER BY share, file LIMIT ?3 OFFSET ?4",
-            params![peer.0, wanted as i64, limit as i64, from as i64],
+            params![peer.0, wanted as i64, limit as i64, from as i64, is_short],
             grant_row,
         )
     }

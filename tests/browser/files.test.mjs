@@ -2,8 +2,10 @@
 
 import assert from "node:assert/strict";
 import fs from "node:fs";
-import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
+import path from "node:path";
+import { SHOTS, checkAxe, goTo, shot, signIn } from "./lib/browser.mjs";
 import { Cell, befriend, png, wav } from "./lib/cell.mjs";
+import { film, pdf } from "./lib/film.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
 const PDF = Buffer.from("%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj 3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]>>endobj trailer<</Root 1 0 R>>");
@@ -143,6 +145,75 @@ test("pictures, sound, text and PDF are looked at one after another with the key
   await cell.end();
 });
 
+test("a film plays and jumps to any of its seconds, and a PDF shows its pages", async () => {
+  const cell = await Cell.start("films");
+  await cell.setUp();
+  const page = await signIn(cell);
+  const seconds = 20;
+  const bytes = await film(page, seconds);
+  cell.put("a film.webm", bytes);
+  cell.put("b paper.pdf", pdf("Paper of Grove"));
+  await cell.settle();
+  await goTo(page, "files");
+  const parts = [];
+  page.on("response", (response) => { if (response.url().includes("film.webm")) parts.push([response.status(), response.headers()["content-range"]]); });
+  await row(page, "a film.webm").locator("[data-role=open]").click();
+  const video = page.locator(".light video");
+  await waitFor("it plays", () => video.evaluate((each) => each.readyState >= 2 && each.currentTime > 0 && Math.abs(each.duration - 20) < 0.5));
+  await page.keyboard.press(" ");
+  await waitFor("it stands", () => video.evaluate((each) => each.paused));
+  await checkAxe(page, "a film");
+  // Forth, to the end, and back: what is shown is of that second.
+  const greys = new Map();
+  for (const second of [15, 19, 3]) {
+    greys.set(second, await video.evaluate(async (each, to) => {
+      const there = new Promise((done, failed) => {
+        each.addEventListener("seeked", done, { once: true });
+        setTimeout(() => failed(new Error(`no picture of second ${to}`)), 20_000);
+      });
+      each.currentTime = to + 0.5;
+      await there;
+      const canvas = new OffscreenCanvas(8, 8);
+      const pen = canvas.getContext("2d");
+      pen.drawImage(each, 10, 10, 50, 50, 0, 0, 8, 8);
+      return pen.getImageData(4, 4, 1, 1).data[0];
+    }, second));
+  }
+  // Encoder and player may differ by a scale and a shift of all greys, not by which is how much lighter.
+  const step = (greys.get(19) - greys.get(3)) / 16;
+  assert.ok(step > 8 && step < 13 && Math.abs(greys.get(15) - greys.get(3) - 12 * step) < step / 2, JSON.stringify([...greys]));
+  await shot(page, "film");
+  assert.ok(parts.some(([status, range]) => status === 206 && Number(range?.match(/bytes (\d+)-/)?.[1]) > 0), `it is read in parts: ${JSON.stringify(parts)}`);
+  await page.keyboard.press("PageDown");
+  await page.locator(".light iframe").waitFor();
+  const frame = await waitFor("the PDF is there", () => page.frames().find((each) => each.url().includes("paper.pdf")));
+  await frame.waitForLoadState();
+  // The browser's own reader has drawn it: there is black on white.
+  const inked = async () => {
+    const picture = await page.locator(".light iframe").screenshot({ path: path.join(SHOTS, "pdf.png") });
+    return page.evaluate(async (base64) => {
+      const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+      const image = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+      const pen = new OffscreenCanvas(image.width, image.height).getContext("2d");
+      pen.drawImage(image, 0, 0);
+      const { data } = pen.getImageData(0, 0, image.width, image.height);
+      let [black, white] = [0, 0];
+      for (let at = 0; at < data.length; at += 4) {
+        if (data[at] < 60 && data[at + 1] < 60 && data[at + 2] < 60) black += 1;
+        if (data[at] > 240 && data[at + 1] > 240 && data[at + 2] > 240) white += 1;
+      }
+      return [black, white];
+    }, picture.toString("base64"));
+  };
+  await waitFor("the PDF is drawn", async () => {
+    const [black, white] = await inked();
+    return black > 500 && white > 10_000;
+  });
+  await page.keyboard.press("Escape");
+  await page.done();
+  await cell.end();
+});
+
 test("downloads: a file, a range of one, a folder as zip", async () => {
   const cell = await Cell.start("downloads");
   await cell.setUp();
@@ -207,6 +278,59 @@ test("versions come back, and what was removed does, too", async () => {
   await page.locator(".bin-row", { hasText: "diary.txt" }).getByRole("button", { name: "Restore" }).click();
   await page.getByText("diary.txt is back.").waitFor();
   await waitFor("it is on the disk", () => cell.has("diary.txt"));
+  await page.done();
+  await cell.end();
+});
+
+test("hundreds of files are moved, deleted and brought back at once, each with one request", async () => {
+  const cell = await Cell.start("crowd");
+  await cell.setUp();
+  const count = 400;
+  const name = (n) => `photo ${String(n).padStart(3, "0")}.txt`;
+  for (let n = 0; n < count; n += 1) cell.put(`all/${name(n)}`, `photo number ${n}`);
+  cell.put("stays.txt", "stays");
+  fs.mkdirSync(`${cell.home}/other`);
+  await cell.settle();
+  const page = await signIn(cell);
+  const asked = [];
+  page.on("request", (request) => { if (/\/api\/v1\/(rm|move|restore)$/.test(request.url())) asked.push(request.url().split("/").pop()); });
+  await goTo(page, "files/all");
+  await row(page, name(0)).waitFor();
+  await page.getByLabel("Select all").check();
+  await page.getByText(`${count} selected`).waitFor();
+  await page.getByRole("toolbar").getByRole("button", { name: "Remove from Grove" }).click();
+  await page.locator("dialog").getByRole("button", { name: "Remove", exact: true }).click();
+  const note = page.locator(".toast", { hasText: `Moved ${count} entries to the Recycle Bin.` });
+  await note.waitFor({ timeout: 60_000 });
+  // As long as one points at it, it stays.
+  await note.hover();
+  await shot(page, "many-deleted");
+  assert.ok(fs.readdirSync(`${cell.home}/all`).length === 0 && cell.has("stays.txt"));
+  await note.getByRole("button", { name: "Undo" }).click();
+  await page.getByText(`Brought back ${count} entries.`).waitFor({ timeout: 60_000 });
+  for (let n = 0; n < count; n += 1) assert.equal(cell.read(`all/${name(n)}`).toString(), `photo number ${n}`);
+  await page.getByText(`${count} entries`, { exact: true }).waitFor();
+  await page.getByLabel("Select all").check();
+  await page.getByText(`${count} selected`).waitFor();
+  await page.getByRole("toolbar").getByRole("button", { name: "Move", exact: true }).click();
+  await page.locator(".place", { hasText: "One folder up" }).click();
+  await page.locator(".place", { hasText: "other" }).click();
+  await page.getByRole("button", { name: "Move here" }).click();
+  await page.getByText(`Moved ${count} entries.`).waitFor({ timeout: 60_000 });
+  assert.equal(fs.readdirSync(`${cell.home}/other`).length, count);
+  assert.deepEqual(asked, ["rm", "restore", "move"]);
+  // One that cannot be moved is told, and the others are.
+  page.allow(/409/);
+  cell.put("all/a.txt", "a");
+  cell.put("all/b.txt", "b");
+  cell.put("other/a.txt", "another a");
+  await cell.settle();
+  const { results } = await cell.api("POST", "move", { paths: ["all/a.txt", "all/b.txt", "all/c.txt"], to: "other" });
+  assert.deepEqual(results.map((one) => one.error?.code ?? one.path), ["exists", "other/b.txt", "not_found"]);
+  const gone = await cell.api("POST", "rm", { paths: ["all/a.txt", "nothing.txt"] });
+  assert.deepEqual([gone.files, gone.results[0].files, gone.results[1].error.code], [1, 1, "refused"]);
+  await assert.rejects(cell.api("POST", "rm", { paths: Array.from({ length: 1001 }, (_, n) => `${n}`) }), /bad_request/);
+  await assert.rejects(cell.api("POST", "restore", { paths: [] }), /bad_request/);
   await page.done();
   await cell.end();
 });

@@ -57,7 +57,8 @@ test("a first visit ends with a kept phrase, a file that is safe, and a friend",
   const chooser = page.waitForEvent("filechooser");
   await press("Choose files");
   await (await chooser).setFiles([{ name: "first.txt", mimeType: "text/plain", buffer: Buffer.from("the first file") }]);
-  await page.getByText("Uploaded 1 file").waitFor();
+  // The same is told to those who listen, a moment later.
+  await page.locator(".uploads .strong", { hasText: "Uploaded 1 file" }).waitFor();
   await shot(page, "walk-4-files-390-light");
   assert.equal(cell.read("first.txt").toString(), "the first file");
   await press("Continue");

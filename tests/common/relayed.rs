@@ -31,7 +31,18 @@ impl Relay {
                 (address, Some(wire))
             }
         };
-        let folder = temp.path().join("relay");
+        Self::on(host, address, temp, "relay", port, line)
+    }
+
+    /// One more beside others.
+    pub fn named(net: &Net, internet: &Internet, temp: &TempDir, name: &str, port: u16) -> Self {
+        let host = net.host(name);
+        let address = internet.attach(&host, "eth0");
+        Self::on(host, address, temp, name, port, None)
+    }
+
+    fn on(host: Host, address: Ipv4Addr, temp: &TempDir, name: &str, port: u16, line: Option<Wire>) -> Self {
+        let folder = temp.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let program = run(&host, port, &folder);
         Self { host, address, port, folder, program, _line: line }

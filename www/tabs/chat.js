@@ -339,7 +339,10 @@ class ChatPage {
     const { t, ask, api, go } = this.ctx;
     if (!await ask(t("chat.delete_all"), t("chat.delete_all.ask", { name }), t("chat.delete_all"), { danger: true })) return;
     try {
-      await api.post("chat/delete", { peer: this.peer, all: true });
+      // Of very many each request deletes a part, up to what was the last message at first.
+      const peer = this.peer;
+      let told = { more: true };
+      while (told.more) told = await api.post("chat/delete", { peer, all: true, ...(told.upto === undefined ? {} : { upto: told.upto }) });
       this.loadTalks();
       go("chat");
     } catch (error) {

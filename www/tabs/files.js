@@ -1,5 +1,6 @@
 // Files: a folder as list or gallery, with all that one does with files.
 
+import { ApiError } from "../api.js";
 import { Listing, VirtualList } from "../files/listing.js";
 import { iconOf, isSeen, join, kindOf, show, split, wire } from "../files/names.js";
 import { openLightbox } from "../files/lightbox.js";
@@ -9,6 +10,10 @@ import { askText, button, empty, fail, iconButton, menu } from "../ui/pieces.js"
 
 const SORTS = ["name", "size", "modified", "kind"];
 const kept = { view: localStorage.getItem("files.view") ?? "list", sort: localStorage.getItem("files.sort") ?? "name", order: localStorage.getItem("files.order") ?? "up" };
+
+// Paths of one request, and how long one about so many may take.
+const PATHS_MAX = 1000;
+const LONG = { limit: 300_000 };
 
 let page = null;
 
@@ -444,23 +449,32 @@ class FilesPage {
     }
   }
 
-  /** One after another; says what failed and goes on. */
-  async each(entries, run, doneKey) {
+  /**
+   * Asks about all of them, up to 1,000 paths a request; says what failed. `undo` is offered with the paths that were done.
+   * `ask` gives each path's result.
+   */
+  async each(entries, ask, doneKey, undo) {
     const { t, format } = this.ctx;
-    let done = 0;
-    const problems = [];
-    for (const entry of entries) {
+    const done = [];
+    let problem = null;
+    for (let n = 0; n < entries.length; n += PATHS_MAX) {
+      const slice = entries.slice(n, n + PATHS_MAX);
       try {
-        await run(entry);
-        done += 1;
-        this.selected.delete(entry.path);
+        const results = await ask(slice.map((entry) => entry.path));
+        for (const [at, result] of results.entries()) {
+          if (!result.error) done.push(slice[at].path);
+          else if (!problem) problem = new ApiError(409, result.error.code, result.error.message, result.error.hint);
+        }
       } catch (error) {
-        problems.push(error);
-        if (error.status === 0) break;
+        problem = error;
+        break;
       }
     }
-    if (done > 0) this.ctx.toast(t(doneKey, { entries: format.counted(done, "count.entry") }));
-    if (problems.length > 0) fail(problems[0]);
+    for (const path of done) this.selected.delete(path);
+    if (done.length > 0) {
+      this.ctx.toast(t(doneKey, { entries: format.counted(done.length, "count.entry") }), { action: undo && { label: t("files.undo"), run: () => undo(done) } });
+    }
+    if (problem) fail(problem);
     this.list.repaint();
     this.paintSelection();
     this.ctx.events.changed("files");
@@ -487,21 +501,36 @@ class FilesPage {
     const go = await ctx.dialog({ title: t("files.move.title", { entries: ctx.format.counted(entries.length, "count.entry") }), body: [places],
       actions: [{ label: t("cancel"), value: false }, { label: t("files.move_here"), kind: "main", value: true, run: () => true }] });
     if (!go) return;
-    await this.each(entries.filter((entry) => split(entry.path)[0] !== at), (entry) => ctx.api.post("move", { from: entry.path, to: join(at, split(entry.path)[1]) }), "files.moved");
+    await this.each(entries.filter((entry) => split(entry.path)[0] !== at), async (paths) => (await ctx.api.post("move", { paths, to: at }, LONG)).results, "files.moved");
   }
 
   async remove(entries) {
     const { t, format, ask } = this.ctx;
     const what = entries.length === 1 ? entries[0].name : format.counted(entries.length, "count.entry");
     if (!await ask(t("files.remove"), [t("files.remove.ask", { what }), t("files.remove.note")], t("files.remove.do"), { danger: true })) return;
-    await this.each(entries, (entry) => this.ctx.api.post("rm", { path: entry.path }), "files.removed");
+    await this.each(entries, async (paths) => (await this.ctx.api.post("rm", { paths }, LONG)).results, "files.removed", (paths) => this.undelete(paths));
+  }
+
+  /** Brings back what was just removed. */
+  async undelete(paths) {
+    const { ctx } = this;
+    let refused = [];
+    try {
+      for (let n = 0; n < paths.length; n += PATHS_MAX) refused = refused.concat((await ctx.api.job("restore", { paths: paths.slice(n, n + PATHS_MAX) })).refused ?? []);
+      if (refused.length < paths.length) ctx.toast(ctx.t("files.undone", { entries: ctx.format.counted(paths.length - refused.length, "count.entry") }));
+      if (refused.length > 0) fail(new ApiError(409, refused[0].error.code, refused[0].error.message, refused[0].error.hint));
+    } catch (error) {
+      fail(error);
+    }
+    ctx.events.changed("files");
+    ctx.refresh();
   }
 
   async free(entries) {
     const { t, format, ask } = this.ctx;
     const what = entries.length === 1 ? entries[0].name : format.counted(entries.length, "count.entry");
     if (!await ask(t("files.free"), [t("files.free.ask", { what }), t("files.free.note")], t("files.free"))) return;
-    await this.each(entries, (entry) => this.ctx.api.post("rm", { path: entry.path, local: true }), "files.freed");
+    await this.each(entries, async (paths) => (await this.ctx.api.post("rm", { paths, local: true }, LONG)).results, "files.freed");
   }
 
   async bringBack(entry) {

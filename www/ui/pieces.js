@@ -88,7 +88,7 @@ export function toast(text, { kind = "good", action } = {}) {
   while (root.children.length >= 3) root.firstChild.remove();
   root.append(note);
   let timer;
-  const start = () => { timer = setTimeout(gone, kind === "bad" ? 9000 : 5000); };
+  const start = () => { timer = setTimeout(gone, kind === "bad" ? 9000 : action ? 12_000 : 5000); };
   note.addEventListener("pointerenter", () => clearTimeout(timer));
   note.addEventListener("pointerleave", start);
   start();

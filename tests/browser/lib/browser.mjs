@@ -5,6 +5,7 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { chromium } from "playwright-core";
 import { PASSWORD, TARGET } from "./cell.mjs";
+import { witness } from "./runner.mjs";
 
 const require = createRequire(import.meta.url);
 const AXE = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
@@ -15,7 +16,33 @@ export const SHOTS = path.join(TARGET, "screenshots");
 /** Where a browser is, or undefined. */
 export const chromiumPath = () => process.env.CHROMIUM ?? PLACES.find((place) => fs.existsSync(place));
 
+const TEXT_MAX = 1500;
+
 let browser = null;
+const pages = new Set();
+let failures = 0;
+
+/** What a page shows and what it complained about. */
+async function told(page) {
+  const shown = await page.evaluate(() => {
+    const text = (selector) => [...document.querySelectorAll(selector)].filter((each) => each.checkVisibility()).map((each) => each.innerText.replace(/\s*\n\s*/g, " / ")).join(" // ");
+    const active = document.activeElement;
+    return { main: text("main, .door"), over: text("dialog, .light, .toast, .banner, .problem, [role=menu]"), active: `${active?.tagName} ${active?.getAttribute("aria-label") ?? active?.textContent.slice(0, 60)}` };
+  });
+  failures += 1;
+  const name = `failure-${failures}`;
+  await shot(page, name);
+  return [`page ${page.url()} (screenshots/${name}.png), focus on ${shown.active}`, `shows: ${shown.main.slice(0, TEXT_MAX)}`, `over it: ${shown.over.slice(0, TEXT_MAX)}`, ...page.heard.slice(-15)]
+    .flatMap((line) => line.match(/.{1,280}/gs) ?? []).join("\n");
+}
+
+witness(async () => {
+  const all = [];
+  for (const page of pages) all.push(await told(page).catch((error) => `page ${page.url()}: ${error.message}`));
+  return all.join("\n");
+}, async () => {
+  for (const page of [...pages]) await page.context().close();
+});
 
 export async function launch() {
   browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS, handleSIGTERM: false, handleSIGINT: false, handleSIGHUP: false });
@@ -38,7 +65,14 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   page.setDefaultTimeout(20_000);
   const allowed = [];
   page.problems = [];
-  const note = (text) => { if (!allowed.some((one) => one.test(text))) page.problems.push(text); };
+  page.heard = [];
+  const note = (text) => {
+    page.heard.push(text.slice(0, 600));
+    if (page.heard.length > 60) page.heard.shift();
+    if (!allowed.some((one) => one.test(text))) page.problems.push(text);
+  };
+  pages.add(page);
+  page.on("close", () => pages.delete(page));
   page.allow = (pattern) => {
     allowed.push(pattern);
     page.problems = page.problems.filter((text) => !pattern.test(text));

@@ -3,19 +3,24 @@
 import { execFile, spawn } from "node:child_process";
 import crypto from "node:crypto";
 import fs from "node:fs";
+import http from "node:http";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { serve } from "./disk.mjs";
-import { waitFor } from "./runner.mjs";
+import { waitFor, witness } from "./runner.mjs";
 
 export const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../..");
 export const TARGET = process.env.CARGO_TARGET_DIR ? path.resolve(ROOT, process.env.CARGO_TARGET_DIR) : path.join(ROOT, "target");
 export const GROVE = process.env.GROVE ?? path.join(TARGET, "debug", "grove");
 export const PASSWORD = "a correct horse";
 
+const LINES_MAX = 20;
+
 const cells = new Set();
+
+witness(async () => [...cells].flatMap((cell) => [`log of ${cell.name}${cell.child && (cell.child.exitCode ?? cell.child.signalCode) !== null ? " (has ended)" : ""}:`, ...(cell.log ?? "").trimEnd().split("\n").slice(-LINES_MAX)]).join("\n"), () => endAll());
 
 async function freePort() {
   const server = net.createServer();
@@ -23,6 +28,31 @@ async function freePort() {
   const { port } = server.address();
   await new Promise((done) => server.close(done));
   return port;
+}
+
+/**
+ * One request by a connection of its own: one that is kept may be closed by the cell in the moment in which it is used again,
+ * and after a busy time it often is.
+ */
+function request(method, address, headers, body) {
+  return new Promise((done, failed) => {
+    const text = body ? JSON.stringify(body) : "";
+    const asked = http.request(address, { method, agent: false, headers: { ...headers, ...(body ? { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) } : {}) } }, (response) => {
+      const pieces = [];
+      response.on("data", (piece) => pieces.push(piece));
+      response.on("error", failed);
+      response.on("end", () => {
+        try {
+          done({ status: response.statusCode, told: JSON.parse(Buffer.concat(pieces).toString()) });
+        } catch (error) {
+          failed(error);
+        }
+      });
+    });
+    asked.setTimeout(60_000, () => asked.destroy(new Error("no answer within a minute")));
+    asked.on("error", failed);
+    asked.end(text);
+  });
 }
 
 export class Cell {
@@ -89,16 +119,15 @@ export class Cell {
   /** Asks the API as a program of its owner does. */
   async api(method, at, body) {
     const secret = fs.readFileSync(path.join(this.dir, "peer_secret"), "utf8").trim();
-    const response = await fetch(`${this.url}/api/v1/${at}`, { method, headers: { Authorization: `Bearer ${secret}`, ...(body ? { "Content-Type": "application/json" } : {}) }, body: body ? JSON.stringify(body) : undefined });
-    const told = await response.json();
-    if (!response.ok) throw new Error(`${method} ${at}: ${told.error?.code} ${told.error?.message}`);
+    const { status, told } = await request(method, `${this.url}/api/v1/${at}`, { Authorization: `Bearer ${secret}` }, body).catch((error) => { throw new Error(`${method} ${at} of ${this.name}: ${error.code ?? ""} ${error.message}`); });
+    if (status >= 400) throw new Error(`${method} ${at}: ${told.error?.code} ${told.error?.message}`);
     return told;
   }
 
   /** Sets the password and tells that the phrase is kept, without a browser. */
   async setUp() {
-    const response = await fetch(`${this.url}/api/v1/setup`, { method: "POST", headers: { "Content-Type": "application/json", Origin: this.url }, body: JSON.stringify({ code: this.code, password: PASSWORD }) });
-    if (!response.ok) throw new Error(`set-up: ${await response.text()}`);
+    const { status, told } = await request("POST", `${this.url}/api/v1/setup`, { Origin: this.url }, { code: this.code, password: PASSWORD });
+    if (status !== 200) throw new Error(`set-up: ${JSON.stringify(told)}`);
     await this.api("POST", "phrase/kept");
   }
 
