@@ -136,8 +136,14 @@ fn found(outcome: Result<String, VaultError>) -> ApiResponse {
     }
 }
 
-fn path_of(text: &str) -> PathBuf {
-    PathBuf::from(std::ffi::OsString::from_vec(from_wire(text)))
+/// A place of this machine. One that is not whole would begin wherever this program was started.
+fn path_of(text: &str) -> Result<PathBuf, ApiResponse> {
+    let path = PathBuf::from(std::ffi::OsString::from_vec(from_wire(text)));
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let why = format!("{text:?} is not a whole path");
+    Err(ApiResponse::error(400, "bad_request", &why, "begin it with /"))
 }
 
 pub(super) fn needs(field: &str) -> ApiResponse {
@@ -379,7 +385,10 @@ impl Cell {
 
     fn add(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
         let Some(paths) = fields.strs("paths") else { return needs("paths") };
-        let paths: Vec<PathBuf> = paths.iter().map(|path| path_of(path)).collect();
+        let paths: Vec<PathBuf> = match paths.iter().map(|path| path_of(path)).collect() {
+            Ok(paths) => paths,
+            Err(answer) => return answer,
+        };
         let to = from_wire(fields.str("to").unwrap_or(""));
         let cell = Rc::clone(self);
         self.jobs.start(&self.executor, "add", |job| async move {
@@ -481,7 +490,10 @@ impl Cell {
     fn restore(self: &Rc<Self>, fields: &Fields) -> ApiResponse {
         let path = fields.str("path").map(from_wire);
         let id = fields.str("id").and_then(|text| text.parse::<FileId>().ok());
-        let to = fields.str("to").map(path_of);
+        let to = match fields.str("to").map(path_of).transpose() {
+            Ok(to) => to,
+            Err(answer) => return answer,
+        };
         let version = fields.num("version");
         let cell = Rc::clone(self);
         // What cannot be understood must not be taken for a wish for everything.

@@ -136,9 +136,9 @@ class Api(unittest.TestCase):
 
     def test_what_is_asked_by_hand_is_refused_with_words(self):
         for path, body in [
-            ("/api/v1/add", {}), ("/api/v1/add", {"paths": 1}),
+            ("/api/v1/add", {}), ("/api/v1/add", {"paths": 1}), ("/api/v1/add", {"paths": ["from here"]}),
             ("/api/v1/recover", {}), ("/api/v1/recover", {"phrase": "a", "peer": "b", "plain": True}), ("/api/v1/recover", {"phrase": 1, "peer": [], "plain": True}),
-            ("/api/v1/restore", {"path": 5}), ("/api/v1/restore", {"id": "none"}), ("/api/v1/restore", {"paths": []}), ("/api/v1/restore", {"paths": ["a"], "to": "b"}),
+            ("/api/v1/restore", {"path": 5}), ("/api/v1/restore", {"path": "a", "to": "to here"}), ("/api/v1/restore", {"id": "none"}), ("/api/v1/restore", {"paths": []}), ("/api/v1/restore", {"paths": ["a"], "to": "b"}),
             ("/api/v1/rm", {"paths": ["a"], "path": "a"}), ("/api/v1/move", {"paths": ["a"], "from": "a", "to": "b"}), ("/api/v1/move", {"paths": ["a"]}),
         ]:
             status, text = self.ask("POST", path, body)
