@@ -4,43 +4,18 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::feed::*;
 use common::fleet::*;
 use common::net::*;
 use common::relayed::*;
 use common::*;
-use miniserde::json::{self, Object, Value};
+use miniserde::json::{Object, Value};
 
 const FILES: usize = 1000;
 /// Of them so many are fetched one by one.
 const FETCHED: usize = 25;
-
-/// Of the large file. `GROVE_TEST_BIG_MIB=1024` for the real thing, with a program that was built to be fast.
-fn big_bytes() -> usize {
-    std::env::var("GROVE_TEST_BIG_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(64) << 20
-}
-
-fn objects(list: &[Value]) -> Vec<Object> {
-    list.iter().map(|item| object(&json::to_string(item))).collect()
-}
-
-fn feed(cell: &Cell) -> Vec<Object> {
-    let (mut entries, mut path) = (Vec::new(), "/feed".to_owned());
-    loop {
-        let page = cell.get(&path);
-        entries.extend(objects(items(&page, "entries")));
-        let Some(Value::Number(_)) = page.get("next") else { return entries };
-        path = format!("/feed?before={}", number(&page, "next"));
-    }
-}
-
-fn appears(cell: &Cell, name: &str, holds: impl Fn(&Object) -> bool) -> Object {
-    wait_for(&format!("{name} in the Feed"), || {
-        feed(cell).into_iter().find(|entry| text(entry, "name") == name && holds(entry))
-    })
-}
 
 /// Waits until a peer is, or is not, connected.
 fn is_connected(cell: &Cell, peer: &str, wanted: bool) {
@@ -49,10 +24,6 @@ fn is_connected(cell: &Cell, peer: &str, wanted: bool) {
         let is_so = |known: &Object| matches!(known.get("online"), Some(Value::Bool(on)) if *on == wanted);
         peers.iter().any(|known| text(known, "name") == peer && is_so(known)).then_some(())
     });
-}
-
-fn fetch(cell: &Cell, entry: &Object, to: &Path) -> Said {
-    cell.cli(["fetch", &text(entry, "id"), "--to", to.to_str().unwrap()])
 }
 
 /// Every connection of a cell to another goes through a relay.

@@ -6,16 +6,12 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::feed::{appears, big_bytes, feed, fetch, objects};
 use common::fleet::{copied_within, kept, plant};
 use common::{Cell, Chance, TempDir, items, number, text, wait_for};
-use miniserde::json::{self, Object, Value};
+use miniserde::json::{Object, Value};
 
 const FILES: usize = 1000;
-
-/// Of the large file. `GROVE_TEST_BIG_MIB=1024` for the real thing, with a program that was built to be fast.
-fn big_bytes() -> usize {
-    std::env::var("GROVE_TEST_BIG_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(64) << 20
-}
 
 fn started(folder: &TempDir, name: &str) -> Cell {
     let mut cell = Cell::at(folder.path(), name);
@@ -25,27 +21,8 @@ fn started(folder: &TempDir, name: &str) -> Cell {
     cell
 }
 
-fn objects(list: &[Value]) -> Vec<Object> {
-    list.iter().map(|item| common::object(&json::to_string(item))).collect()
-}
-
-fn feed(cell: &Cell) -> Vec<Object> {
-    let (mut entries, mut path) = (Vec::new(), "/feed".to_owned());
-    loop {
-        let page = cell.get(&path);
-        entries.extend(objects(items(&page, "entries")));
-        let Some(Value::Number(_)) = page.get("next") else { return entries };
-        path = format!("/feed?before={}", number(&page, "next"));
-    }
-}
-
 fn entry(cell: &Cell, name: &str) -> Option<Object> {
     feed(cell).into_iter().find(|entry| text(entry, "name") == name)
-}
-
-/// Waits for a file in the Feed of which something holds.
-fn appears(cell: &Cell, name: &str, holds: impl Fn(&Object) -> bool) -> Object {
-    wait_for(&format!("{name} in the Feed"), || entry(cell, name).filter(&holds))
 }
 
 fn gone(cell: &Cell, name: &str) {
@@ -58,10 +35,6 @@ fn online(cell: &Cell, peer: &str) {
         let peers = objects(items(&cell.get("/peers"), "peers"));
         peers.iter().any(|known| text(known, "name") == peer && is_online(known)).then_some(())
     });
-}
-
-fn fetch(cell: &Cell, entry: &Object, to: &Path) -> common::Said {
-    cell.cli(["fetch", &text(entry, "id"), "--to", to.to_str().unwrap()])
 }
 
 /// The bytes of a file of the Feed from `first` to `last`, as a browser asks for them.

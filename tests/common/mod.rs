@@ -22,6 +22,7 @@ use grove::cli::client::{Client, ClientError};
 use grove::keys::{random, sha256};
 use miniserde::json::{self, Number, Object, Value};
 
+pub mod feed;
 pub mod fleet;
 pub mod net;
 pub mod relayed;
