@@ -18,6 +18,7 @@
 //! | `grove/v1/beacon` (from two cells' X25519 secret) | sender's id, receiver's id | key of LAN beacons one way |
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
@@ -141,24 +142,44 @@ impl MasterKey {
 
     /// The 24 words (BIP39, English).
     pub fn phrase(&self) -> Zeroizing<String> {
-        let words = bip39::Mnemonic::from_entropy(self.as_bytes()).expect("32 bytes make 24 words");
-        Zeroizing::new(words.words().collect::<Vec<_>>().join(" "))
+        let places = Zeroizing::new(places_of(self.as_bytes()));
+        Zeroizing::new(places.map(|place| word_list()[usize::from(place)]).join(" "))
     }
 
     /// The key of a phrase typed by a person: any case and spacing (or none where the cut is unambiguous),
     /// numbers and punctuation between words, and the first four letters for a word.
     pub fn from_phrase(text: &str) -> Result<Self, PhraseError> {
-        let words = read_words(text)?;
-        if words.len() != 24 {
-            return Err(PhraseError::Count(words.len()));
-        }
-        let mnemonic = bip39::Mnemonic::parse_in_normalized(bip39::Language::English, &words.join(" "))
-            .map_err(|_| PhraseError::Checksum)?;
-        let (mut entropy, len) = mnemonic.to_entropy_array();
-        let bytes = entropy[..len].try_into().map_err(|_| PhraseError::Count(words.len()));
-        entropy.zeroize();
-        Ok(Self::from_bytes(bytes?))
+        let places = Zeroizing::new(read_words(text)?);
+        let Ok(places) = <&[u16; WORDS]>::try_from(places.as_slice()) else {
+            return Err(PhraseError::Count(places.len()));
+        };
+        key_of(places).map(Self::from_bytes).ok_or(PhraseError::Checksum)
     }
+}
+
+/// Words of a phrase: 256 bits of key and 8 bits of check, 11 bits a word.
+const WORDS: usize = 24;
+const WORD_BITS: usize = 11;
+
+/// The places in the word list of the words that stand for `key` (BIP39): its bits and then the first byte of its
+/// SHA-256, the most significant bit first, cut in parts of 11.
+fn places_of(key: &[u8; 32]) -> [u16; WORDS] {
+    let check = sha256(key)[0];
+    let bit = |at: usize| key.get(at / 8).copied().unwrap_or(check) >> (7 - at % 8) & 1;
+    std::array::from_fn(|word| {
+        (0..WORD_BITS).fold(0, |place, at| place << 1 | u16::from(bit(word * WORD_BITS + at)))
+    })
+}
+
+/// The key that these words stand for, if their check is right.
+fn key_of(places: &[u16; WORDS]) -> Option<[u8; 32]> {
+    let mut key = Zeroizing::new([0; 33]);
+    for at in 0..WORDS * WORD_BITS {
+        let bit = places[at / WORD_BITS] >> (WORD_BITS - 1 - at % WORD_BITS) & 1;
+        key[at / 8] = key[at / 8] << 1 | bit as u8;
+    }
+    let (key, check) = (<[u8; 32]>::try_from(&key[..32]).expect("32 of 33 bytes"), key[32]);
+    (sha256(&key)[0] == check).then_some(key)
 }
 
 /// Key of one file: opens its manifests' chunk keys, and travels in grants.
@@ -281,28 +302,31 @@ impl fmt::Display for PhraseError {
 
 impl std::error::Error for PhraseError {}
 
-fn word_list() -> &'static [&'static str; 2048] {
-    bip39::Language::English.word_list()
+/// The 2,048 English words of BIP39, in their order, which is the alphabet's.
+fn word_list() -> &'static [&'static str] {
+    static WORDS: OnceLock<Vec<&'static str>> = OnceLock::new();
+    WORDS.get_or_init(|| include_str!("english.txt").lines().collect())
 }
 
-/// The word that `typed` is, or that its first four letters or more name alone.
-fn whole_word(typed: &str) -> Option<&'static str> {
-    if let Ok(at) = word_list().binary_search(&typed) {
-        return Some(word_list()[at]);
-    }
-    let prefix = typed.get(..4)?;
-    // The list is made so that four letters tell every word.
-    let word = word_list().iter().find(|word| word.starts_with(prefix))?;
-    word.starts_with(typed).then_some(*word)
+/// The place of the word that `typed` is, or that its first four letters or more name alone.
+fn whole_word(typed: &str) -> Option<u16> {
+    let words = word_list();
+    let place = words.binary_search(&typed).ok().or_else(|| {
+        let prefix = typed.get(..4)?;
+        // The list is made so that four letters tell every word.
+        words.iter().position(|word| word.starts_with(prefix) && word.starts_with(typed))
+    })?;
+    Some(place as u16)
 }
 
-fn read_words(text: &str) -> Result<Vec<&'static str>, PhraseError> {
+/// The places in the list of the words of a text.
+fn read_words(text: &str) -> Result<Vec<u16>, PhraseError> {
     let text = text.to_lowercase();
     let pieces = text.split(|c: char| !c.is_alphabetic()).filter(|piece| !piece.is_empty());
     let mut words = Vec::new();
     for piece in pieces {
         match whole_word(piece) {
-            Some(word) => words.push(word),
+            Some(place) => words.push(place),
             None => match cut(piece) {
                 Some(cut) => words.extend(cut),
                 None => {
@@ -319,12 +343,12 @@ fn read_words(text: &str) -> Result<Vec<&'static str>, PhraseError> {
 }
 
 /// Words written without spaces, if there is exactly one way to cut them.
-fn cut(piece: &str) -> Option<Vec<&'static str>> {
+fn cut(piece: &str) -> Option<Vec<u16>> {
     if !piece.is_ascii() || piece.len() > 24 * 8 {
         return None;
     }
-    // ways[i]: how many ways (2 for more) to cut piece[..i], and the last word of one of them.
-    let mut ways: Vec<(u8, &'static str)> = vec![(0, ""); piece.len() + 1];
+    // ways[i]: how many ways (2 for more) to cut piece[..i], and the place of the last word of one of them.
+    let mut ways: Vec<(u8, u16)> = vec![(0, 0); piece.len() + 1];
     ways[0].0 = 1;
     for end in 3..=piece.len() {
         for start in end.saturating_sub(8)..end.saturating_sub(2) {
@@ -332,7 +356,7 @@ fn cut(piece: &str) -> Option<Vec<&'static str>> {
                 continue;
             }
             if let Ok(at) = word_list().binary_search(&&piece[start..end]) {
-                ways[end] = ((ways[end].0 + ways[start].0).min(2), word_list()[at]);
+                ways[end] = ((ways[end].0 + ways[start].0).min(2), at as u16);
             }
         }
     }
@@ -342,8 +366,9 @@ fn cut(piece: &str) -> Option<Vec<&'static str>> {
     let mut words = Vec::new();
     let mut end = piece.len();
     while end > 0 {
-        words.push(ways[end].1);
-        end -= ways[end].1.len();
+        let place = ways[end].1;
+        words.push(place);
+        end -= word_list()[usize::from(place)].len();
     }
     words.reverse();
     Some(words)
@@ -400,6 +425,31 @@ mod tests {
         let short: Vec<String> = phrase.split(' ').map(|w| w.chars().take(4).collect()).collect();
         assert!(same(&short.join(" ")));
         assert!(same(&phrase.replace(' ', "")));
+    }
+
+    #[test]
+    fn phrases_are_those_of_bip39() {
+        // The 256-bit vectors of BIP39's reference implementation.
+        let legal = "legal winner thank year wave sausage worth useful ".repeat(2);
+        let letter = "letter advice cage absurd amount doctor acoustic avoid ".repeat(2);
+        let mixed = "68a79eaca2324873eacc50cb9c6eca8cc68ea5d936f98787c60c7ebc74e6ce7c";
+        for (key, phrase) in [
+            ("00".repeat(32), "abandon ".repeat(23) + "art"),
+            ("7f".repeat(32), legal + "legal winner thank year wave sausage worth title"),
+            ("80".repeat(32), letter + "letter advice cage absurd amount doctor acoustic bless"),
+            ("ff".repeat(32), "zoo ".repeat(23) + "vote"),
+            (
+                mixed.to_owned(),
+                "hamster diagram private dutch cause delay private meat slide toddler razor book happy fancy gospel \
+                 tennis maple dilemma loan word shrug inflict delay length"
+                    .to_owned(),
+            ),
+        ] {
+            let bytes: [u8; 32] = crate::id::unhex(&key).expect("64 digits").try_into().expect("32 bytes");
+            assert_eq!(*MasterKey::from_bytes(bytes).phrase(), phrase);
+            assert_eq!(MasterKey::from_phrase(&phrase).map(|key| *key.as_bytes()), Ok(bytes));
+        }
+        assert_eq!(MasterKey::from_phrase(&"abandon ".repeat(24)).map(|_| ()), Err(PhraseError::Checksum));
     }
 
     #[test]

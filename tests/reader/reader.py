@@ -333,7 +333,7 @@ def content_part_key(file_key, random):
 
 
 def word_list():
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "english.txt")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "src", "english.txt")
     with open(path, encoding="ascii") as file:
         words = file.read().split()
     if len(words) != 2048:
