@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_rustls::TlsAcceptor;
-use futures_rustls::rustls::crypto::ring as provider;
+use futures_rustls::rustls::crypto::ring::sign::any_ecdsa_type;
 use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use futures_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use futures_rustls::rustls::{ServerConfig, crypto::CryptoProvider, version};
+use futures_rustls::rustls::{ServerConfig, version};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 
 use crate::keys::{random, sha256};
+use crate::relay::tls::provider;
 use crate::vault::write_whole;
 
 /// The key, as PKCS#8.
@@ -108,18 +109,9 @@ fn pair(key: &[u8]) -> io::Result<EcdsaKeyPair> {
 
 /// TLS 1.3 only, with the suites that every browser has.
 fn config(certificate: Vec<u8>, key: Vec<u8>) -> Result<ServerConfig, futures_rustls::rustls::Error> {
-    let crypto = CryptoProvider {
-        cipher_suites: vec![
-            provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            provider::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![provider::kx_group::X25519, provider::kx_group::SECP256R1],
-        ..provider::default_provider()
-    };
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
-    let certified =
-        CertifiedKey::new(vec![CertificateDer::from(certificate)], provider::sign::any_ecdsa_type(&key)?);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto))
+    let certified = CertifiedKey::new(vec![CertificateDer::from(certificate)], any_ecdsa_type(&key)?);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));

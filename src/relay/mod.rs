@@ -20,7 +20,7 @@ mod login;
 pub mod pace;
 pub mod switch;
 #[cfg(feature = "wss")]
-mod tls;
+pub(crate) mod tls;
 pub mod url;
 pub mod websocket;
 

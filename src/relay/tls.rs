@@ -86,9 +86,9 @@ fn config(trust: Trust) -> Result<ClientConfig, Error> {
         .with_no_client_auth())
 }
 
-/// ring, without what only a server or a client with a certificate of its own needs: that would be a tenth of a
-/// megabyte of the program.
-fn provider() -> CryptoProvider {
+/// ring, with the suites that every browser and server has, and without what reads private keys of every kind: that
+/// would be a tenth of a megabyte of the program.
+pub(crate) fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
             ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -111,13 +111,13 @@ impl SecureRandom for Kernel {
     }
 }
 
-/// Of private keys there are none: a client proves itself inside, by its own id.
+/// Private keys by their own way only: a client proves itself inside, by its own id, and the dashboard hands its key over.
 #[derive(Debug)]
 struct NoKeys;
 
 impl KeyProvider for NoKeys {
     fn load_private_key(&self, _: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, Error> {
-        Err(Error::General("a client has no certificate of its own".into()))
+        Err(Error::General("private keys are not read from files".into()))
     }
 }
 
