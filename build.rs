@@ -31,7 +31,15 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("www");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
-    leave_out_unwind_tables(&out);
+    // The profiles that inherit from release, and with it `panic = "abort"`.
+    if env("PROFILE").is_some_and(|profile| profile == "release") {
+        // What may bring another linker; `mold -run` works by the first.
+        println!("cargo:rerun-if-env-changed=LD_PRELOAD");
+        println!("cargo:rerun-if-env-changed=RUSTFLAGS");
+        leave_out_unwind_tables(&out);
+        // Functions that came out as the same machine code stand once: 0.03 MB less.
+        link_with(&out, &["-Wl,--icf=all".to_owned()]);
+    }
     let mut files = Vec::new();
     gather(&root, &mut files);
     files.sort();
@@ -65,22 +73,21 @@ fn main() {
 }
 
 /// Where a panic ends the program, the tables for going back through its callers are of no use: 0.7 MB less.
-/// The linker is asked by trying it: not every one can leave sections out, and then they stay.
 fn leave_out_unwind_tables(out: &Path) {
-    let env = |name| std::env::var_os(name);
-    // The profiles that inherit from release, and with it `panic = "abort"`.
-    if env("PROFILE").is_none_or(|profile| profile != "release") {
-        return;
-    }
-    // What may bring another linker; `mold -run` works by the first.
-    println!("cargo:rerun-if-env-changed=LD_PRELOAD");
-    println!("cargo:rerun-if-env-changed=RUSTFLAGS");
     let script = out.join("no-unwind-tables.ld");
     let sections = "*(.eh_frame .eh_frame.* .eh_frame_hdr .gcc_except_table .gcc_except_table.*)";
     fs::write(&script, format!("SECTIONS {{ /DISCARD/ : {{ {sections} }} }} INSERT AFTER .rodata;\n"))
         .expect("it can be written");
     let words = ["-Wl,--no-eh-frame-hdr".to_owned(), format!("-Wl,-T,{}", script.display())];
+    link_with(out, &words);
+}
 
+fn env(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
+/// Gives the linker these words if it takes them: it is asked by trying it, since not every one knows them all.
+fn link_with(out: &Path, words: &[String]) {
     let source = out.join("trial.rs");
     let program = out.join("trial");
     fs::write(&source, "fn main() {}\n").expect("it can be written");
