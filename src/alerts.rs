@@ -187,10 +187,8 @@ impl AlertBook {
     /// Goes on at `now` with what `take_changed` gave before a restart; what cannot be read is forgotten.
     pub fn load(text: &str, now: u64) -> Self {
         let lines: Vec<Line> = json::from_str(text).unwrap_or_default();
-        let remembered = lines
-            .into_iter()
-            .map(|line| (line.code, Since { observed: line.since.min(now), wall: line.since_wall }))
-            .collect();
+        let since = |line: &Line| Since { observed: line.since.min(now), wall: line.since_wall };
+        let remembered = order::map(lines.into_iter().map(|line| (line.code.clone(), since(&line))));
         Self { remembered, loaded_at: now, ..Self::default() }
     }
 }
@@ -284,7 +282,7 @@ impl Telling {
             };
             (raised.code.clone(), raised)
         });
-        Self { told: told.collect(), ..Self::default() }
+        Self { told: order::map(told), ..Self::default() }
     }
 }
 

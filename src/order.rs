@@ -2,6 +2,7 @@
 //! is 200 bytes. It sorts places, by one sort for all types, and then moves the items.
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sorts as `slice::sort` does: equal items stay as they stood.
 pub fn sort<T: Ord>(items: &mut [T]) {
@@ -28,6 +29,22 @@ pub fn sort_by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
             at = from;
         }
     }
+}
+
+/// Items by their keys, as `collect` gathers them: the last of equal keys stays. `collect` would sort them first.
+pub fn map<K: Ord, V>(items: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
+    let mut map = BTreeMap::new();
+    for (key, value) in items {
+        map.insert(key, value);
+    }
+    map
+}
+
+/// Items without repetition, as `collect` gathers them.
+pub fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
+    let mut set = BTreeSet::new();
+    set.extend(items);
+    set
 }
 
 /// The places of `count` items, in the order in which the items belong.

@@ -23,6 +23,7 @@ use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
 use crate::id::FileId;
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
 use crate::pool;
 use crate::vault::{Vault, VaultError};
@@ -657,7 +658,7 @@ impl Cell {
             let absent = cell.absent_chunks().await?;
             let mut wanted = damaged.clone();
             wanted.extend(absent);
-            wanted.sort();
+            order::sort(&mut wanted);
             wanted.dedup();
             let count = wanted.len();
             let missing = cell.mend_chunks(wanted).await?;

@@ -582,7 +582,7 @@ impl Cell {
         id: Option<FileId>,
     ) -> Result<String, VaultError> {
         let shared = self.shared().await?;
-        let names = self.peer_views().await?.into_iter().map(|peer| (peer.id, peer.name)).collect();
+        let names = order::map(self.peer_views().await?.into_iter().map(|peer| (peer.id, peer.name)));
         let vault = Arc::clone(&self.vault);
         pool::unblock(move || describe(&vault, path.as_deref(), id, &shared, &names)).await
     }

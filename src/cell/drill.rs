@@ -337,7 +337,7 @@ impl Cell {
     }
 
     async fn peer_names(&self, sync: &Rc<Sync>) -> Result<BTreeMap<CellNumber, String>, VaultError> {
-        Ok(sync.fleet().await?.peers.into_iter().map(|peer| (peer.cell, peer.name)).collect())
+        Ok(order::map(sync.fleet().await?.peers.into_iter().map(|peer| (peer.cell, peer.name))))
     }
 
     async fn drill_with(

@@ -14,6 +14,7 @@ use crate::files::unix::Stat;
 use crate::files::walk::{Candidate, Found, Problem, Walk};
 use crate::files::watch::{Settling, WatchList};
 use crate::files::{deletion, mirror};
+use crate::order;
 use crate::placement::NodeId;
 use crate::pool::{self, Job};
 use crate::publish;
@@ -216,7 +217,7 @@ impl Keeper {
             let names = kept.later.into_iter().map(|(c, _)| (c.at.node, c.name)).collect();
             scope = Scope::Some(names, Vec::new());
         }
-        suspects.sort();
+        order::sort(&mut suspects);
         suspects.dedup();
         for folder in suspects {
             let vault = Arc::clone(&self.vault);

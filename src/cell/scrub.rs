@@ -12,6 +12,7 @@ use super::Cell;
 use crate::buffers;
 use crate::cycle::Cycle;
 use crate::id::ChunkName;
+use crate::order;
 use crate::placement::{ChunkId, ChunkRow, DbError};
 use crate::pool;
 use crate::vault::{Vault, VaultError};
@@ -210,7 +211,7 @@ impl Cell {
             let awaiting = pool::unblock(move || vault.db.read(|t| t.node_totals())).await?.awaiting;
             if awaiting == 0 {
                 wanted.extend(self.absent_chunks().await?);
-                wanted.sort();
+                order::sort(&mut wanted);
                 wanted.dedup();
             }
         }

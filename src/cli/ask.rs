@@ -192,8 +192,16 @@ pub fn object<const N: usize>(fields: [(&str, Value); N]) -> String {
 
 /// The same of a list.
 pub fn object_of(fields: Vec<(&str, Value)>) -> String {
-    let object: Object = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    json::to_string(&Value::Object(object))
+    json::to_string(&object_value(fields))
+}
+
+/// The same as a value.
+pub fn object_value(fields: Vec<(&str, Value)>) -> Value {
+    let mut object = Object::new();
+    for (key, value) in fields {
+        object.insert(key.to_owned(), value);
+    }
+    Value::Object(object)
 }
 
 /// A JSON text, or null.

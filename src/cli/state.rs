@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use argh::FromArgs;
-use miniserde::json::{self, Value};
+use miniserde::json::Value;
 
-use super::ask::{CliError, Fields, Holder, Method, holder, lives_in};
+use super::ask::{CliError, Fields, Holder, Method, holder, lives_in, object, object_value};
 use super::{Context, peers, show};
 use crate::config::Config;
 
@@ -344,12 +344,9 @@ fn to_json(checks: &[Check]) -> String {
             ("text", &check.text),
             ("remedy", &check.remedy),
         ];
-        Value::Object(
-            fields.into_iter().map(|(key, text)| (key.to_owned(), Value::String(text.clone()))).collect(),
-        )
+        object_value(fields.map(|(key, text)| (key, Value::String(text.clone()))).into())
     });
-    let object = [("checks".to_owned(), Value::Array(checks.collect()))].into_iter().collect();
-    json::to_string(&Value::Object(object))
+    object([("checks", Value::Array(checks.collect()))])
 }
 
 #[cfg(test)]

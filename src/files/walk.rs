@@ -18,6 +18,7 @@ use super::{kept, marker};
 use crate::config::{JOB_BYTES, JOB_FILES, SMALL_FILE_BYTES, WALK_NAMES};
 use crate::id::FileId;
 use crate::manifest::Kind;
+use crate::order;
 use crate::placement::{DbError, Device, Node, NodeId, NodeState, Tables};
 use crate::vault::{Vault, VaultError};
 
@@ -147,7 +148,7 @@ impl Walk {
     ) -> Result<Self, VaultError> {
         let mut walk = Self::new(vault, watch)?;
         // Taken from the end: the first name comes first.
-        names.sort_by(|a, b| b.cmp(a));
+        order::sort_by(&mut names, |a, b| b.cmp(a));
         names.dedup();
         walk.names = names;
         walk.pending = folders;

@@ -9,7 +9,7 @@
 //!
 //! One process has the folder to itself: whoever opens the store holds the cell's lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -26,6 +26,7 @@ use super::{
 use crate::buffers;
 use crate::id::{ChunkName, hex};
 use crate::keys::sha256;
+use crate::order;
 
 /// From so many files on, one sync of the whole file system is cheaper than one for each.
 const SYNC_ALL_FILES_MIN: usize = 4;
@@ -114,7 +115,7 @@ impl DiskStore {
         let mut roomy = store.list_packs()?;
         roomy.retain(|(_, bytes)| has_room(*bytes));
         // The fullest is filled up first.
-        roomy.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        order::sort_by_key(&mut roomy, |(_, bytes)| std::cmp::Reverse(*bytes));
         *lock(&store.packs) = Packs::Unchecked(roomy.into_iter().map(|(id, _)| id).collect());
         Ok(store)
     }
@@ -206,7 +207,7 @@ impl DiskStore {
                 synced.map_err(|error| self.write_error("syncing", &temp.path, 0, error))?;
             }
         }
-        let shards: BTreeSet<u8> = files.iter().map(|(name, _)| name.0[0]).collect();
+        let shards = order::set(files.iter().map(|(name, _)| name.0[0]));
         for (name, temp) in files {
             temp.rename(&self.loose_path(name))?;
         }
@@ -244,7 +245,7 @@ impl DiskStore {
             }
             Ok(())
         })?;
-        packs.sort();
+        order::sort(&mut packs);
         Ok(packs)
     }
 
@@ -611,7 +612,7 @@ fn create_folders(dir: &Path) -> Result<(), StoreError> {
     }
     let shards = (0..=255u8).map(|shard| hex(&[shard]));
     let others = ["packs", "quarantine", "tmp"].map(String::from);
-    let mut missing: BTreeSet<String> = shards.chain(others).collect();
+    let mut missing = order::set(shards.chain(others));
     each_entry(dir, &mut |entry| {
         entry.file_name().to_str().map(|name| missing.remove(name));
         Ok(())

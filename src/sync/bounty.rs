@@ -21,6 +21,7 @@ use crate::bounty::{
 };
 use crate::changes::Part;
 use crate::id::CellId;
+use crate::order;
 use crate::placement::{CellNumber, DbError};
 use crate::pool::{Turns, unblock};
 use crate::vault::{Alert, Vault, VaultError};
@@ -287,7 +288,7 @@ impl Sync {
                 remedy: "books.db was changed by hand, or the disk is failing: look at it, and put books.db back from a backup".into(),
             });
         }
-        *self.ledgers.books.borrow_mut() = found.into_iter().take(2 * PEERS_MAX).collect();
+        *self.ledgers.books.borrow_mut() = order::map(found.into_iter().take(2 * PEERS_MAX));
         self.tell_disputes();
         Ok(())
     }
@@ -552,7 +553,7 @@ impl Sync {
         let ids: Vec<CellId> = peers.iter().map(|peer| peer.id).collect();
         let (books, keeper) = (Arc::clone(&self.books), Arc::clone(&self.keeper));
         let rows = unblock(move || -> Result<Vec<_>, VaultError> {
-            let balances: BTreeMap<CellId, Balance> = books.balances()?.into_iter().collect();
+            let balances = order::map(books.balances()?);
             ids.iter()
                 .map(|id| {
                     let balance = balances.get(id).copied().unwrap_or_default();

@@ -11,6 +11,7 @@ use super::driver::Sync;
 use super::link::Link;
 use super::round::{RoundError, may_release, with_vault};
 use crate::id::{CellId, ChunkName};
+use crate::order;
 use crate::placement::{CellNumber, ChunkId, DbError, Tables};
 use crate::vault::Vault;
 use crate::wire::message::{AskError, DIGEST_SUMS, NAMES_MAX, Reply, Request};
@@ -203,7 +204,7 @@ fn mend(
         let knows_all = !t.is_any_list_absent()?;
         let mut strays = Vec::new();
         let mut left: Vec<ChunkName> = theirs.into_keys().collect();
-        left.sort_unstable();
+        order::sort(&mut left);
         for name in left {
             match t.chunk(&name)? {
                 Some(row) if t.own(row.id)? != crate::placement::Own::No => t.put_copy(row.id, cell)?,

@@ -190,7 +190,8 @@ impl HealthBook {
     /// Reads peer_health.json; what cannot be read is forgotten. A silence goes on where it was.
     pub fn from_json(text: &str) -> Self {
         let lines: Vec<Line> = json::from_str(text).unwrap_or_default();
-        let peers = lines.into_iter().filter_map(|line| Some((line.id.parse().ok()?, line.health))).collect();
+        let peers =
+            order::map(lines.into_iter().filter_map(|line| Some((line.id.parse().ok()?, line.health))));
         Self { peers, is_changed: false }
     }
 }

@@ -54,6 +54,7 @@ use std::time::Duration;
 use crate::catalog::Head;
 use crate::config::HEADS_S;
 use crate::id::BodyHash;
+use crate::order;
 
 pub use ai::{Answered as AiAnswered, Asked as AiAsked, Models};
 pub use attach::Attached;
@@ -137,7 +138,9 @@ fn tips(heads: &[HeadFacts]) -> HashSet<BodyHash> {
 fn heads_to_keep(heads: &[HeadFacts], now: u64) -> HashSet<BodyHash> {
     let tips = tips(heads);
     let mut sorted: Vec<&HeadFacts> = heads.iter().collect();
-    sorted.sort_by_key(|head| std::cmp::Reverse((tips.contains(&head.hash), head.life, head.seq)));
+    order::sort_by_key(&mut sorted, |head| {
+        std::cmp::Reverse((tips.contains(&head.hash), head.life, head.seq))
+    });
     let mut days = HashSet::new();
     let mut kept = HashSet::new();
     let mut bytes = 0;

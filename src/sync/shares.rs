@@ -144,7 +144,7 @@ pub struct GrantRow {
 /// Holders as one number: how many in the lowest 8 bits, and above them which, whatever their order.
 pub(super) fn told_of(holders: &[CellId]) -> u64 {
     let mut ids: Vec<&CellId> = holders.iter().collect();
-    ids.sort_unstable();
+    order::sort(&mut ids);
     let bytes: Vec<u8> = ids.iter().flat_map(|id| id.0).collect();
     let hash = sha256(&bytes);
     let sum = u64::from_le_bytes(std::array::from_fn(|n| hash[n]));
