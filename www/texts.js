@@ -409,6 +409,8 @@ const TEXTS = {
   "upload.queued": "In line",
   "upload.paused": "Paused",
   "upload.waiting": "Waiting for the cell…",
+  "upload.keeping": "Arrived. It is being sealed, and then stands in the list.",
+  "upload.keeping_all": "Arrived, being sealed: {files}",
   "upload.done": "Done",
   "upload.left": "Not finished. Choose the file again to go on.",
   "upload.choose": "Choose",

@@ -275,7 +275,13 @@ const TABLE: &[Route] = &[
         &[],
         "Brings files back: one, up to 1,000 paths, or all.",
     ),
-    get("/api/v1/uploads", "", Object("uploads:[o]"), &[500], "Uploads that are not whole yet."),
+    get(
+        "/api/v1/uploads",
+        "",
+        Object("uploads:[o],keeping:[s]"),
+        &[500],
+        "Uploads that are not whole yet; and which lie in GroveHome, but are not kept yet.",
+    ),
     post(
         "/api/v1/uploads",
         Object("path:s,size:i,modified_unix_ms?:i,replace?:b"),
