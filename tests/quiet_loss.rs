@@ -494,6 +494,15 @@ fn deleting_most_files_pulls_the_brake_and_all_comes_back() {
     for n in 0..MANY {
         assert_eq!(cell.read(&format!("work/{n:02}.txt")), format!("precious {n}").as_bytes());
     }
+    // Nothing is missing any more, and nobody has to say so.
+    assert_eq!(cell.alert("brake"), None);
+    cell.kill();
+    cell.start();
+    assert_eq!(cell.alert("brake"), None);
+    // It counts again from here.
+    fs::remove_dir_all(cell.home.join("work")).unwrap();
+    cell.scan();
+    brake_holds(&mut cell);
     confirmed(&mut cell);
 }
 
@@ -523,5 +532,6 @@ fn renaming_and_rewriting_every_file_pulls_the_brake_and_all_comes_back() {
             assert!(cell.history(&enc).contains(&precious), "{enc} has lost its first version");
         }
     }
+    assert!(cell.alert("brake").is_some(), "what was rewritten is not back");
     confirmed(&mut cell);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::feed::{appears, big_bytes, feed, fetch, objects};
 use common::fleet::{copied_within, kept, plant};
-use common::{Cell, Chance, TempDir, items, number, text, wait_for};
+use common::{Cell, Chance, TempDir, free_port, items, number, text, wait_for};
 use miniserde::json::{Object, Value};
 
 const FILES: usize = 1000;
@@ -216,11 +216,20 @@ fn a_kept_share_follows_its_owner_and_spares_what_was_changed_here() {
     fs::rename(ann.home.join("notes/new.txt"), ann.home.join("notes/renamed.txt")).unwrap();
     has(&shared.join("renamed.txt"), b"new");
     is_gone(&shared.join("new.txt"));
-    fs::remove_file(ann.home.join("notes/part/c.txt")).unwrap();
-    is_gone(&shared.join("part/c.txt"));
+    // So do all files of a folder, with no new version of any; what was changed here stays, as this cell's own.
+    plant(&cid.home, "Shared/ann/part/d.txt", b"mine");
+    fs::rename(ann.home.join("notes/part"), ann.home.join("notes/piece")).unwrap();
+    has(&shared.join("piece/c.txt"), b"part/c.txt");
+    has(&shared.join("piece/d.txt"), b"part/d.txt");
+    has(&shared.join("part/d (mine).txt"), b"mine");
+    assert!(!shared.join("part/c.txt").exists());
+    kept(&cid, 3);
+    fs::remove_file(shared.join("part/d (mine).txt")).unwrap();
+    fs::remove_file(ann.home.join("notes/piece/c.txt")).unwrap();
+    is_gone(&shared.join("piece/c.txt"));
     has(&cid.home.join("Shared/.grove/bin/ann/c.txt"), b"part/c.txt");
-    fs::rename(ann.home.join("notes/part/d.txt"), ann.home.join("d.txt")).unwrap();
-    is_gone(&shared.join("part"));
+    fs::rename(ann.home.join("notes/piece/d.txt"), ann.home.join("d.txt")).unwrap();
+    is_gone(&shared.join("piece"));
 
     // Kept no more: what is here stays, and is this cell's own.
     let said = cid.cli(["feed", "keep", &text(&any, "id"), "--off"]).ok().out;
@@ -314,6 +323,43 @@ fn a_friend_finds_whoever_holds_the_copies_by_now() {
         has_come.then_some(())
     });
     assert!(fs::read(to).unwrap() == big, "byte for byte");
+}
+
+/// A holder that was given another address while the sharer is there is found by its friend afterwards, with the sharer off.
+#[test]
+fn a_friend_finds_a_holder_where_it_is_by_now() {
+    let folder = TempDir::new("moved-holder");
+    let (mut ann, cid) = friends(&folder);
+    let mut bob = started(&folder, "bob");
+    ann.invite(&bob);
+    ann.cli(["peer", "favorite", "bob"]).ok();
+    let big = Chance::seeded("moved-holder").bytes(3 << 20);
+    plant(&ann.home, "big.bin", &big);
+    plant(&ann.home, "later.txt", b"comes after it");
+    kept(&ann, 2);
+    copied_within(&ann, Duration::from_secs(60));
+    ann.cli(["share", "big.bin", "cid"]).ok();
+    appears(&cid, "big.bin", |entry| number(entry, "holders") == 1);
+    ann.cli(["share", "later.txt", "cid"]).ok();
+    appears(&cid, "later.txt", |entry| number(entry, "holders") == 1);
+    bob.stop();
+    bob.peer_port = free_port();
+    bob.change(&[("peer.addresses", &format!("[\"{}\"]", bob.address()))]);
+    bob.run();
+    online(&ann, "bob");
+    let to = folder.path().join("got.bin");
+    wait_for("the friend finds the holder", || {
+        ann.post("/sync", r#"{"wait":true}"#);
+        online(&cid, "ann");
+        ann.stop();
+        let shared = entry(&cid, "big.bin").unwrap();
+        let has_come = fetch(&cid, &shared, &to).status.success();
+        ann.run();
+        has_come.then_some(())
+    });
+    assert!(fs::read(to).unwrap() == big, "byte for byte");
+    // What only names a holder's new place is no news in the Feed.
+    assert_eq!(text(&feed(&cid)[0], "name"), "later.txt");
 }
 
 #[test]

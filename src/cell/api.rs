@@ -319,6 +319,15 @@ impl Cell {
             (Method::Get, ["archive"]) if request.is_direct => self.archive(&request).await,
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
+            (Method::Post, ["weigh"]) => match several(&fields) {
+                Err(answer) => answer,
+                Ok(None) => needs("paths"),
+                Ok(Some(paths)) => {
+                    let already = (fields.num("files").unwrap_or(0), fields.num("bytes").unwrap_or(0));
+                    let places: Vec<Vec<u8>> = paths.iter().map(|path| from_wire(path)).collect();
+                    json(pool(vault, move |v| doing::weigh_removal(v, &places, already)).await)
+                }
+            },
             (Method::Post, ["restore"]) => self.restore(&fields),
             (Method::Post, ["verify"]) if fields.bool("peers") => self.verify_peers(),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
@@ -458,12 +467,12 @@ impl Cell {
             }
         };
         let places: Vec<Vec<u8>> = paths.iter().map(|path| from_wire(path)).collect();
-        let local = fields.bool("local");
+        let (local, is_meant) = (fields.bool("local"), fields.bool("confirmed"));
         // A scan in between would find on disk what the tree has no more, and keep it anew.
         let held = self.keeper.hold().await;
         let outcome = pool(&self.vault, move |v| match local {
             true => Ok(places.iter().map(|path| doing::free_locally(v, path)).collect()),
-            false => doing::remove(v, &places),
+            false => doing::remove(v, &places, is_meant),
         })
         .await;
         drop(held);
@@ -582,6 +591,7 @@ impl Cell {
                 self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await?;
                 let nodes =
                     pool(&self.vault, move |v| doing::want_back(v, path.as_deref(), id, version)).await?;
+                self.release_brake().await?;
                 self.keeper.publish().await?;
                 self.bring(nodes, told).await
             }
@@ -626,8 +636,24 @@ impl Cell {
             Ok((nodes, refused))
         })
         .await?;
+        self.release_brake().await?;
         self.keeper.publish().await?;
         Ok((self.bring(nodes, told).await?, refused))
+    }
+
+    /// What was deleted may be back.
+    async fn release_brake(self: &Rc<Self>) -> Result<(), VaultError> {
+        if pool(&self.vault, doing::release_brake).await? {
+            self.catch_up_sharing();
+        }
+        Ok(())
+    }
+
+    /// What the brake held back goes on.
+    fn catch_up_sharing(&self) {
+        if let Some(sync) = self.synced() {
+            sync.catch_up_sharing();
+        }
     }
 
     fn verify(self: &Rc<Self>, deep: bool) -> ApiResponse {
@@ -691,6 +717,7 @@ impl Cell {
         })
         .await?;
         self.vault.clear("brake");
+        self.catch_up_sharing();
         pool(&self.vault, |v| Ok(v.accept_clock()?)).await?;
         Ok(Obj::new().bool("was_on", was_on).end())
     }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::json::{Obj, list};
 use crate::catalog::version_key_prefix;
-use crate::files::deletion;
+use crate::config::BRAKE_FILES_FREE;
 use crate::files::unix::{Folder, TEMP_PREFIX, names_of, show, to_wire};
 use crate::files::version::{self, Known, NewVersion, hash_of};
 use crate::files::walk::Problem;
+use crate::files::{brake, deletion};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
 use crate::placement::{DbError, Extra, Node, NodeId, NodeState, Tables};
@@ -19,6 +20,8 @@ use crate::vault::{Vault, VaultError};
 
 /// Chunks of a freed file that go at once.
 const FREED_AT_ONCE: usize = 1024;
+/// Of what lies in the bin so much is looked at to see whether all is back: more of it is too much in any case.
+const BIN_LOOKED_AT: usize = 10_000;
 
 /// Splits a path below GroveHome into names; refuses what leads out of it.
 pub fn path_names(path: &[u8]) -> Result<Vec<Vec<u8>>, VaultError> {
@@ -372,12 +375,81 @@ pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, Va
 /// What became of one of several: files and bytes, or why nothing was done.
 pub type Removal = Result<(u64, u64), VaultError>;
 
+/// Files and bytes that would go with these paths, together with so many already, and whether that would pull the brake.
+pub fn weigh_removal(vault: &Vault, paths: &[Vec<u8>], already: (u64, u64)) -> Result<String, VaultError> {
+    let mut sum = already;
+    for path in paths {
+        // What is gone meanwhile weighs nothing.
+        let Ok(node) = vault.db.read(|t| node_at(t, path)) else { continue };
+        let (files, bytes) = tree_weight(vault, node)?;
+        sum = (sum.0.saturating_add(files), sum.1.saturating_add(bytes));
+    }
+    let (brake, there) = vault.db.read(|t| Ok::<_, DbError>((brake::load(t)?, t.tree_size()?)))?;
+    Ok(Obj::new()
+        .num("files", sum.0)
+        .num("bytes", sum.1)
+        .num("all_files", there.0)
+        .bool("pulls_brake", brake.would_pull(sum, vault.now(), there))
+        .end())
+}
+
+/// Files of a tree and their bytes.
+fn tree_weight(vault: &Vault, top: Node) -> Result<(u64, u64), VaultError> {
+    if top.kind != Kind::Folder {
+        return Ok((1, top.size));
+    }
+    let (mut files, mut bytes) = (0, 0);
+    // Folders that are looked through, each up to a name.
+    let mut stack = vec![(top.id, Vec::new())];
+    while let Some((id, after)) = stack.pop() {
+        let page = vault.db.read(|t| t.children(id, &after, 500))?;
+        if let Some(last) = page.last() {
+            stack.push((id, last.name.clone()));
+        }
+        for child in page {
+            match child.kind {
+                Kind::Folder => stack.push((child.id, Vec::new())),
+                _ => (files, bytes) = (files + 1, bytes + child.size),
+            }
+        }
+    }
+    Ok((files, bytes))
+}
+
+/// Lets the brake go where all that was deleted is back. Whether it did.
+pub fn release_brake(vault: &Vault) -> Result<bool, VaultError> {
+    let Some(since) = vault.db.read(brake::load)?.on_since() else { return Ok(false) };
+    let released = vault.db.change_durably(|t| -> Result<bool, VaultError> {
+        let mut brake = brake::load(t)?;
+        let rows = t.bin_since(since, BIN_LOOKED_AT)?;
+        let mut missing = if rows.len() < BIN_LOOKED_AT { 0 } else { u64::MAX };
+        for row in rows {
+            let is_folder = manifest_at(vault, t, row.seq)?.is_some_and(|(m, _)| m.kind == Kind::Folder);
+            missing = missing.saturating_add(u64::from(!is_folder));
+            if missing > BRAKE_FILES_FREE {
+                return Ok(false);
+            }
+        }
+        let (files, bytes) = t.tree_size()?;
+        let released = brake.release(missing, vault.now(), files, bytes);
+        if released {
+            brake::save(t, &brake)?;
+        }
+        Ok(released)
+    })?;
+    if released {
+        log::info!("all that was deleted is back: the brake is off");
+        vault.clear("brake");
+    }
+    Ok(released)
+}
+
 /// Removes files and folders: from GroveHome into the Recycle Bin. Works on a full disk. Each goes or stays by itself; an error
-/// is about all of them.
-pub fn remove(vault: &Vault, paths: &[Vec<u8>]) -> Result<Vec<Removal>, VaultError> {
+/// is about all of them. `is_meant`: a person was told how many go and confirmed it, which the brake takes for its answer.
+pub fn remove(vault: &Vault, paths: &[Vec<u8>], is_meant: bool) -> Result<Vec<Removal>, VaultError> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     crate::files::marker::check(vault, &root)?;
-    let outcomes: Vec<_> = paths.iter().map(|path| take_out(vault, &root, path)).collect();
+    let outcomes: Vec<_> = paths.iter().map(|path| take_out(vault, &root, path, is_meant)).collect();
     // The state is in the catalog before the files go.
     if outcomes.iter().any(Result::is_ok) {
         publish::publish(vault)?;
@@ -396,7 +468,7 @@ pub fn remove(vault: &Vault, paths: &[Vec<u8>]) -> Result<Vec<Removal>, VaultErr
 type TakenOut = (Vec<Vec<u8>>, (u64, u64));
 
 /// Takes a file or folder out of the tree, if it can be had back.
-fn take_out(vault: &Vault, root: &Folder, path: &[u8]) -> Result<TakenOut, VaultError> {
+fn take_out(vault: &Vault, root: &Folder, path: &[u8], is_meant: bool) -> Result<TakenOut, VaultError> {
     let names = path_names(path)?;
     let node = vault.db.read(|t| node_at(t, path))?;
     if node.id == NodeId::ROOT {
@@ -409,7 +481,7 @@ fn take_out(vault: &Vault, root: &Folder, path: &[u8]) -> Result<TakenOut, Vault
             "{unkept} has changes that are not kept yet; run `grove add` on it, or wait a moment"
         )));
     }
-    let files = vault.db.change(|t| remove_tree(vault, t, node))?;
+    let files = vault.db.change(|t| remove_tree(vault, t, node, is_meant))?;
     Ok((names, (files, bytes)))
 }
 
@@ -449,7 +521,7 @@ fn weigh(
     }
 }
 
-fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node) -> Result<u64, VaultError> {
+fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node, is_meant: bool) -> Result<u64, VaultError> {
     let mut files = 0;
     if node.kind == Kind::Folder {
         loop {
@@ -458,14 +530,17 @@ fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node) -> Result<u64, Vau
                 break;
             }
             for child in page {
-                files += remove_tree(vault, t, child)?;
+                files += remove_tree(vault, t, child, is_meant)?;
             }
         }
     } else {
         files += 1;
     }
     node.state = NodeState::Present;
-    crate::files::brake::count_deletion(vault, t, &node)?;
+    match is_meant {
+        true => brake::pass_deletion(vault, t, &node)?,
+        false => brake::count_deletion(vault, t, &node)?,
+    }
     version::delete(vault, t, node)?;
     Ok(files)
 }

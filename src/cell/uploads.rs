@@ -4,7 +4,7 @@
 //! has come is what the file has; after a power cut it is what was made durable, for what came later may be zeros.
 
 use std::cell::{Cell as Slot, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -93,6 +93,8 @@ struct Upload {
 #[derive(Default)]
 pub(super) struct Uploads {
     all: RefCell<BTreeMap<[u8; 16], Rc<Mutex<Upload>>>>,
+    /// Whole ones that lie in GroveHome and are not sealed yet.
+    keeping: RefCell<BTreeSet<[u8; 16]>>,
     /// What was left by the run before was looked at.
     is_loaded: Slot<bool>,
     loading: Mutex<()>,
@@ -386,7 +388,8 @@ impl Cell {
             let age_s = self.vault.expiry_now().saturating_sub(upload.note.touched);
             items.push(upload_json(&id, &upload, age_s, self.vault.clock.wall()).end());
         }
-        ApiResponse::json_text(200, Obj::new().raw("uploads", list(items)).end())
+        let keeping = list(self.uploads.keeping.borrow().iter().map(|id| super::json::text(&hex(id))));
+        ApiResponse::json_text(200, Obj::new().raw("uploads", list(items)).raw("keeping", keeping).end())
     }
 
     async fn begin_upload(&self, body: &[u8]) -> ApiResponse {
@@ -490,11 +493,13 @@ impl Cell {
         self.uploads.all.borrow_mut().remove(id);
         let answer = Obj::new().str("path", &to_wire(&upload.note.path)).num("size", upload.note.size).end();
         // A large file takes a while to be sealed; whoever uploaded it need not wait for that.
-        let cell = Rc::clone(self);
+        self.uploads.keeping.borrow_mut().insert(*id);
+        let (cell, id) = (Rc::clone(self), *id);
         let keeping = async move {
             if let Err(why) = cell.keep_at(names).await {
                 log::warn!("an upload is not kept yet: {why}");
             }
+            cell.uploads.keeping.borrow_mut().remove(&id);
         };
         pool::spawn(&self.executor, keeping).detach();
         ApiResponse::json_text(200, answer)

@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use argh::FromArgs;
-use miniserde::json::{self, Object, Value};
+use miniserde::json::{self, Number, Object, Value};
 
-use super::ask::{Answer, Cell, CliError, Fields, Method, object, texts};
-use super::{Context, Word, job, show};
+use super::ask::{Answer, Cell, CliError, Fields, Method, object, object_of, texts};
+use super::{Context, Word, job, show, terminal};
 use crate::files::unix::{from_wire, to_wire};
 
 /// Entries asked for at once.
@@ -429,6 +429,9 @@ pub struct Rm {
     /// only free this machine's space: peers keep the files, and `grove restore` brings them back
     #[argh(switch)]
     local: bool,
+    /// do not ask before most of all files go: it is meant
+    #[argh(switch)]
+    yes: bool,
     /// print the JSON of the API, a line for each name
     #[argh(switch)]
     json: bool,
@@ -442,8 +445,22 @@ impl Rm {
         let paths: Vec<String> =
             self.names.iter().map(|name| wire_name(context, name)).collect::<Result<_, _>>()?;
         let mut cell = context.cell()?;
+        let mut is_meant = self.yes;
+        if !self.local && !self.yes && context.terminals.input {
+            if let Some(question) = most_of_all(&mut *cell, &paths)? {
+                if !terminal::ask_yes(&question, context.input, context.err)? {
+                    writeln!(context.err, "nothing was removed")?;
+                    return Err(CliError::Told);
+                }
+                is_meant = true;
+            }
+        }
         for path in paths {
-            let body = object([("path", Value::String(path.clone())), ("local", Value::Bool(self.local))]);
+            let mut body = vec![("path", Value::String(path.clone())), ("local", Value::Bool(self.local))];
+            if is_meant {
+                body.push(("confirmed", Value::Bool(true)));
+            }
+            let body = object_of(body);
             let answer = cell.ask(Method::Post, "/rm", &[], Some(body))?;
             if self.json {
                 writeln!(context.out, "{}", answer.text)?;
@@ -461,6 +478,24 @@ impl Rm {
         }
         Ok(())
     }
+}
+
+/// What to ask before so many files are removed that the brake would be pulled; `None`: they are fewer.
+fn most_of_all(cell: &mut dyn Cell, paths: &[String]) -> Result<Option<String>, CliError> {
+    let (mut sums, mut pulls) = ((0, 0, 0), false);
+    for some in paths.chunks(1000) {
+        let names = some.iter().map(|path| Value::String(path.clone())).collect();
+        let body = object([
+            ("paths", Value::Array(names)),
+            ("files", Value::Number(Number::U64(sums.0))),
+            ("bytes", Value::Number(Number::U64(sums.1))),
+        ]);
+        let told = cell.ask(Method::Post, "/weigh", &[], Some(body))?.fields;
+        sums = (told.number("files"), told.number("bytes"), told.number("all_files"));
+        pulls = told.is("pulls_brake");
+    }
+    let files = show::of(sums.0, "file", "files");
+    Ok(pulls.then(|| format!("This removes {files} of {}, {}. Go on?", sums.2, show::bytes(sums.1))))
 }
 
 /// list the Recycle Bin
@@ -691,6 +726,38 @@ mod tests {
         assert_eq!(setup.fake.told.borrow()[0], r#"POST /rm {"local":false,"path":"it's here"}"#);
         assert_eq!(setup.grove("rm", "").code, 2);
         assert_eq!(setup.grove("rm ..", "").code, 1);
+    }
+
+    #[test]
+    fn rm_asks_once_before_most_files_go() {
+        let mut setup = Setup::new();
+        let many = r#"{"files":260,"bytes":2048,"all_files":300,"pulls_brake":true}"#;
+        // Nobody sits there: the brake will ask.
+        setup.fake.answer("POST /rm", r#"{"files":260,"bytes":2048}"#);
+        assert_eq!(setup.grove("rm a", "").code, 0);
+        setup.terminals.input = true;
+        let few = r#"{"files":1,"bytes":8,"all_files":300,"pulls_brake":false}"#;
+        [many, many, few].into_iter().for_each(|told| setup.fake.answer("POST /weigh", told));
+        let told = setup.grove("rm a b", "n\n");
+        assert!(
+            told.code == 1 && told.err.contains("This removes 260 files of 300, 2.0 KiB. Go on? [y/N]"),
+            "{told:?}"
+        );
+        assert_eq!(setup.grove("rm a", "y\n").code, 0);
+        assert_eq!(setup.grove("rm a", "").code, 0);
+        assert_eq!(setup.grove("rm --yes a", "").code, 0);
+        assert_eq!(
+            *setup.fake.told.borrow(),
+            [
+                r#"POST /rm {"local":false,"path":"a"}"#,
+                r#"POST /weigh {"bytes":0,"files":0,"paths":["a","b"]}"#,
+                r#"POST /weigh {"bytes":0,"files":0,"paths":["a"]}"#,
+                r#"POST /rm {"confirmed":true,"local":false,"path":"a"}"#,
+                r#"POST /weigh {"bytes":0,"files":0,"paths":["a"]}"#,
+                r#"POST /rm {"local":false,"path":"a"}"#,
+                r#"POST /rm {"confirmed":true,"local":false,"path":"a"}"#,
+            ]
+        );
     }
 
     #[test]

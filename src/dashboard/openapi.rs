@@ -263,10 +263,18 @@ const TABLE: &[Route] = &[
     post("/api/v1/add", Object("paths:[s],to?:s"), Job, &[], "Brings paths of this machine into GroveHome."),
     post(
         "/api/v1/rm",
-        Object("path?:s,paths?:[s],local?:b"),
+        Object("path?:s,paths?:[s],local?:b,confirmed?:b"),
         Object("files:i,bytes:i,results?:[o]"),
         CELL,
-        "Into the Recycle Bin; or only from this disk. One path, or up to 1,000, each with its result.",
+        "Into the Recycle Bin; or only from this disk. One path, or up to 1,000, each with its result. \"confirmed\": a person was \
+         told how many files go and meant it, so that the brake does not count them.",
+    ),
+    post(
+        "/api/v1/weigh",
+        Object("paths:[s],files?:i,bytes?:i"),
+        Object("files:i,bytes:i,all_files:i,pulls_brake:b"),
+        CELL,
+        "What would go by removing up to 1,000 paths, added to so many files and bytes, and whether that pulls the brake.",
     ),
     post(
         "/api/v1/restore",
@@ -275,7 +283,13 @@ const TABLE: &[Route] = &[
         &[],
         "Brings files back: one, up to 1,000 paths, or all.",
     ),
-    get("/api/v1/uploads", "", Object("uploads:[o]"), &[500], "Uploads that are not whole yet."),
+    get(
+        "/api/v1/uploads",
+        "",
+        Object("uploads:[o],keeping:[s]"),
+        &[500],
+        "Uploads that are not whole yet; and which lie in GroveHome, but are not kept yet.",
+    ),
     post(
         "/api/v1/uploads",
         Object("path:s,size:i,modified_unix_ms?:i,replace?:b"),

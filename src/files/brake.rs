@@ -2,7 +2,8 @@
 //! thrown away for good until a person says so.
 //!
 //! Tombstones and new versions go on being recorded; thinning, the clocks of the Recycle Bin and releases stop, over
-//! restarts too. `grove confirm` decides.
+//! restarts too. `grove confirm` decides, unless all that was deleted is back. Whoever is told the number and confirms it
+//! before he removes files has decided already: such a deletion is not counted.
 
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::config::{BRAKE_FILES_FREE, BRAKE_WINDOW_S};
@@ -12,6 +13,8 @@ use crate::vault::{Alert, Vault, VaultError};
 
 const META: &str = "brake";
 const BUCKETS: u64 = 24;
+/// What is rewritten is few where it is less than one part of so many.
+const FEW_PART: u64 = 10;
 const BUCKET_S: u64 = BRAKE_WINDOW_S / BUCKETS;
 
 /// What was lost to deletion or rewriting in one stretch of time.
@@ -30,6 +33,24 @@ struct Bucket {
 pub struct Brake {
     buckets: Vec<Bucket>,
     is_on: bool,
+}
+
+impl Bucket {
+    /// Both together, since the first began.
+    fn and(self, other: &Bucket) -> Bucket {
+        Bucket {
+            at: self.at,
+            files: self.files + other.files,
+            bytes: self.bytes + other.bytes,
+            deleted_files: self.deleted_files + other.deleted_files,
+            deleted_bytes: self.deleted_bytes + other.deleted_bytes,
+        }
+    }
+}
+
+/// Files and bytes that are lost, of so many.
+fn is_too_much(lost: (u64, u64), all: (u64, u64)) -> bool {
+    lost.0 > BRAKE_FILES_FREE && (lost.0.saturating_mul(2) > all.0 || lost.1.saturating_mul(2) > all.1)
 }
 
 /// One file that is deleted or rewritten.
@@ -51,7 +72,7 @@ impl Brake {
     /// by it.
     pub fn count(&mut self, loss: Loss, now: u64, left_files: u64, left_bytes: u64) -> bool {
         let at = now / BUCKET_S;
-        self.buckets.retain(|bucket| bucket.at + BUCKETS > at);
+        self.forget_before(at);
         if self.buckets.last().is_none_or(|bucket| bucket.at != at) {
             self.buckets.push(Bucket { at, ..Bucket::default() });
         }
@@ -62,14 +83,65 @@ impl Brake {
             bucket.deleted_files += 1;
             bucket.deleted_bytes += loss.bytes;
         }
-        let sum = |field: fn(&Bucket) -> u64| self.buckets.iter().map(field).sum::<u64>();
-        let (files, bytes) = (sum(|b| b.files), sum(|b| b.bytes));
-        let all_files = left_files + sum(|b| b.deleted_files);
-        let all_bytes = left_bytes + sum(|b| b.deleted_bytes);
-        let too_much = files > BRAKE_FILES_FREE && (files * 2 > all_files || bytes * 2 > all_bytes);
+        let sum = self.sum();
+        let too_much = is_too_much(
+            (sum.files, sum.bytes),
+            (left_files + sum.deleted_files, left_bytes + sum.deleted_bytes),
+        );
         let pulled = too_much && !self.is_on;
         self.is_on |= too_much;
         pulled
+    }
+
+    /// Whether so many files and bytes more, deleted now, would pull it; given the files and bytes that there are.
+    pub fn would_pull(&self, more: (u64, u64), now: u64, there: (u64, u64)) -> bool {
+        let mut lost = self.clone();
+        lost.forget_before(now / BUCKET_S);
+        let sum = lost.sum();
+        let all = (there.0 + sum.deleted_files, there.1 + sum.deleted_bytes);
+        !self.is_on && is_too_much((sum.files.saturating_add(more.0), sum.bytes.saturating_add(more.1)), all)
+    }
+
+    /// From when on, in observed seconds, it counts what was lost, while it is on.
+    pub fn on_since(&self) -> Option<u64> {
+        self.is_on.then(|| self.buckets.first().map_or(0, |bucket| bucket.at * BUCKET_S))
+    }
+
+    /// Lets go by itself where what was deleted is back but for `missing` files, and what was rewritten is no more than people
+    /// save in a day. Given the files and bytes that are there. Tells whether it did.
+    pub fn release(&mut self, missing: u64, now: u64, there_files: u64, there_bytes: u64) -> bool {
+        let sum = self.sum();
+        let (files, bytes) =
+            (sum.files.saturating_sub(sum.deleted_files), sum.bytes.saturating_sub(sum.deleted_bytes));
+        let is_rewritten =
+            files > BRAKE_FILES_FREE && (files * FEW_PART > there_files || bytes * FEW_PART > there_bytes);
+        if !self.is_on || missing > BRAKE_FILES_FREE || is_rewritten {
+            return false;
+        }
+        self.is_on = false;
+        self.buckets = vec![Bucket {
+            at: now / BUCKET_S,
+            files: files + missing,
+            bytes,
+            deleted_files: missing,
+            deleted_bytes: 0,
+        }];
+        true
+    }
+
+    fn sum(&self) -> Bucket {
+        self.buckets.iter().fold(Bucket::default(), |sum, b| sum.and(b))
+    }
+
+    /// What is older than a day counts no more; while it is on, everything does.
+    fn forget_before(&mut self, at: u64) {
+        if !self.is_on {
+            self.buckets.retain(|bucket| bucket.at + BUCKETS > at);
+        }
+        while self.buckets.len() > 2 * BUCKETS as usize {
+            let first = self.buckets.remove(0);
+            self.buckets[0] = first.and(&self.buckets[0]);
+        }
     }
 
     /// Files and bytes lost within the last day.
@@ -133,6 +205,14 @@ pub fn count_deletion(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<(), 
     count(vault, t, node, Loss { bytes: node.size, is_deletion: true })
 }
 
+/// A person was told how many files go, and meant it: no loss, only fewer files.
+pub fn pass_deletion(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<(), VaultError> {
+    if node.kind != Kind::Folder {
+        vault.tree_size(t, true, node.size)?;
+    }
+    Ok(())
+}
+
 /// Counts a rewrite, where a version with other content supersedes one.
 pub fn count_rewrite(
     vault: &Vault,
@@ -171,7 +251,7 @@ pub fn raise(vault: &Vault, brake: &Brake) {
     vault.raise("brake", Alert {
         text: format!("{files} files were deleted or rewritten within a day; every old version is kept until you decide"),
         remedy: "run `grove confirm` if you meant it; if not, bring files back with `grove restore NAME` and look for the \
-                 program that changed them"
+                 program that changed them; this ends by itself when all that was deleted is back"
             .into(),
     });
 }
@@ -218,6 +298,70 @@ mod tests {
         let large = Loss { bytes: 1_000_000, is_deletion: false };
         let pulled_at = (1..=30).find(|_| brake.count(large, 0, 10_000, 40_000_000));
         assert_eq!(pulled_at, Some(21));
+    }
+
+    #[test]
+    fn it_lets_go_when_what_was_deleted_is_back_and_not_before() {
+        let mut brake = Brake::default();
+        (1..=60).for_each(|n| {
+            brake.count(DELETED, 90_000, 100 - n, (100 - n) * 100);
+        });
+        assert_eq!(brake.on_since(), Some(90_000 / BUCKET_S * BUCKET_S));
+        assert!(!brake.release(21, 90_100, 79, 7_900));
+        assert!(brake.is_on());
+        assert!(brake.release(0, 90_100, 100, 10_000));
+        assert_eq!((brake.is_on(), brake.lost(), brake.on_since()), (false, (0, 0), None));
+        assert!(!brake.release(0, 90_200, 100, 10_000), "it is off");
+        // Some were saved meanwhile.
+        (0..25).for_each(|_| {
+            brake.count(REWRITTEN, 90_150, 1000, 100_000);
+        });
+        (1..=600).for_each(|n| {
+            brake.count(DELETED, 90_150, 1000 - n, (1000 - n) * 100);
+        });
+        assert!(!brake.release(0, 90_160, 200, 1_000_000) && !brake.release(0, 90_160, 1000, 10_000));
+        assert!(brake.release(0, 90_160, 1000, 100_000));
+        brake.confirm();
+        // It counts from the beginning again.
+        let pulled_at = (1..=60).find(|n| brake.count(DELETED, 90_200, 100 - n, (100 - n) * 100));
+        assert_eq!(pulled_at, Some(51));
+    }
+
+    #[test]
+    fn what_was_rewritten_does_not_come_back_by_undeleting() {
+        let mut brake = Brake::default();
+        (0..60).for_each(|_| {
+            brake.count(REWRITTEN, 90_000, 100, 10_000);
+        });
+        // Days later: while it is on nothing is forgotten, however long.
+        for day in 1..400 {
+            brake.count(DELETED, 90_000 + day * BRAKE_WINDOW_S / 3, 99, 9_900);
+            assert!(!brake.release(0, 90_000 + day * BRAKE_WINDOW_S / 3, 100, 10_000), "{day}");
+        }
+        assert!(brake.write().len() < 4096);
+        assert_eq!(brake.lost().0, 60 + 399);
+        assert_eq!(brake.on_since(), Some(90_000 / BUCKET_S * BUCKET_S));
+        brake.confirm();
+        assert!(!brake.is_on());
+    }
+
+    #[test]
+    fn it_tells_before_whether_it_would_be_pulled() {
+        let mut brake = Brake::default();
+        assert!(brake.would_pull((51, 0), 1000, (100, 10_000)));
+        assert!(!brake.would_pull((50, 5_000), 1000, (100, 10_000)));
+        assert!(brake.would_pull((21, 5_001), 1000, (100, 10_000)));
+        assert!(!brake.would_pull((20, 10_000), 1000, (20, 10_000)), "few files");
+        (1..=30).for_each(|n| {
+            brake.count(DELETED, 1000, 100 - n, (100 - n) * 100);
+        });
+        assert!(brake.would_pull((21, 2_100), 1000, (70, 7_000)));
+        assert!(!brake.would_pull((20, 2_000), 1000, (70, 7_000)));
+        assert!(!brake.would_pull((21, 2_100), 1000 + 2 * BRAKE_WINDOW_S, (70, 7_000)));
+        (1..=30).for_each(|n| {
+            brake.count(DELETED, 1000, 70 - n, (70 - n) * 100);
+        });
+        assert!(!brake.would_pull((40, 4_000), 1000, (40, 4_000)), "it is on");
     }
 
     #[test]

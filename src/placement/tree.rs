@@ -453,6 +453,15 @@ impl Tables<'_> {
         )
     }
 
+    /// Up to `limit` of what was deleted at this observed second or later, in any order.
+    pub fn bin_since(&self, at: u64, limit: usize) -> Result<Vec<BinRow>, DbError> {
+        self.list(
+            "SELECT file, seq, at, parent, name FROM bin WHERE at >= ?1 LIMIT ?2",
+            params![at as i64, limit as i64],
+            bin_row,
+        )
+    }
+
     /// Number of deleted files.
     pub fn bin_count(&self) -> Result<u64, DbError> {
         self.number("SELECT count(*) FROM bin", [])

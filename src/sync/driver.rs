@@ -23,6 +23,7 @@ use super::connect::{Dialer, Holding};
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
 use super::link::{For, Line, Link};
+use super::places::Places;
 use super::prove::Allowances;
 use super::relays::Relays;
 use super::round::{self, Moved};
@@ -225,6 +226,8 @@ pub struct Sync {
     pub(super) keep_wake: (Sender<()>, Receiver<()>),
     /// What observed time lacks to Unix time, as last believed.
     pub(super) unix_offset: Cell<Option<i64>>,
+    /// Where holders can be reached, as friends are told it.
+    pub(super) places: RefCell<Places>,
     /// Bearers of tickets who are served now, and when each last showed one that holds (steady time).
     pub(super) bearers: RefCell<Vec<(CellId, Duration)>>,
     /// Sessions in which this cell reads by tickets, by holder.
@@ -339,6 +342,7 @@ impl Sync {
             is_publishing_later: Cell::new(false),
             keep_wake: smol::channel::bounded(1),
             unix_offset: Cell::new(None),
+            places: RefCell::default(),
             bearers: RefCell::default(),
             holdings: RefCell::default(),
             in_flight: RefCell::default(),

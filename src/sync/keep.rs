@@ -86,8 +86,14 @@ enum Verdict {
     Forget,
 }
 
-/// `known` is what was put here, `granted` what is shared now: version and root.
-fn judge(known: Option<(u64, Hash)>, granted: Option<(u64, Hash)>, on_disk: OnDisk) -> Verdict {
+/// `known` is what was put here, `granted` what is shared now: version and root. `is_elsewhere`: it belongs in another folder
+/// now.
+fn judge(
+    known: Option<(u64, Hash)>,
+    granted: Option<(u64, Hash)>,
+    on_disk: OnDisk,
+    is_elsewhere: bool,
+) -> Verdict {
     let is_busy = on_disk == OnDisk::Changed { is_quiet: false };
     match (known, granted) {
         (Some(_), _) if is_busy => Verdict::Wait,
@@ -96,6 +102,7 @@ fn judge(known: Option<(u64, Hash)>, granted: Option<(u64, Hash)>, on_disk: OnDi
         (Some(_), None) if on_disk == OnDisk::Gone => Verdict::Forget,
         (Some(_), None) => Verdict::Remove,
         (Some((had, root)), Some((version, newer))) => match on_disk {
+            OnDisk::AsPut if had == version && is_elsewhere => Verdict::Move,
             // What was deleted here stays away until there is something new.
             OnDisk::Gone | OnDisk::AsPut if had == version => Verdict::Leave,
             OnDisk::AsPut if root == newer => Verdict::Move,
@@ -235,7 +242,12 @@ impl<'a> Shelf<'a> {
     /// Takes away what is not shared any more, and folders that are empty then.
     fn remove(&self, known: &KeptFile, on_disk: OnDisk) -> Result<(), VaultError> {
         self.clear(known, on_disk)?;
-        let path = names_of(&known.path);
+        self.tidy(&names_of(&known.path));
+        Ok(())
+    }
+
+    /// Removes folders that are empty since a friend's file is no more at this place.
+    fn tidy(&self, path: &[Vec<u8>]) {
         for depth in (2..path.len()).rev() {
             let (name, above) = path[..depth].split_last().expect("there are two");
             let removed = self.home.walk(above).and_then(|folder| folder.remove_folder(name));
@@ -243,7 +255,6 @@ impl<'a> Shelf<'a> {
                 break;
             }
         }
-        Ok(())
     }
 
     /// Puts what `from` names (a folder and a name in it) at the place that a grant asks for.
@@ -291,7 +302,9 @@ impl<'a> Shelf<'a> {
         let folder = self.home.walk(above).map_err(doing("open", above))?;
         self.books.drop_kept_file(known)?;
         self.shelve(row, root, wanted, (&folder, name))?;
-        self.mark(&path, false)
+        self.mark(&path, false)?;
+        self.tidy(&path);
+        Ok(())
     }
 
     /// Lets go of what has lain in the bin for 30 days.
@@ -432,13 +445,14 @@ impl Sync {
                         continue;
                     }
                     let on_disk = shelf.look(known)?;
-                    match judge(Some((known.version, known.root)), None, on_disk) {
+                    match judge(Some((known.version, known.root)), None, on_disk, false) {
                         Verdict::Wait => is_level = false,
                         _ => shelf.remove(known, on_disk)?,
                     }
                 }
             }
             shelf.empty_bin()?;
+            books.tidy_kept_anew()?;
             Ok(is_level)
         })
         .await
@@ -547,17 +561,28 @@ fn look_through(vault: &Vault, books: &Books, after: u64) -> Result<Option<Looke
             _ => crate::grant::ticket_of(&row.grant).map(|ticket| ticket.root).unwrap_or_default(),
         };
         let had = known.as_ref().map(|known| (known.version, known.root));
-        match (judge(had, Some((row.version, root)), on_disk), &known) {
+        let is_anew = known.is_some() && books.is_kept_anew(&row.creator, row.file)?;
+        let place = if is_anew { place_of(vault, books, &row)? } else { None };
+        let is_elsewhere = match (&known, &place) {
+            (Some(known), Some(place)) => known.wanted != place.join(&b'/'),
+            _ => false,
+        };
+        let verdict = judge(had, Some((row.version, root)), on_disk, is_elsewhere);
+        let (creator, file) = (row.creator, row.file);
+        match (verdict, &known) {
             (Verdict::Wait, _) => looked.is_any_busy = true,
             (Verdict::Move, Some(known)) => {
-                let names = place_of(vault, books, &row)?;
-                match names {
+                let place = if place.is_some() { place } else { place_of(vault, books, &row)? };
+                match place {
                     Some(wanted) => shelf.move_on(known, &row, root, &wanted)?,
                     None => looked.due.push(Due { row, known: Some(known.clone()) }),
                 }
             }
             (Verdict::Fetch | Verdict::Move, _) => looked.due.push(Due { row, known }),
             (Verdict::Leave | Verdict::Remove | Verdict::Forget, _) => {}
+        }
+        if is_anew && matches!(verdict, Verdict::Move | Verdict::Leave) {
+            books.drop_kept_anew(&creator, file)?;
         }
     }
     Ok(Some(looked))
@@ -586,27 +611,36 @@ mod tests {
 
     #[test]
     fn new_files_and_versions_come() {
-        assert_eq!(judge(None, OLD, OnDisk::Gone), Verdict::Fetch);
-        assert_eq!(judge(OLD, NEW, OnDisk::AsPut), Verdict::Fetch);
-        assert_eq!(judge(OLD, OLD, OnDisk::AsPut), Verdict::Leave);
-        assert_eq!(judge(OLD, Some((2, [1; 32])), OnDisk::AsPut), Verdict::Move);
+        assert_eq!(judge(None, OLD, OnDisk::Gone, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, NEW, OnDisk::AsPut, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, OLD, OnDisk::AsPut, false), Verdict::Leave);
+        assert_eq!(judge(OLD, Some((2, [1; 32])), OnDisk::AsPut, false), Verdict::Move);
+    }
+
+    #[test]
+    fn a_file_follows_its_folder_when_it_is_as_it_was_put() {
+        assert_eq!(judge(OLD, OLD, OnDisk::AsPut, true), Verdict::Move);
+        assert_eq!(judge(OLD, NEW, OnDisk::AsPut, true), Verdict::Fetch);
+        assert_eq!(judge(OLD, OLD, OnDisk::Gone, true), Verdict::Leave, "deleted here");
+        assert_eq!(judge(OLD, OLD, EDITED, true), Verdict::Fetch);
+        assert_eq!(judge(OLD, OLD, BUSY, true), Verdict::Wait);
     }
 
     #[test]
     fn what_was_deleted_here_comes_back_with_a_new_version_only() {
-        assert_eq!(judge(OLD, OLD, OnDisk::Gone), Verdict::Leave);
-        assert_eq!(judge(OLD, NEW, OnDisk::Gone), Verdict::Fetch);
-        assert_eq!(judge(OLD, None, OnDisk::Gone), Verdict::Forget);
+        assert_eq!(judge(OLD, OLD, OnDisk::Gone, false), Verdict::Leave);
+        assert_eq!(judge(OLD, NEW, OnDisk::Gone, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, None, OnDisk::Gone, false), Verdict::Forget);
     }
 
     #[test]
     fn what_was_changed_here_makes_way_when_it_is_quiet() {
-        assert_eq!(judge(OLD, OLD, EDITED), Verdict::Fetch);
-        assert_eq!(judge(OLD, NEW, EDITED), Verdict::Fetch);
-        assert_eq!(judge(OLD, Some((2, [1; 32])), EDITED), Verdict::Fetch);
-        assert_eq!(judge(OLD, None, EDITED), Verdict::Remove);
+        assert_eq!(judge(OLD, OLD, EDITED, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, NEW, EDITED, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, Some((2, [1; 32])), EDITED, false), Verdict::Fetch);
+        assert_eq!(judge(OLD, None, EDITED, false), Verdict::Remove);
         for granted in [None, OLD, NEW] {
-            assert_eq!(judge(OLD, granted, BUSY), Verdict::Wait);
+            assert_eq!(judge(OLD, granted, BUSY, false), Verdict::Wait);
         }
     }
 }

@@ -118,6 +118,28 @@ impl Books {
         Ok(self.list(&sql, params![creator.0, file.0], kept_row)?.pop())
     }
 
+    /// Whether a kept file was granted once more since it was looked at.
+    pub(super) fn is_kept_anew(&self, creator: &CellId, file: FileId) -> Result<bool, DbError> {
+        let sql = "SELECT 1 FROM kept_anew WHERE creator = ?1 AND file = ?2";
+        Ok(!self.list(sql, params![creator.0, file.0], |_| Ok(()))?.is_empty())
+    }
+
+    /// It was looked at.
+    pub(super) fn drop_kept_anew(&self, creator: &CellId, file: FileId) -> Result<(), DbError> {
+        self.run("DELETE FROM kept_anew WHERE creator = ?1 AND file = ?2", params![creator.0, file.0])
+            .map(drop)
+    }
+
+    /// Nobody looks at files any more that are shared or kept no more.
+    pub(super) fn tidy_kept_anew(&self) -> Result<(), DbError> {
+        self.run(
+            "DELETE FROM kept_anew WHERE NOT EXISTS (SELECT 1 FROM grants_received AS r
+             WHERE r.creator = kept_anew.creator AND r.file = kept_anew.file AND r.kept = 1)",
+            [],
+        )
+        .map(drop)
+    }
+
     /// All of them, behind one.
     pub(super) fn kept_files(
         &self,

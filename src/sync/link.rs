@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use smol::channel::{self, Sender};
 use smol::net::TcpStream;
 
+use super::places::Pass;
 use super::round::Moved;
 use crate::chat::Allowance;
 use crate::friendship::Wish;
@@ -162,12 +163,10 @@ pub(super) struct Link {
     /// It has told which list of our revocations it holds since it was connected, and the number of the list it was given.
     pub(super) has_heard_list: Cell<bool>,
     pub(super) told_list: Cell<u64>,
-    /// For which state of the database holders of what it was granted were looked for.
-    pub(super) held_for: Cell<Option<u64>>,
-    /// Behind how many of them it goes on.
-    pub(super) held_from: Cell<usize>,
-    /// The same for those that named enough holders, which are looked at in a while only; and when that was last done.
-    pub(super) told_from: Cell<usize>,
+    /// Looking for other holders of what it was granted than it was told of.
+    pub(super) short_pass: Cell<Pass>,
+    /// The same for what named enough holders, which is looked at in a while only; and when that was last done.
+    pub(super) told_pass: Cell<Pass>,
     pub(super) told_at: Cell<Option<Duration>>,
     /// Since when, and how many bytes of grants it has offered.
     offered: Cell<(Duration, u64)>,
@@ -241,9 +240,8 @@ impl Link {
             telling: Turns::default(),
             has_heard_list: Cell::new(false),
             told_list: Cell::new(0),
-            held_for: Cell::new(None),
-            held_from: Cell::new(0),
-            told_from: Cell::new(0),
+            short_pass: Cell::default(),
+            told_pass: Cell::default(),
             told_at: Cell::new(None),
             offered: Cell::new((Duration::ZERO, 0)),
             listed: Cell::new((Duration::ZERO, 0)),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::books::{Books, PeerRow};
 use super::driver::Sync;
 use super::link::{For, Link};
+use super::places::{self, Pass};
 use super::share::{Told, refused};
 use super::shares::{Arrival, GrantRow, ShareRow, told_of};
 use crate::card::Card;
@@ -131,8 +132,9 @@ impl Sync {
     async fn offer_some(self: &Rc<Self>, link: &Rc<Link>) -> Result<usize, AskError> {
         let Some(peer) = self.gate.peer(&link.peer) else { return Ok(0) };
         let peers = self.gate.peers();
+        let places = self.places(&peers);
         let (books, vault, now) = (Arc::clone(&self.books), Arc::clone(&self.vault), self.unix_now());
-        let made = unblock(move || make_grants(&vault, &books, &peer, &peers, now)).await;
+        let made = unblock(move || make_grants(&vault, &books, &peer, (&peers, &places), now)).await;
         let (grants, rows) = made.map_err(|why| {
             log::warn!("grants cannot be made: {why}");
             AskError::Refused(Refusal::new(ErrorCode::Failed, "grants cannot be made here", ""))
@@ -173,33 +175,40 @@ impl Sync {
         Ok(count)
     }
 
-    /// What has come to other holders since a friend heard of it is offered once more: what had few of them with each
-    /// change, and what had enough, of which healing may have moved copies, some at a time.
+    /// Where holders can be reached, as friends are told it now.
+    fn places(&self, peers: &[PeerRow]) -> places::Told {
+        self.places.borrow_mut().look(peers, self.vault.clock.steady())
+    }
+
+    /// What has come to other holders since a friend heard of it, or whose holders are elsewhere now, is offered once more: what
+    /// had few of them with each change, and what had enough, of which healing may have moved copies, some at a time.
     async fn note_new_holders(&self, link: &Rc<Link>) {
-        let generation = self.vault.db.generation();
-        if link.held_for.replace(Some(generation)) == Some(generation) {
-            return;
-        }
         let Some(recipient) = self.gate.peer(&link.peer) else { return };
+        let peers = self.gate.peers();
+        let places = self.places(&peers);
+        let state = (self.vault.db.generation(), places.sum());
+        let (mut short, mut told) = (link.short_pass.get(), link.told_pass.get());
         let now = self.vault.clock.steady();
         let is_due = link.told_at.get().is_none_or(|at| now.saturating_sub(at) >= TOLD_PAUSE);
-        if is_due {
+        let short_from = short.go_on(state);
+        let told_from = if is_due { told.go_on(state) } else { None };
+        if short_from.is_none() && told_from.is_none() {
+            return;
+        }
+        if told_from.is_some() {
             link.told_at.set(Some(now));
         }
         let wanted = self.vault.config.copies.saturating_sub(1).max(1);
-        let (books, vault, peers) = (Arc::clone(&self.books), Arc::clone(&self.vault), self.gate.peers());
-        let (short_from, told_from) = (link.held_from.get(), link.told_from.get());
-        let work = move || -> Result<(usize, usize), VaultError> {
-            let next = |rows: &[GrantRow], from: usize, most: usize| {
-                if rows.len() < most { 0 } else { from + most }
-            };
-            let mut rows = books.told_grants(&recipient.id, (true, wanted), (short_from, UNHELD_MAX))?;
-            let short_next = next(&rows, short_from, UNHELD_MAX);
-            let mut told_next = told_from;
-            if is_due {
-                let told = books.told_grants(&recipient.id, (false, wanted), (told_from, TOLD_MAX))?;
-                told_next = next(&told, told_from, TOLD_MAX);
-                rows.extend(told);
+        let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
+        let work = move || -> Result<(Pass, Pass), VaultError> {
+            let mut rows = Vec::new();
+            for (from, is_short, pass, most) in
+                [(short_from, true, &mut short, UNHELD_MAX), (told_from, false, &mut told, TOLD_MAX)]
+            {
+                let Some(from) = from else { continue };
+                let page = books.told_grants(&recipient.id, (is_short, wanted), (from, most))?;
+                pass.went(page.len(), most);
+                rows.extend(page);
             }
             let mut again = Vec::new();
             for row in rows {
@@ -207,19 +216,19 @@ impl Sync {
                     continue;
                 };
                 let holders = holders_of(&vault, &manifest, &recipient, &peers)?;
-                let ids: Vec<CellId> = holders.iter().map(|holder| holder.id).collect();
+                let now = told_holders(&holders, &places);
                 // That nobody has it now is nothing to find it by.
-                if !ids.is_empty() && told_of(&ids) != row.holders {
-                    again.push((row, told_of(&ids), Arrival::Waiting));
+                if !holders.is_empty() && now != row.holders {
+                    again.push((row, now, Arrival::Waiting));
                 }
             }
             books.note_arrivals(&again)?;
-            Ok((short_next, told_next))
+            Ok((short, told))
         };
         match unblock(work).await {
             Ok((short, told)) => {
-                link.held_from.set(short);
-                link.told_from.set(told);
+                link.short_pass.set(short);
+                link.told_pass.set(told);
             }
             Err(why) => log::warn!("{why}"),
         }
@@ -292,7 +301,7 @@ fn make_grants(
     vault: &Vault,
     books: &Books,
     peer: &PeerRow,
-    peers: &[PeerRow],
+    peers: (&[PeerRow], &places::Told),
     now: u64,
 ) -> Result<(Vec<Vec<u8>>, Vec<Offered>), VaultError> {
     let (mut grants, mut rows, mut records) = (Vec::new(), Vec::new(), Vec::new());
@@ -326,7 +335,7 @@ fn make_grant(
     share: &ShareRow,
     row: &GrantRow,
     peer: &PeerRow,
-    peers: &[PeerRow],
+    (peers, places): (&[PeerRow], &places::Told),
     now: u64,
 ) -> Result<Option<(GrantMade, u64, Vec<u8>)>, VaultError> {
     let wrong = |why: GrantError| refused(why.to_string());
@@ -368,7 +377,7 @@ fn make_grant(
         .map_err(wrong)?,
     };
     let holders = holders_of(vault, &manifest, peer, peers)?;
-    let told = told_of(&holders.iter().map(|holder| holder.id).collect::<Vec<_>>());
+    let told = told_holders(&holders, places);
     let file_key = vault.master.file_key(&manifest.salt);
     let name = offered_name(&manifest.owner_part.name);
     let mut private = Private {
@@ -407,6 +416,12 @@ fn make_grant(
         share: share.is_folder.then_some(share.id),
     };
     Ok(Some((made, told, bytes)))
+}
+
+/// What a recipient is told of holders, as one number. Of whom no card is given, no place counts.
+fn told_holders(holders: &[Holder], places: &places::Told) -> u64 {
+    let place = |holder: &Holder| holder.card.as_ref().map_or(0, |card| places.of(&card.id));
+    told_of(&holders.iter().map(|holder| (holder.id, place(holder))).collect::<Vec<_>>())
 }
 
 /// Peers that hold a file's chunks, without its recipient; with their cards.
@@ -497,11 +512,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn which_holders_were_told_is_one_number_whatever_their_order() {
-        let id = |n: u8| CellId([n; 32]);
+    fn which_holders_were_told_and_where_is_one_number_whatever_their_order() {
+        let id = |n: u8| (CellId([n; 32]), 0);
         let told = told_of(&[id(1), id(2)]);
         assert_eq!((told, told & 255), (told_of(&[id(2), id(1)]), 2));
-        for others in [&[][..], &[id(1)], &[id(1), id(3)], &[id(1), id(2), id(3)]] {
+        for others in [&[][..], &[id(1)], &[id(1), id(3)], &[id(1), id(2), id(3)], &[id(1), (id(2).0, 7)]] {
             assert_ne!(told, told_of(others));
         }
         assert!(i64::try_from(told_of(&[id(255); HOLDERS_MAX])).is_ok(), "SQLite keeps it as it is");

@@ -207,6 +207,14 @@ impl Books {
                 (count, bytes) = (count + u64::from(known.is_none()), bytes + len);
                 let is_verified =
                     known.as_ref().is_some_and(|known| known.version == row.version && known.is_verified);
+                // The same once more tells of other holders: it is no news, and stays where it stands in the Feed.
+                let is_same =
+                    |known: &&ReceivedRow| known.version == row.version && known.ticket == row.ticket;
+                let (n, received) = known
+                    .as_ref()
+                    .filter(is_same)
+                    .map_or((row.n, row.received), |known| (known.n, known.received));
+                let row = &ReceivedRow { n, received, ..row.clone() };
                 if let Some(known) = known.filter(|known| known.ticket != row.ticket) {
                     records.push((received_key(&row.creator, &known.ticket), None));
                     gone.push(known.ticket);
@@ -215,6 +223,11 @@ impl Books {
                     .prepare_cached("SELECT 1 FROM kept_shares WHERE creator = ?1 AND id = ?2")?
                     .exists(params![row.creator.0, row.kept_id()])?;
                 insert_received(&change, row, is_verified, is_kept)?;
+                if is_kept {
+                    change
+                        .prepare_cached("INSERT OR IGNORE INTO kept_anew VALUES (?1, ?2)")?
+                        .execute(params![row.creator.0, row.file.0])?;
+                }
                 let kept = GrantReceived { received: row.received, is_kept, grant: row.grant.clone() };
                 records.push((received_key(&row.creator, &row.ticket), Some(kept.to_bytes())));
                 outcome.push(Reception::Taken);
@@ -317,10 +330,12 @@ pub(super) fn insert_received(
 ) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "INSERT OR REPLACE INTO grants_received
-         (creator, file, ticket, number, version, share, size, expires, received, verified, kept, grant_bytes)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+         (n, creator, file, ticket, number, version, share, size, expires, received, verified, kept, grant_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )?
     .execute(params![
+        // A new one is given its number here.
+        (row.n > 0).then_some(row.n as i64),
         row.creator.0,
         row.file.0,
         row.ticket,

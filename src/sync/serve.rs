@@ -1009,6 +1009,8 @@ pub(super) async fn take_card(sync: &Rc<Sync>, owner: &CellId, bytes: &[u8]) -> 
     if let Some(Some(peer)) = changed.await? {
         sync.name_routes(&peer);
         sync.wake_dialer(owner);
+        // Friends find what it holds there, too.
+        sync.offer_all();
     }
     Ok(())
 }

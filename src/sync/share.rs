@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::books::Books;
 use super::driver::Sync;
 use super::offer::TELL_TIME_MAX;
-use super::shares::ShareRow;
+use super::shares::{ShareRow, WantedGrant, deeper};
 use crate::catalog::version_key_prefix;
 use crate::files::brake;
 use crate::files::version::burn_salt;
@@ -114,6 +114,12 @@ impl Sync {
         }
         self.reconciled_at.set(None);
         self.reconcile().await;
+    }
+
+    /// What was held back by the brake is looked at now.
+    pub fn catch_up_sharing(self: &Rc<Self>) {
+        self.reconciled_at.set(None);
+        self.nudge_all(None);
     }
 
     /// The books, for those who only read them.
@@ -327,7 +333,8 @@ fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError>
                 has_taken_back |= !is_braked && ungrant_moved(vault, books, &share, node.id)?;
             }
             Some(node) if node.kind == Kind::File => {
-                books.want_grants(vault.life(), &share.id, &[(node.file, node.version)], is_braked)?;
+                let wanted = WantedGrant { file: node.file, version: node.version, folders: 0 };
+                books.want_grants(vault.life(), &share.id, &[wanted], is_braked)?;
             }
             Some(_) => {}
         }
@@ -343,19 +350,21 @@ fn grant_folder(
     folder: NodeId,
     is_braked: bool,
 ) -> Result<(), VaultError> {
-    // Folders that are looked through, each up to a name, and how deep they lie.
-    let mut stack: Vec<(NodeId, Vec<u8>, usize)> = vec![(folder, Vec::new(), 0)];
+    // Folders that are looked through, each up to a name, how deep they lie, and in which.
+    let mut stack: Vec<(NodeId, Vec<u8>, usize, i64)> = vec![(folder, Vec::new(), 0, 0)];
     let mut wanted = Vec::new();
-    let want = |wanted: Vec<(FileId, u64)>| books.want_grants(vault.life(), &share.id, &wanted, is_braked);
-    while let Some((id, after, depth)) = stack.pop() {
+    let want = |wanted: Vec<WantedGrant>| books.want_grants(vault.life(), &share.id, &wanted, is_braked);
+    while let Some((id, after, depth, folders)) = stack.pop() {
         let page = vault.db.read(|t| t.children(id, &after, PAGE))?;
         if let Some(last) = page.last() {
-            stack.push((id, last.name.clone(), depth));
+            stack.push((id, last.name.clone(), depth, folders));
         }
         for node in page {
             match node.kind {
-                Kind::File => wanted.push((node.file, node.version)),
-                Kind::Folder if depth < FOLDERS_MAX => stack.push((node.id, Vec::new(), depth + 1)),
+                Kind::File => wanted.push(WantedGrant { file: node.file, version: node.version, folders }),
+                Kind::Folder if depth < FOLDERS_MAX => {
+                    stack.push((node.id, Vec::new(), depth + 1, deeper(folders, &node.name)));
+                }
                 _ => {}
             }
         }

@@ -36,8 +36,14 @@ CREATE TABLE IF NOT EXISTS grants_made (
     version INTEGER NOT NULL,
     number INTEGER NOT NULL,             -- by which it is taken back: the same over versions
     ticket BLOB,                         -- the last that was made; NULL: none yet
-    holders INTEGER NOT NULL DEFAULT 0,  -- whom the recipient was told: how many, and above 8 bits a sum of their ids
+    holders INTEGER NOT NULL DEFAULT 0,  -- whom the recipient was told: how many, and above 8 bits a sum of their ids and places
     state INTEGER NOT NULL DEFAULT 0,    -- 0 waits, 1 has arrived, 2 was refused
+    PRIMARY KEY (share, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS grants_paths (
+    share BLOB NOT NULL,
+    file BLOB NOT NULL,
+    folders INTEGER NOT NULL,            -- a sum of the names of the folders between the shared one and the file
     PRIMARY KEY (share, file)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS grants_waiting ON grants_made (share, file) WHERE state = 0;
@@ -82,6 +88,11 @@ CREATE TABLE IF NOT EXISTS kept_files (
     size INTEGER NOT NULL,
     mtime_s INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
+    PRIMARY KEY (creator, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_anew (
+    creator BLOB NOT NULL,
+    file BLOB NOT NULL,                  -- of a kept file that was granted once more: it may belong in another folder now
     PRIMARY KEY (creator, file)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept_bin (
@@ -141,11 +152,28 @@ pub struct GrantRow {
     pub arrival: Arrival,
 }
 
-/// Holders as one number: how many in the lowest 8 bits, and above them which, whatever their order.
-pub(super) fn told_of(holders: &[CellId]) -> u64 {
-    let mut ids: Vec<&CellId> = holders.iter().collect();
-    order::sort(&mut ids);
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.0).collect();
+/// A file that is to be granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WantedGrant {
+    pub(super) file: FileId,
+    pub(super) version: u64,
+    /// Where it lies in the shared folder, see [`deeper`].
+    pub(super) folders: i64,
+}
+
+/// Folders between a shared one (0) and what lies in it, as one number: those above, and the next one's name.
+pub(super) fn deeper(above: i64, name: &[u8]) -> i64 {
+    let hash = sha256(&[&above.to_le_bytes()[..], name].concat());
+    i64::from_le_bytes(std::array::from_fn(|n| hash[n]))
+}
+
+/// Holders as one number: how many in the lowest 8 bits, and above them which and where they can be reached, whatever their
+/// order.
+pub(super) fn told_of(holders: &[(CellId, u64)]) -> u64 {
+    let mut all: Vec<&(CellId, u64)> = holders.iter().collect();
+    order::sort(&mut all);
+    let bytes: Vec<u8> =
+        all.iter().flat_map(|(id, place)| [&id.0[..], &place.to_le_bytes()].concat()).collect();
     let hash = sha256(&bytes);
     let sum = u64::from_le_bytes(std::array::from_fn(|n| hash[n]));
     // The highest bit stays free: SQLite's numbers have a sign.
@@ -284,32 +312,40 @@ impl Books {
         Ok(!self.list(found, params![peer.0, file.0], |_| Ok(()))?.is_empty())
     }
 
-    /// These files in these versions are to be granted through a share; what is granted already stays. How many are new.
-    /// While the brake is on, files that are granted stay in the version that they are granted in.
+    /// These files in these versions and places are to be granted through a share; what is granted already stays. How many are
+    /// new. While the brake is on, files that are granted stay in the version and place that they are granted in.
     pub(super) fn want_grants(
         &self,
         life: u32,
         share: &[u8; 16],
-        wanted: &[(FileId, u64)],
+        wanted: &[WantedGrant],
         is_braked: bool,
     ) -> Result<usize, DbError> {
         let conn = lock(&self.conn);
         let work = || -> rusqlite::Result<usize> {
             let change = conn.unchecked_transaction()?;
             let mut count = 0;
-            for (file, version) in wanted {
-                let known: Option<i64> = change
-                    .prepare_cached("SELECT version FROM grants_made WHERE share = ?1 AND file = ?2")?
-                    .query_row(params![share, file.0], |row| row.get(0))
+            for WantedGrant { file, version, folders } in wanted {
+                let known: Option<(i64, Option<i64>)> = change
+                    .prepare_cached(
+                        "SELECT version, folders FROM grants_made LEFT JOIN grants_paths USING (share, file)
+                         WHERE share = ?1 AND file = ?2",
+                    )?
+                    .query_row(params![share, file.0], |row| Ok((row.get(0)?, row.get(1)?)))
                     .optional()?;
+                let is_there = known.is_some_and(|(_, there)| there == Some(*folders));
                 match known {
-                    Some(known) if is_braked || known as u64 == *version => continue,
+                    Some((known, _)) if known as u64 == *version && is_there => continue,
+                    // Where it was is not known: an earlier version of the program granted it, or another life.
+                    Some((known, None)) if known as u64 == *version => {}
+                    Some(_) if is_braked => continue,
                     Some(_) => {
                         change
                             .prepare_cached(
                                 "UPDATE grants_made SET version = ?3, state = 0 WHERE share = ?1 AND file = ?2",
                             )?
                             .execute(params![share, file.0, *version as i64])?;
+                        count += 1;
                     }
                     None => {
                         let number = next_number(&change, life)?;
@@ -318,9 +354,14 @@ impl Books {
                                 "INSERT INTO grants_made (share, file, version, number) VALUES (?1, ?2, ?3, ?4)",
                             )?
                             .execute(params![share, file.0, *version as i64, number as i64])?;
+                        count += 1;
                     }
                 }
-                count += 1;
+                if !is_there {
+                    change
+                        .prepare_cached("INSERT OR REPLACE INTO grants_paths VALUES (?1, ?2, ?3)")?
+                        .execute(params![share, file.0, folders])?;
+                }
             }
             change.commit()?;
             Ok(count)
@@ -462,9 +503,11 @@ impl Books {
                          AND share IN (SELECT id FROM shares WHERE peer = ?3)",
                     )?
                     .execute(params![share.id, row.file.0, share.peer.0])?;
-                change
-                    .prepare_cached("DELETE FROM grants_made WHERE share = ?1 AND file = ?2")?
-                    .execute(params![share.id, row.file.0])?;
+                for forget in ["grants_made", "grants_paths"] {
+                    change
+                        .prepare_cached(&format!("DELETE FROM {forget} WHERE share = ?1 AND file = ?2"))?
+                        .execute(params![share.id, row.file.0])?;
+                }
             }
             if files.is_none() {
                 change.execute("DELETE FROM shares WHERE id = ?1", [share.id])?;

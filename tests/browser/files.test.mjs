@@ -65,6 +65,62 @@ test("folders, names and places change on the page and on the disk", async () =>
   await cell.end();
 });
 
+test("entries are dragged onto folders, the way to here and the tree, and go back", async () => {
+  const cell = await Cell.start("drags");
+  await cell.setUp();
+  for (const name of ["a.txt", "b.txt", "c.txt", "inner/deep/d.txt", "other/e.txt"]) cell.put(name, name);
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await row(page, "a.txt").waitFor();
+  const drag = async (from, to, check) => {
+    await from.hover();
+    await page.mouse.down();
+    await to.hover();
+    // A second movement over it: the first begins the drag.
+    const box = await to.boundingBox();
+    await page.mouse.move(box.x + box.width / 2 + 3, box.y + box.height / 2 + 1, { steps: 4 });
+    await check?.();
+    await page.mouse.up();
+  };
+  const words = (name) => row(page, name).locator(".file-words");
+  await drag(words("a.txt"), row(page, "inner"), () => row(page, "inner").and(page.locator(".drop-here")).waitFor());
+  await page.getByText("Moved 1 entry.").waitFor();
+  await row(page, "a.txt").waitFor({ state: "detached" });
+  assert.equal(cell.read("inner/a.txt").toString(), "a.txt");
+  await page.locator(".toast").getByRole("button", { name: "Undo" }).click();
+  await row(page, "a.txt").waitFor();
+  assert.ok(cell.has("a.txt") && !cell.has("inner/a.txt"));
+  // All that is selected goes along; a folder is none into which it is put itself.
+  for (const name of ["a.txt", "b.txt", "inner"]) await row(page, name).locator("[data-role=check]").check();
+  await drag(words("a.txt"), row(page, "inner"));
+  await drag(words("b.txt"), row(page, "c.txt"));
+  await drag(words("b.txt"), row(page, "other"), () => shot(page, "dragged"));
+  await page.getByText("Moved 3 entries.").waitFor();
+  assert.ok(cell.has("other/a.txt") && cell.has("other/b.txt") && cell.has("other/inner/deep/d.txt") && cell.has("c.txt"));
+  // Up again by the way to here, from the gallery, and across by the tree.
+  await goTo(page, "files/other/inner");
+  await row(page, "deep").waitFor();
+  await page.getByRole("button", { name: "As a gallery" }).click();
+  await page.locator(".file-tile").first().waitFor();
+  await drag(words("deep"), page.locator(".crumbs a").first());
+  await row(page, "deep").waitFor({ state: "detached" });
+  assert.equal(cell.read("deep/d.txt").toString(), "inner/deep/d.txt");
+  await goTo(page, "files/other");
+  await row(page, "b.txt").waitFor();
+  await drag(words("b.txt"), page.getByRole("navigation", { name: "Folders" }).getByRole("link", { name: "deep" }));
+  await row(page, "b.txt").waitFor({ state: "detached" });
+  assert.ok(cell.has("deep/b.txt"));
+  // What is there already goes nowhere, and is not asked for.
+  const asked = [];
+  page.on("request", (request) => { if (request.url().endsWith("/move")) asked.push(request.url()); });
+  await drag(words("a.txt"), page.locator(".crumbs a").last());
+  await checkAxe(page, "after dragging");
+  assert.deepEqual(asked, []);
+  await page.done();
+  await cell.end();
+});
+
 test("list and gallery, sorting, searching, selecting and the keys", async () => {
   const cell = await Cell.start("views");
   await cell.setUp();
@@ -299,17 +355,37 @@ test("hundreds of files are moved, deleted and brought back at once, each with o
   await page.getByLabel("Select all").check();
   await page.getByText(`${count} selected`).waitFor();
   await page.getByRole("toolbar").getByRole("button", { name: "Remove from Grove" }).click();
+  // Nearly everything: that is told with its number, and then it is decided.
+  await page.locator("dialog", { hasText: `That is ${count} files of ${count + 1}.` }).waitFor();
   await page.locator("dialog").getByRole("button", { name: "Remove", exact: true }).click();
   const note = page.locator(".toast", { hasText: `Moved ${count} entries to the Recycle Bin.` });
   await note.waitFor({ timeout: 60_000 });
   // As long as one points at it, it stays.
   await note.hover();
   await shot(page, "many-deleted");
+  const isBraked = async () => (await cell.api("GET", "status")).alerts.some((alert) => alert.code === "brake");
+  assert.equal(await isBraked(), false);
   assert.ok(fs.readdirSync(`${cell.home}/all`).length === 0 && cell.has("stays.txt"));
   await note.getByRole("button", { name: "Undo" }).click();
   await page.getByText(`Brought back ${count} entries.`).waitFor({ timeout: 60_000 });
+  assert.deepEqual(asked, ["rm", "restore"]);
   for (let n = 0; n < count; n += 1) assert.equal(cell.read(`all/${name(n)}`).toString(), `photo number ${n}`);
   await page.getByText(`${count} entries`, { exact: true }).waitFor();
+  // Whoever removed as much without being asked meets the brake, until all of it is back.
+  const paths = Array.from({ length: count }, (_, n) => `all/${name(n)}`);
+  await cell.api("POST", "rm", { paths });
+  assert.equal(await isBraked(), true);
+  await page.getByText("This folder is empty").waitFor();
+  const bring = async (some) => {
+    const { job } = await cell.api("POST", "restore", { paths: some });
+    await waitFor("they are back", async () => (await cell.api("GET", `jobs/${job}`)).state !== "running");
+  };
+  await bring(paths.slice(0, count - 30));
+  assert.equal(await isBraked(), true);
+  await bring(paths.slice(count - 30));
+  assert.equal(await isBraked(), false);
+  await page.getByText(`${count} entries`, { exact: true }).waitFor();
+  asked.length = 0;
   await page.getByLabel("Select all").check();
   await page.getByText(`${count} selected`).waitFor();
   await page.getByRole("toolbar").getByRole("button", { name: "Move", exact: true }).click();
@@ -318,7 +394,7 @@ test("hundreds of files are moved, deleted and brought back at once, each with o
   await page.getByRole("button", { name: "Move here" }).click();
   await page.getByText(`Moved ${count} entries.`).waitFor({ timeout: 60_000 });
   assert.equal(fs.readdirSync(`${cell.home}/other`).length, count);
-  assert.deepEqual(asked, ["rm", "restore", "move"]);
+  assert.deepEqual(asked, ["move"]);
   // One that cannot be moved is told, and the others are.
   page.allow(/409/);
   cell.put("all/a.txt", "a");

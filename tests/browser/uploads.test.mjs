@@ -54,6 +54,29 @@ test("files and folders are uploaded, dropped ones too, and a taken name is aske
   await cell.end();
 });
 
+test("what has arrived is said to be kept only when it is, and stands in the list then", async () => {
+  const cell = await Cell.start("sealing");
+  await cell.setUp();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  // Whoever asks holds the pass: the cell is busy with many other files while the upload arrives.
+  for (let n = 0; n < 3000; n += 1) cell.put(`many/${n}.txt`, `number ${n}`);
+  const settled = cell.settle();
+  await addFiles(page, [{ name: "arrived.bin", mimeType: "application/octet-stream", buffer: Buffer.alloc(8 * 1024 * 1024, 5) }]);
+  const seen = page.locator(".uploads li", { hasText: "arrived.bin" });
+  await seen.and(page.locator(".keeping")).waitFor();
+  await page.getByText("Arrived. It is being sealed").waitFor();
+  await page.locator(".uploads .strong", { hasText: "Arrived, being sealed: 1 file" }).waitFor();
+  await checkAxe(page, "an upload that is being sealed");
+  assert.ok(cell.has("arrived.bin"));
+  await seen.and(page.locator(".done")).waitFor();
+  await page.locator('.virtual > li[data-name="arrived.bin"]').waitFor();
+  assert.deepEqual((await cell.api("GET", "uploads")).keeping, []);
+  await settled;
+  await page.done();
+  await cell.end();
+});
+
 test("a large upload is paused, reloaded, survives a kill of the cell, and arrives whole", async () => {
   const cell = await Cell.start("large");
   await cell.setUp();

@@ -12,12 +12,16 @@ const PIECE = 1024 * 1024;
 const AT_ONCE = 2;
 const RETRY_MS = [1000, 2000, 4000, 8000];
 const SHOWN_MAX = 30;
+const KEEPING_MS = 700;
 
 let shared = null;
 
+const hasArrived = (item) => ["keeping", "done"].includes(item.state);
+
 /**
  * All uploads of this page. An item: `{path, file, size, offset, id, state, error}`; its state is one of `queued`, `running`, `paused`,
- * `waiting` (for the cell), `taken` (the name is), `done`, `failed`, and `left` (begun before the page was loaded; needs its file again).
+ * `waiting` (for the cell), `taken` (the name is), `keeping` (it has arrived and is being sealed), `done`, `failed`, and `left` (begun
+ * before the page was loaded; needs its file again).
  */
 export class Uploads {
   static shared() {
@@ -32,6 +36,7 @@ export class Uploads {
     this.rates = [];
     this.frame = 0;
     this.forAll = null;
+    this.asking = 0;
     addEventListener("beforeunload", (event) => { if (this.isBusy) event.preventDefault(); });
   }
 
@@ -57,12 +62,12 @@ export class Uploads {
   sums() {
     const live = this.items.filter((each) => !["left", "cancelled"].includes(each.state));
     const bytes = live.reduce((sum, each) => sum + each.size, 0);
-    const sent = live.reduce((sum, each) => sum + (each.state === "done" ? each.size : each.offset), 0);
+    const sent = live.reduce((sum, each) => sum + (hasArrived(each) ? each.size : each.offset), 0);
     const now = performance.now();
     this.rates = this.rates.filter(([at]) => now - at < 4000);
     const span = this.rates.length > 1 ? (now - this.rates[0][0]) / 1000 : 0;
     const rate = span > 0.3 ? this.rates.reduce((sum, [, n]) => sum + n, 0) / span : 0;
-    return { bytes, sent, rate, left: rate > 0 ? (bytes - sent) / rate : NaN, done: live.filter((each) => each.state === "done").length, files: live.length };
+    return { bytes, sent, rate, left: rate > 0 ? (bytes - sent) / rate : NaN, done: live.filter(hasArrived).length, files: live.length };
   }
 
   /**
@@ -111,9 +116,9 @@ export class Uploads {
   async run(item) {
     try {
       await this.send(item);
-      item.state = "done";
+      item.state = "keeping";
       item.offset = item.size;
-      live.changed("files");
+      this.askSoon();
     } catch (error) {
       if (item.state === "cancelled") {
         this.items = this.items.filter((each) => each !== item);
@@ -124,6 +129,23 @@ export class Uploads {
       if (error.status === undefined && !error.stop) console.warn(error);
     }
     this.pump();
+  }
+
+  /** Asks which of those that have arrived are kept by now, until all are. */
+  askSoon() {
+    this.asking ||= setTimeout(async () => {
+      const waiting = this.items.filter((each) => each.state === "keeping");
+      const keeping = await api.get("uploads").then((told) => new Set(told.keeping ?? []), () => null);
+      this.asking = 0;
+      // A cell that was started anew keeps what lies in its folder by itself.
+      const kept = keeping ? waiting.filter((each) => !keeping.has(each.id)) : [];
+      for (const each of kept) each.state = "done";
+      if (kept.length > 0) {
+        live.changed("files");
+        this.tell();
+      }
+      if (this.items.some((each) => each.state === "keeping")) this.askSoon();
+    }, KEEPING_MS);
   }
 
   async send(item) {
@@ -232,18 +254,18 @@ export class Uploads {
       return;
     }
     this.items = this.items.filter((each) => each !== item);
-    if (id && state !== "done") await api.post(`uploads/${id}/cancel`).catch(() => {});
+    if (id && !hasArrived({ state })) await api.post(`uploads/${id}/cancel`).catch(() => {});
     this.tell();
     this.pump();
   }
 
   async cancelAll() {
-    for (const each of [...this.items]) if (each.state !== "done") await this.cancel(each);
+    for (const each of [...this.items]) if (!hasArrived(each)) await this.cancel(each);
     this.clear();
   }
 
   clear() {
-    this.items = this.items.filter((each) => each.state !== "done");
+    this.items = this.items.filter((each) => !hasArrived(each));
     this.forAll = null;
     this.tell();
   }
@@ -313,15 +335,15 @@ export function dropZone(run) {
 
 // Seen
 
-const STATE_TEXT = { queued: "upload.queued", paused: "upload.paused", waiting: "upload.waiting", done: "upload.done", left: "upload.left" };
+const STATE_TEXT = { queued: "upload.queued", paused: "upload.paused", waiting: "upload.waiting", keeping: "upload.keeping", done: "upload.done", left: "upload.left" };
 
 function row(uploads, item) {
   const name = shown(split(item.path)[1]);
-  const done = item.state === "done";
+  const done = hasArrived(item);
   const text = item.state === "failed" ? item.error : item.state === "taken" ? t("upload.taken")
     : item.state === "running" ? t("upload.of", { done: format.bytes(item.offset), total: format.bytes(item.size) }) : t(STATE_TEXT[item.state] ?? "wait");
   return el("li", { className: `upload ${item.state}`, data: { path: item.path } },
-    icon(done ? "check" : item.state === "failed" || item.state === "taken" ? "warn" : "file"),
+    icon(item.state === "done" ? "check" : item.state === "failed" || item.state === "taken" ? "warn" : "file"),
     el("div", { className: "upload-words" }, el("p", { className: "cut", title: shown(item.path) }, name), el("p", { className: "small muted" }, text),
       item.state === "taken" && el("div", { className: "actions" },
         button(t("upload.replace"), () => uploads.settle(item, "replace"), { className: "button small-button" }),
@@ -357,21 +379,22 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
   const told = el("p", { className: "small muted number" });
   const bar = meter(0, 1, t("upload.all"));
   const pause = iconButton("pause", t("upload.pause"), () => (uploads.isPaused || !uploads.isBusy ? uploads.resume() : uploads.pause()));
-  const end = iconButton("close", t("upload.close"), () => (uploads.isBusy ? uploads.cancelAll() : uploads.items.some((each) => each.state !== "done") ? uploads.cancelAll() : uploads.clear()));
+  const end = iconButton("close", t("upload.close"), () => (uploads.isBusy ? uploads.cancelAll() : uploads.items.some((each) => !hasArrived(each)) ? uploads.cancelAll() : uploads.clear()));
   const fold = iconButton("down", t("upload.fold"), () => root.classList.toggle("folded"));
   const list = el("ul", {});
   const live = el("p", { className: "sr", attrs: { role: "status" } });
   const root = el("section", { className: `uploads ${tray ? "tray" : ""}`, aria: { label: t("upload.title") }, hidden: true },
     el("header", {}, el("div", { className: "upload-words" }, heading, told), pause, tray && fold, end), bar, list, live);
-  let wasBusy = false;
+  let wasAt = 0;
   uploads.watch(() => {
     root.hidden = !uploads.items.some((each) => each.state !== "cancelled");
     if (root.hidden) return;
     const { bytes, sent, rate, left, done, files } = uploads.sums();
-    const open = uploads.items.filter((each) => !["done", "cancelled"].includes(each.state));
+    const open = uploads.items.filter((each) => !["keeping", "done", "cancelled"].includes(each.state));
+    const keeping = uploads.items.filter((each) => each.state === "keeping").length;
     const busy = uploads.isBusy;
     heading.textContent = busy ? t("upload.busy", { done: format.number(done), files: format.counted(files, "count.file") })
-      : open.some((each) => each.state === "paused") ? t("upload.is_paused") : open.length > 0 ? t("upload.attention") : t("upload.finished", { files: format.counted(done, "count.file") });
+      : open.some((each) => each.state === "paused") ? t("upload.is_paused") : open.length > 0 ? t("upload.attention") : keeping > 0 ? t("upload.keeping_all", { files: format.counted(keeping, "count.file") }) : t("upload.finished", { files: format.counted(done, "count.file") });
     told.textContent = busy ? [t("upload.of", { done: format.bytes(sent), total: format.bytes(bytes) }), rate > 0 && format.rate(rate),
       rate > 0 && Number.isFinite(left) && t("upload.time", { span: format.left(left) })].filter(Boolean).join(" · ") : bytes > 0 ? format.bytes(bytes) : "";
     Object.assign(bar, { max: bytes || 1, value: sent });
@@ -381,11 +404,13 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
     pause.replaceChildren(icon(canGo && !busy ? "play" : "pause"));
     pause.setAttribute("aria-label", t(canGo && !busy ? "upload.resume" : "upload.pause"));
     pause.title = pause.getAttribute("aria-label");
-    const rank = { taken: 0, failed: 1, running: 2, waiting: 2, left: 3, paused: 4, queued: 5, done: 6 };
+    const rank = { taken: 0, failed: 1, running: 2, waiting: 2, left: 3, paused: 4, queued: 5, keeping: 6, done: 7 };
     const items = uploads.items.filter((each) => each.state !== "cancelled").sort((a, b) => rank[a.state] - rank[b.state]).slice(0, SHOWN_MAX);
     patch(list, uploads, items);
-    if (wasBusy !== busy) live.textContent = heading.textContent;
-    wasBusy = busy;
+    // Told to readers when it begins, when all has arrived, and when all is kept.
+    const stage = busy ? 2 : keeping > 0 ? 1 : 0;
+    if (wasAt !== stage) live.textContent = heading.textContent;
+    wasAt = stage;
   }, signal);
   return root;
 }

@@ -53,6 +53,7 @@ class FilesPage {
     takeDrops(frame, (found) => Uploads.shared().add(found, this.folder), ctx.signal);
     frame.append(el("div", { className: "drop-veil", aria: { hidden: "true" } }, ctx.icon("upload"), el("p", {}, t("files.drop"))));
     frame.addEventListener("keydown", (event) => this.onKey(event));
+    this.takeDrags(frame);
     ctx.events.on("files", () => this.refresh());
     this.buildTree();
   }
@@ -135,7 +136,7 @@ class FilesPage {
     const names = this.folder ? this.folder.split("/") : [];
     const parts = [[t("files.root"), []], ...names.map((name, n) => [name, names.slice(0, n + 1)])];
     this.crumbs.replaceChildren(el("ol", {}, parts.map(([name, path], n) => el("li", {}, n > 0 && this.ctx.icon("next"),
-      el("a", { href: href("files", ...path), title: show(name), aria: n === parts.length - 1 ? { current: "page" } : {} }, show(name))))));
+      el("a", { href: href("files", ...path), title: show(name), data: { drop: path.join("/") }, attrs: { draggable: "false" }, aria: n === parts.length - 1 ? { current: "page" } : {} }, show(name))))));
     this.crumbs.scrollLeft = this.crumbs.scrollWidth;
   }
 
@@ -166,7 +167,7 @@ class FilesPage {
           else this.treeOpen.add(path);
           this.buildTree().then(() => this.tree.querySelector(`[data-toggle="${CSS.escape(path)}"]`)?.focus());
         }, { className: "icon-button twist", aria: { expanded: String(isOpen), label: this.ctx.t(isOpen ? "files.tree.shut" : "files.tree.open", { name: show(name) }) }, data: { toggle: path } });
-        items.push(el("li", {}, el("div", { className: "tree-row" }, toggle, el("a", { href: this.ctx.href("files", ...path.split("/")), data: { folder: path }, title: show(name) }, show(name))),
+        items.push(el("li", {}, el("div", { className: "tree-row" }, toggle, el("a", { href: this.ctx.href("files", ...path.split("/")), data: { folder: path, drop: path }, attrs: { draggable: "false" }, title: show(name) }, show(name))),
           isOpen && await build(path)));
       }
       return items.length > 0 ? el("ul", {}, items) : null;
@@ -176,7 +177,7 @@ class FilesPage {
       const inner = await build("");
       if (mine !== this.treeRun) return;
       const { el, t, href } = this.ctx;
-      this.tree.replaceChildren(...[el("a", { className: "tree-top", href: href("files"), data: { folder: "" } }, this.ctx.icon("home"), t("files.root")), inner].filter(Boolean));
+      this.tree.replaceChildren(...[el("a", { className: "tree-top", href: href("files"), data: { folder: "", drop: "" }, attrs: { draggable: "false" } }, this.ctx.icon("home"), t("files.root")), inner].filter(Boolean));
       this.paintTree();
     } catch (error) {
       if (error.status !== -1) console.warn(error);
@@ -282,7 +283,7 @@ class FilesPage {
     const { el, format, t } = this.ctx;
     const modified = entry.modified_unix_ms / 1000;
     const sub = [this.query && (show(split(entry.path)[0]) || t("files.root")), entry.kind === "folder" ? t("files.kind.folder") : format.bytes(entry.size), entry.kind !== "folder" && format.when(modified)].filter(Boolean).join(" · ");
-    return el("li", { className: `file-row ${this.selected.has(entry.path) ? "selected" : ""}`, data: { name: entry.name }, on: { contextmenu: (event) => { event.preventDefault(); this.entryMenu(event.target, entry, n, event); } } },
+    return el("li", { className: `file-row ${this.selected.has(entry.path) ? "selected" : ""}`, ...this.dragged(entry, n), on: { contextmenu: (event) => { event.preventDefault(); this.entryMenu(event.target, entry, n, event); } } },
       this.check(entry, n), this.picture(entry),
       el("div", { className: "file-words" }, this.name(entry, n, "file-name cut"), el("span", { className: `file-sub small muted cut ${this.query ? "always" : ""}` }, sub)),
       el("span", { className: "file-marks" }, this.state(entry), this.copies(entry)),
@@ -293,7 +294,7 @@ class FilesPage {
 
   tile(entry, n) {
     const { el, format, t } = this.ctx;
-    return el("li", { className: `file-tile ${this.selected.has(entry.path) ? "selected" : ""}`, data: { name: entry.name }, on: { contextmenu: (event) => { event.preventDefault(); this.entryMenu(event.target, entry, n, event); } } },
+    return el("li", { className: `file-tile ${this.selected.has(entry.path) ? "selected" : ""}`, ...this.dragged(entry, n), on: { contextmenu: (event) => { event.preventDefault(); this.entryMenu(event.target, entry, n, event); } } },
       el("div", { className: "tile-box" }, this.picture(entry), this.check(entry, n), el("span", { className: "file-marks" }, this.state(entry)),
         el("div", { className: "tile-foot" }, el("div", { className: "file-words" }, this.name(entry, n, "file-name cut"),
           el("span", { className: "small muted cut" }, entry.kind === "folder" ? t("files.kind.folder") : format.bytes(entry.size))), this.tools4(entry, n))));
@@ -370,6 +371,70 @@ class FilesPage {
     else if ((key === "ContextMenu" || (key === "F10" && event.shiftKey)) && entry) this.entryMenu(target, entry, n);
     else return;
     event.preventDefault();
+  }
+
+  // Dragging
+
+  /** What lets an entry's row or tile be dragged, and a folder's be dropped on. */
+  dragged(entry, n) {
+    return { data: { name: entry.name, at: n, ...(entry.kind === "folder" ? { drop: entry.path } : {}) }, attrs: { draggable: "true" } };
+  }
+
+  /** Entries are dragged into folders: rows, tiles, the way to here, the tree. With keys the same is done by "Move". */
+  takeDrags(frame) {
+    let dragged = null;
+    let over = null;
+    const paint = (target) => {
+      if (target === over) return;
+      over?.classList.remove("drop-here");
+      target?.classList.add("drop-here");
+      over = target;
+    };
+    // A folder takes neither itself, nor what holds it, nor what is in it already.
+    const goes = (entry, to) => split(entry.path)[0] !== to && to !== entry.path && !to.startsWith(`${entry.path}/`);
+    const target = (event) => {
+      const found = dragged && event.target.closest?.("[data-drop]");
+      return found && dragged.every((entry) => entry.path !== found.dataset.drop) && dragged.some((entry) => goes(entry, found.dataset.drop)) ? found : null;
+    };
+    const on = (name, listener) => frame.addEventListener(name, listener, { signal: this.ctx.signal });
+    on("dragstart", (event) => {
+      const row = event.target.closest?.(".virtual > li[draggable]");
+      const entry = row && this.listing.at(Number(row.dataset.at));
+      if (!entry) return;
+      dragged = this.selected.has(entry.path) ? [...this.selected.values()] : [entry];
+      const { dataTransfer } = event;
+      dataTransfer.clearData();
+      dataTransfer.setData("text/plain", dragged.map((each) => each.name).join("\n"));
+      dataTransfer.effectAllowed = "move";
+      if (dragged.length > 1) {
+        const picture = this.ctx.el("div", { className: "drag-picture", aria: { hidden: "true" } }, this.ctx.format.counted(dragged.length, "count.entry"));
+        document.body.append(picture);
+        dataTransfer.setDragImage(picture, 12, 12);
+        setTimeout(() => picture.remove());
+      }
+    });
+    on("dragover", (event) => {
+      const found = target(event);
+      paint(found);
+      if (!found) return;
+      event.preventDefault();
+      event.dataTransfer.dropEffect = "move";
+    });
+    on("dragleave", (event) => { if (!frame.contains(event.relatedTarget)) paint(null); });
+    on("drop", (event) => {
+      const found = target(event);
+      paint(null);
+      if (!found) return;
+      event.preventDefault();
+      const to = found.dataset.drop;
+      const moving = dragged.filter((entry) => goes(entry, to));
+      dragged = null;
+      this.moveTo(moving, to);
+    });
+    on("dragend", () => {
+      dragged = null;
+      paint(null);
+    });
   }
 
   // Search
@@ -501,14 +566,45 @@ class FilesPage {
     const go = await ctx.dialog({ title: t("files.move.title", { entries: ctx.format.counted(entries.length, "count.entry") }), body: [places],
       actions: [{ label: t("cancel"), value: false }, { label: t("files.move_here"), kind: "main", value: true, run: () => true }] });
     if (!go) return;
-    await this.each(entries.filter((entry) => split(entry.path)[0] !== at), async (paths) => (await ctx.api.post("move", { paths, to: at }, LONG)).results, "files.moved");
+    await this.moveTo(entries.filter((entry) => split(entry.path)[0] !== at), at);
+  }
+
+  /** Moves them into a folder, and back where one thinks better of it. */
+  async moveTo(entries, to, undo = true) {
+    const ask = async (paths) => (await this.ctx.api.post("move", { paths, to }, LONG)).results;
+    await this.each(entries, ask, "files.moved", undo && (async (paths) => {
+      const from = new Map();
+      for (const path of paths) {
+        const [folder, name] = split(path);
+        from.set(folder, [...(from.get(folder) ?? []), { path: join(to, name) }]);
+      }
+      for (const [folder, some] of from) await this.moveTo(some, folder, false);
+    }));
   }
 
   async remove(entries) {
     const { t, format, ask } = this.ctx;
     const what = entries.length === 1 ? entries[0].name : format.counted(entries.length, "count.entry");
-    if (!await ask(t("files.remove"), [t("files.remove.ask", { what }), t("files.remove.note")], t("files.remove.do"), { danger: true })) return;
-    await this.each(entries, async (paths) => (await this.ctx.api.post("rm", { paths }, LONG)).results, "files.removed", (paths) => this.undelete(paths));
+    const { files, all_files: all, pulls_brake: isMost } = await this.weigh(entries);
+    const most = isMost && t("files.remove.many", { files: format.counted(files, "count.file"), all: format.number(all) });
+    if (!await ask(t("files.remove"), [t("files.remove.ask", { what }), most, t("files.remove.note")].filter(Boolean), t("files.remove.do"), { danger: true })) return;
+    // What was told before is confirmed by this; what was not is for the brake to ask about.
+    const more = isMost ? { confirmed: true } : {};
+    await this.each(entries, async (paths) => (await this.ctx.api.post("rm", { paths, ...more }, LONG)).results, "files.removed", (paths) => this.undelete(paths));
+  }
+
+  /** How many files go with these, and whether that is so much that the brake would be pulled. */
+  async weigh(entries) {
+    let sum = {};
+    try {
+      for (let n = 0; n < entries.length; n += PATHS_MAX) {
+        sum = await this.ctx.api.post("weigh", { paths: entries.slice(n, n + PATHS_MAX).map((entry) => entry.path), files: sum.files ?? 0, bytes: sum.bytes ?? 0 }, LONG);
+      }
+    } catch (error) {
+      console.warn(error);
+      return {};
+    }
+    return sum;
   }
 
   /** Brings back what was just removed. */
