@@ -316,6 +316,12 @@ fn what_a_peer_with_the_smaller_id_shows_is_never_counted_unless_both_have_signe
             "{refused:?}"
         );
     }
+    // What it claims to have stored itself is shown beside what was counted, and no more.
+    let claims = Heard { claimed: FIGURE_MAX, disagrees: true, ..ledger.heard() };
+    rogue.settle(&Settlement { heard: claims, ..ledger.shows(&good, false) });
+    let now = account(&cell, NAME);
+    assert_eq!((now.signed(), now.state.as_str(), now.cause.as_str()), (before.signed(), "ok", "unknown"));
+    assert_eq!(field(&cell, NAME, "dispute.theirs_byte_hours"), FIGURE_MAX);
     // Its clock says what it likes.
     for unix_s in [0, u64::MAX] {
         let heard = Heard { unix_s, ..ledger.heard() };
@@ -617,6 +623,7 @@ fn what_a_peer_with_the_larger_id_proposes_is_refused_or_kept_as_evidence() {
     cell.kill();
     cell.run();
     let rogue = rogue.again(&cell);
+    wait_exchanged(&cell, &rogue);
     let again = account(&cell, NAME);
     assert_eq!(
         (again.signed(), &again.forks, again.state.as_str()),
