@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -186,8 +187,8 @@ impl Cell {
 
     /// Listens for peers and begins rounds.
     pub(super) async fn start_sync(self: &Rc<Self>, listen: SocketAddr) -> std::io::Result<()> {
-        let path = self.vault.dir.join("books.db");
-        let books = pool::unblock(move || Books::open(&path))
+        let (path, vault) = (self.vault.dir.join("books.db"), Arc::clone(&self.vault));
+        let books = pool::unblock(move || open_books(&path, &vault))
             .await
             .map_err(|why| std::io::Error::other(why.to_string()))?;
         let sync =
@@ -414,6 +415,22 @@ impl Cell {
         })
         .detach();
     }
+}
+
+/// The books. Those that are lost are made again from the catalog: otherwise the cell would know none of its peers, and take an
+/// older statement of theirs for the newest.
+fn open_books(path: &Path, vault: &Vault) -> Result<Books, VaultError> {
+    let is_new = !path.exists();
+    let books = Books::open(path)?;
+    if is_new {
+        let peers = books.restore(vault)?;
+        if peers > 0 {
+            log::warn!(
+                "books.db is new, and the catalog is not: {peers} peers are taken from the catalog, and what was signed with them"
+            );
+        }
+    }
+    Ok(books)
 }
 
 /// Peers as the books have them, while nobody dials or listens.

@@ -522,12 +522,24 @@ impl Sync {
         }
         let _alone = self.ledgers.turns.lock().await;
         let (books, peer, mut book) = (Arc::clone(&self.books), *id, self.ledgers.of(id));
+        let short = book.heard.and_then(|heard| heard.short);
+        let (figure, debt) = book.heard.map_or((0, 0), |heard| (heard.heard.measured, heard.heard.debt));
+        let newest = book.newest.as_ref();
+        let signed = newest.map_or(0, |newest| newest.stored_by(Side::of(&self.vault.id(), id)));
+        let name = self.name_of(id);
+        if !book.is_forked && short.is_none() {
+            return Err(VaultError::Refused(format!(
+                "there is nothing to take: this cell has nothing against what {name} counts. See `grove bounty`"
+            )));
+        }
+        if !book.is_forked && figure < signed {
+            // It would be found to be too low again the next time, for no figure goes back.
+            return Err(VaultError::Refused(format!(
+                "{name} counts less than it has signed itself, so its figure cannot be taken: its signature holds. The two of you agree again \
+                 once it goes on from the newest statement, which it is shown whenever figures are exchanged"
+            )));
+        }
         let book = unblock(move || -> Result<PeerBook, VaultError> {
-            let (figure, debt) = book.heard.map_or((0, 0), |heard| (heard.heard.measured, heard.heard.debt));
-            let signed = book
-                .newest
-                .as_ref()
-                .map_or(0, |newest| newest.side(&peer).map_or(0, |them| newest.stored_by(them.other())));
             book.counts.give_in(figure.max(signed), debt);
             if let Some(heard) = &mut book.heard {
                 heard.short = None;

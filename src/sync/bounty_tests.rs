@@ -412,10 +412,16 @@ fn what_a_cheat_with_the_smaller_id_shows_is_refused_or_kept_as_evidence_and_nev
         let seen = view(&b, &eve_id).await;
         assert_eq!((seen.dispute.unwrap().cause, seen.state), ("older_books", "disputed"));
         assert_eq!(figures(&bob, &eve_id), before);
+        // No word of the user's brings a figure below what both have signed.
+        let refused = b.accept_figure(&eve_id).await.unwrap_err().to_string();
+        assert!(refused.contains("less than it has signed itself"), "{refused}");
+        assert_eq!(view(&b, &eve_id).await.state, "disputed");
         // Once she goes on from there, all is well again.
         let answer = told(&session, honest, &good, &[]).await;
         assert!(!answer.heard.disagrees);
         assert_eq!(view(&b, &eve_id).await.state, "ok");
+        let refused = b.accept_figure(&eve_id).await.unwrap_err().to_string();
+        assert!(refused.contains("nothing to take"), "{refused}");
         // And he has used no number twice, however often he was asked.
         let mut numbers = Vec::new();
         for more in 1..4 {

@@ -10,7 +10,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::books::{Books, wrong};
-use crate::bounty::{Cause, Counts, Heard, Side, Statement, Taken, judge};
+use crate::bounty::{Cause, Counts, FIGURE_MAX, Heard, Side, Statement, Taken, judge};
 use crate::catalog::{RecordKind, record_key};
 use crate::codec::{Reader, Writer};
 use crate::id::CellId;
@@ -316,11 +316,20 @@ impl Books {
 
     /// What was posted, by days: with one peer, or with all of them together.
     pub(super) fn bounty_days(&self, peer: Option<&CellId>) -> Result<Vec<DayRow>, DbError> {
+        // Halves are summed: each peer may say that it owes as much as one number holds, and SQLite gives no sum at all where
+        // that is more.
         self.list(
-            "SELECT day, sum(earned), sum(spent) FROM bounty_days WHERE ?1 IS NULL OR peer = ?1
-             GROUP BY day ORDER BY day",
+            "SELECT day, sum(earned >> 32), sum(earned & 4294967295), sum(spent >> 32), sum(spent & 4294967295)
+             FROM bounty_days WHERE ?1 IS NULL OR peer = ?1 GROUP BY day ORDER BY day",
             [peer.map(|peer| peer.0)],
-            |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?), unsigned(row.get(2)?))),
+            |row| {
+                let figure = |at: usize| -> rusqlite::Result<u64> {
+                    let (high, low) = (unsigned(row.get(at)?), unsigned(row.get(at + 1)?));
+                    let sum = (u128::from(high) << 32) + u128::from(low);
+                    Ok(sum.min(FIGURE_MAX.into()) as u64)
+                };
+                Ok((unsigned(row.get(0)?), figure(1)?, figure(3)?))
+            },
         )
     }
 
@@ -525,6 +534,18 @@ pub(super) mod tests {
         assert_eq!(days.iter().map(|day| day.1).sum::<u64>(), 3649 * 7);
         assert_eq!(days.last(), Some(&(20_000 + 3649, 7, 3)));
         assert_eq!(books.bounty_faults().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn days_of_several_peers_are_summed_however_much_they_say_that_they_owe() {
+        let books = Books::in_memory().unwrap();
+        for (n, peer) in [high(), CellId([7; 32]), CellId([8; 32])].iter().enumerate() {
+            let spent = 5 + n as u64;
+            let statement = whole(None, 20_000, [FIGURE_MAX, spent]);
+            books.take_statement(peer, Side::Low, &statement, &mut PeerBook::default()).unwrap();
+        }
+        assert_eq!(books.bounty_days(None).unwrap(), [(20_000, FIGURE_MAX, 18)]);
+        assert_eq!(books.bounty_days(Some(&high())).unwrap(), [(20_000, FIGURE_MAX, 5)]);
     }
 
     #[test]

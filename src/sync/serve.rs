@@ -469,7 +469,15 @@ impl Keeper {
         Ok(released.len() as u32)
     }
 
-    fn restore(&self, owner: &CellId, names: &[ChunkName]) -> Result<Vec<bool>, VaultError> {
+    /// Takes out of the trash what there is room for: otherwise whoever puts, releases and puts again would end up with as
+    /// much as it likes.
+    fn restore(
+        self: &Arc<Self>,
+        owner: &CellId,
+        names: &[ChunkName],
+        quota: u64,
+    ) -> Result<Vec<bool>, VaultError> {
+        self.account(owner)?;
         let _placing = self.vault.placing();
         // Mostly nothing of it is in the trash, and then nothing is to be written.
         let states = self.vault.db.change(|t| -> Result<Vec<_>, DbError> {
@@ -484,23 +492,28 @@ impl Keeper {
             return Ok(states.into_iter().map(|state| state == Some(HoldState::Held)).collect());
         }
         let now = self.vault.now();
-        let (flags, restored) = self.vault.db.change_durably(|t| -> Result<_, DbError> {
+        let (flags, restored, reserved) = self.vault.db.change_durably(|t| -> Result<_, DbError> {
             let cell = t.cell(owner)?;
-            let (mut flags, mut restored) = (Vec::new(), Vec::new());
+            let (mut flags, mut restored, mut reserved) = (Vec::new(), Vec::new(), Vec::new());
             for name in names {
                 let row = t.chunk(name)?.filter(|row| row.place.is_some());
                 let hold = match &row {
                     Some(row) => t.hold(row.id, cell)?,
                     None => None,
                 };
-                flags.push(matches!(hold, Some((_, HoldState::Held | HoldState::Trash))));
+                let mut is_held = matches!(hold, Some((_, HoldState::Held)));
                 if let (Some(row), Some((class, HoldState::Trash))) = (row, hold) {
-                    t.put_hold(row.id, cell, class, HoldState::Held, now)?;
-                    self.vault.mark(&[row.id]);
-                    restored.push((*name, class, row.len));
+                    if let Ok(room) = self.reserve(owner, class, row.len, quota) {
+                        t.put_hold(row.id, cell, class, HoldState::Held, now)?;
+                        self.vault.mark(&[row.id]);
+                        restored.push((*name, class, row.len));
+                        reserved.push(room);
+                        is_held = true;
+                    }
                 }
+                flags.push(is_held);
             }
-            Ok((flags, restored))
+            Ok((flags, restored, reserved))
         })?;
         self.adjust(owner, |totals| {
             for (_, class, len) in &restored {
@@ -513,6 +526,7 @@ impl Keeper {
                 }
             }
         });
+        drop(reserved);
         let logged: Vec<_> = restored.iter().map(|(name, class, _)| (*name, *class)).collect();
         let mut log = lock(&self.log);
         log.append(owner, Op::Held, &logged).map_err(VaultError::io("cannot write owners.log"))?;
@@ -913,7 +927,7 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             unblock(move || keeper.release(&owner, &names)).await.map(|count| Reply::Release { count })
         }
         Request::Restore { names } => {
-            unblock(move || keeper.restore(&owner, &names)).await.map(|held| Reply::Restore { held })
+            unblock(move || keeper.restore(&owner, &names, quota)).await.map(|held| Reply::Restore { held })
         }
         Request::Inventory { epoch, since, limit } => {
             unblock(move || keeper.inventory(&owner, epoch, since, limit)).await

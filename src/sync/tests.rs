@@ -416,6 +416,21 @@ fn wrong_bytes_quota_and_full_disk_are_refused() {
             message::ask(&session, &restore).await.unwrap(),
             Reply::Restore { held: vec![true, false] }
         );
+        // It comes back within the quota only: trash is no storage for nothing.
+        let names = vec![good.0, chunk(3, 1000).0];
+        let held = ann.held_for(&bob).bytes;
+        let release = Request::Release { names: names.clone() };
+        assert_eq!(message::ask(&session, &release).await.unwrap(), Reply::Release { count: 2 });
+        let restore = Request::Restore { names };
+        for (quota, both) in [(held - 1000, false), (0, true)] {
+            a.set_quota(&bob.vault.id(), Some(quota)).await.unwrap();
+            assert_eq!(
+                message::ask(&session, &restore).await.unwrap(),
+                Reply::Restore { held: vec![true, both] }
+            );
+            let less = if both { 0 } else { 1000 };
+            assert_eq!(ann.held_for(&bob).bytes, held - less);
+        }
         // A head of another owner.
         ann.publish("x");
         let (_, _, head) = ann.vault.db.read(publish::current_head).unwrap().unwrap();
