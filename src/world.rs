@@ -39,6 +39,10 @@ pub enum Sabotage {
     PaysForWhatIsLost,
     /// A copy that was never proven counts as if it were.
     PaysWithoutProof,
+    /// However much is deleted at once, nothing is held back.
+    NeverBrakes,
+    /// Every answer to an audit is taken for a proof.
+    BelievesProofs,
 }
 
 struct World {

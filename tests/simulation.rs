@@ -4,10 +4,11 @@
 //! length of a year, `GROVE_SIM_LOG=1` prints everything that happens. `make sim` runs 2,000 seeds of a whole year.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use grove::simulation::{Outcome, Scale, rules, year, year_of_change};
+use grove::simulation::{Changes, Outcome, Scale, rules, year, year_of_change};
 use grove::world::Sabotage;
 
 fn number(name: &str) -> Option<u64> {
@@ -111,7 +112,24 @@ fn nothing_acknowledged_is_ever_lost() {
 /// Cells join later, peers are removed and come again, everything is deleted at once, and a peer forges proofs.
 #[test]
 fn nothing_is_lost_while_the_fleet_changes() {
-    run_seeds("nothing_is_lost_while_the_fleet_changes", seeds(20), scale(), year_of_change);
+    let all = Mutex::new(Changes::default());
+    run_seeds("nothing_is_lost_while_the_fleet_changes", seeds(20), scale(), |seed, scale| {
+        let outcome = year_of_change(seed, scale);
+        let (mut all, one) = (all.lock().unwrap(), outcome.changes);
+        all.joined += one.joined;
+        all.parted += one.parted;
+        all.braked += one.braked;
+        all.confirmed += one.confirmed;
+        all.forged += one.forged;
+        all.found_out += one.found_out;
+        outcome
+    });
+    let all = all.into_inner().unwrap();
+    println!("{all:?}");
+    if number("GROVE_SIM_SEED").is_none() {
+        let each = [all.joined, all.parted, all.braked, all.confirmed, all.forged, all.found_out];
+        assert!(each.iter().all(|times| *times > 0), "all of it happens in these seeds: {all:?}");
+    }
 }
 
 /// 1,000 cells in `make sim`.
@@ -200,22 +218,37 @@ fn stranger_learns_from_no_request_which_chunks_are_here() {
 }
 
 /// The first of 200 years in which a broken rule is caught.
-fn caught(what: Sabotage) -> Option<(u64, String)> {
+fn caught(what: Sabotage, run: impl Fn(u64, Scale) -> Outcome) -> Option<(u64, String)> {
     let scale = Scale { sabotage: Some(what), ..scale() };
-    (0..200).find_map(|seed| Some((seed, year(seed, scale).broken?.to_string())))
+    (0..200).find_map(|seed| Some((seed, run(seed, scale).broken?.to_string())))
 }
 
 #[test]
 fn broken_healing_is_caught() {
-    let (seed, why) = caught(Sabotage::HealsNothing).expect("200 seeds are enough to see that nothing heals");
+    let (seed, why) =
+        caught(Sabotage::HealsNothing, year).expect("200 seeds are enough to see that nothing heals");
     println!("healing that does not heal is caught by seed {seed}: {why}");
 }
 
 #[test]
 fn broken_garbage_collection_is_caught() {
-    let (seed, why) =
-        caught(Sabotage::CollectsClaims).expect("200 seeds are enough to see that claims are collected");
+    let (seed, why) = caught(Sabotage::CollectsClaims, year)
+        .expect("200 seeds are enough to see that claims are collected");
     println!("a collection that takes what peers keep is caught by seed {seed}: {why}");
+}
+
+#[test]
+fn broken_brake_is_caught() {
+    let (seed, why) = caught(Sabotage::NeverBrakes, year_of_change)
+        .expect("200 seeds are enough to see that nothing is held back");
+    println!("a brake that never comes on is caught by seed {seed}: {why}");
+}
+
+#[test]
+fn belief_in_false_proofs_is_caught() {
+    let (seed, why) = caught(Sabotage::BelievesProofs, year_of_change)
+        .expect("200 seeds are enough to see that false proofs are believed");
+    println!("an owner that takes any answer for a proof is caught by seed {seed}: {why}");
 }
 
 #[test]

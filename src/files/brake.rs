@@ -10,6 +10,7 @@ use crate::config::{BRAKE_FILES_FREE, BRAKE_WINDOW_S};
 use crate::manifest::{Kind, Manifest};
 use crate::placement::{DbError, Node, Tables};
 use crate::vault::{Alert, Vault, VaultError};
+use crate::world::{Sabotage, is_sabotaged};
 
 const META: &str = "brake";
 const BUCKETS: u64 = 24;
@@ -88,6 +89,7 @@ impl Brake {
             (sum.files, sum.bytes),
             (left_files + sum.deleted_files, left_bytes + sum.deleted_bytes),
         );
+        let too_much = too_much && !is_sabotaged(Sabotage::NeverBrakes);
         let pulled = too_much && !self.is_on;
         self.is_on |= too_much;
         pulled

@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::id::ChunkName;
 use crate::keys::random;
+use crate::placement::CopyState;
 use crate::pool::unblock;
 use crate::publish;
 use crate::routes::{Kind, Speed};
@@ -39,7 +40,7 @@ use crate::world::{Dice, Guard, Sabotage};
 use files::Kept;
 use machine::{Machine, StartError, alive};
 
-pub use story::{Outcome, Scale, year, year_of_change};
+pub use story::{Changes, Outcome, Scale, year, year_of_change};
 
 /// Turns of tasks after which a world that does not come to rest is taken for one that never will.
 const TICKS_MAX: u64 = 400_000;
@@ -786,6 +787,18 @@ impl Sim {
                 vault.db.read(|t| t.chunk(&name)).is_ok_and(|row| row.is_some_and(|row| row.place.is_some()))
             })
         })
+    }
+
+    /// Whether an owner counts on a copy with this holder: it neither takes it back nor has given it up. Who is off cannot say.
+    fn counts_on(&self, owner: usize, name: ChunkName, holder: usize) -> bool {
+        let id = self.machines[holder].master.identity(0, 0).id();
+        let Some(vault) = self.vault(owner) else { return true };
+        let copy = vault.db.change(|t| -> Result<_, crate::placement::DbError> {
+            let Some(row) = t.chunk(&name)? else { return Ok(None) };
+            t.copy(row.id, t.cell(&id)?)
+        });
+        let copy = copy.ok().flatten();
+        copy.is_some_and(|copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect))
     }
 
     /// Whether an owner gets back what lies there: it is the owner's own or a peer's. Who was removed keeps chunks for a while,

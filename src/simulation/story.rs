@@ -33,6 +33,25 @@ pub struct Outcome {
     pub cells: usize,
     /// Versions written.
     pub versions: u64,
+    /// What changed in the fleet.
+    pub changes: Changes,
+}
+
+/// How often what happened in a year of change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Cells that came later.
+    pub joined: u64,
+    /// Peers that were removed.
+    pub parted: u64,
+    /// Brakes that came on, as everything was deleted.
+    pub braked: u64,
+    /// Brakes that somebody took off.
+    pub confirmed: u64,
+    /// Peers that gave false proofs.
+    pub forged: u64,
+    /// Of these, those that were found out.
+    pub found_out: u64,
 }
 
 impl Outcome {
@@ -45,6 +64,7 @@ impl Outcome {
             log: sim.log(),
             cells: sim.len(),
             versions: sim.files_made,
+            changes: Changes::default(),
         }
     }
 }
@@ -88,9 +108,10 @@ fn live(seed: u64, scale: Scale, has_changes: bool) -> Outcome {
     let days = (scale.days * 5 / (cells as u64).max(5)).max(20);
     let late = if has_changes { (cells - cells / 3..cells).collect() } else { Vec::new() };
     let (files, hurt_at, tight) = (0, Duration::ZERO, Vec::new());
-    let mut story = Story { sim, files, hurt_at, days, tight, has_changes, late, forger: None };
+    let changes = Changes::default();
+    let mut story = Story { sim, files, hurt_at, days, tight, has_changes, late, forger: None, changes };
     let broken = story.live().err();
-    Outcome::of(story.sim, broken)
+    Outcome { changes: story.changes, ..Outcome::of(story.sim, broken) }
 }
 
 struct Story {
@@ -106,6 +127,7 @@ struct Story {
     /// Who has no peer yet.
     late: Vec<usize>,
     forger: Option<Forger>,
+    changes: Changes,
 }
 
 /// Somebody who dropped chunks of an owner and gives false proofs of them.
@@ -226,6 +248,11 @@ impl Story {
 
     /// The fleet is not what it was.
     fn change(&mut self) -> Checked {
+        let braked = self.sim.braked.iter().next().copied();
+        if let Some(at) = braked.filter(|_| self.sim.dice.percent(40)) {
+            self.changes.confirmed += 1;
+            return self.sim.confirm(at);
+        }
         match self.sim.dice.below(5) {
             0 => self.join(),
             1 => self.meet_again(),
@@ -248,6 +275,7 @@ impl Story {
             return Ok(());
         }
         self.late.retain(|other| *other != late);
+        self.changes.joined += 1;
         let first = self.sim.dice.below(others.len() as u64) as usize;
         self.sim.befriend(late, others[first])?;
         if others.len() == 1 {
@@ -296,14 +324,14 @@ impl Story {
             self.sim.machines[at].blow_after(None);
         }
         self.hurt_at = self.sim.now();
+        self.changes.parted += 1;
         self.sim.remove_peer(a, b)
     }
 
     /// A program gone wild, or a person: all files are deleted at once. Weeks later somebody confirms it.
     fn delete_everything(&mut self) -> Checked {
-        let braked: Vec<usize> = self.sim.braked.iter().copied().collect();
-        if let Some(at) = braked.first() {
-            return if self.sim.dice.percent(30) { self.sim.confirm(*at) } else { Ok(()) };
+        if !self.sim.braked.is_empty() {
+            return Ok(());
         }
         let at = self.someone();
         if !self.is_here(at) || self.tight.contains(&at) {
@@ -313,7 +341,8 @@ impl Story {
             self.sim.write(at, format!("many {number}").as_bytes())?;
         }
         self.sim.turns(1)?;
-        self.sim.delete_all(at).map(drop)
+        self.changes.braked += u64::from(self.sim.delete_all(at)?);
+        Ok(())
     }
 
     /// A peer drops what it holds for somebody, and gives false proofs of it from now on.
@@ -333,7 +362,11 @@ impl Story {
         for name in self.sim.needed_chunks(owner) {
             let holders: Vec<usize> = self.sim.kept_at(name).collect();
             let others = holders.iter().filter(|holder| **holder != at && self.sim.reaches(owner, **holder));
-            if holders.contains(&at) && others.count() > 0 && self.sim.dice.percent(50) {
+            if holders.contains(&at)
+                && others.count() > 0
+                && self.sim.counts_on(owner, name, at)
+                && self.sim.dice.percent(50)
+            {
                 names.insert(name);
             }
         }
@@ -350,6 +383,7 @@ impl Story {
         self.sim.note(format_args!("{at} drops {} chunks of {owner} and forges proofs", names.len()));
         self.sim.guard.forge(Some(self.sim.machines[at].master.identity(0, 0).id()));
         let wrong = self.false_proofs(owner, at);
+        self.changes.forged += 1;
         self.forger = Some(Forger { at, owner, names, since: now, wrong });
         Ok(())
     }
@@ -366,14 +400,15 @@ impl Story {
         let Some(Forger { at, owner, since, wrong, .. }) = self.forger else { return Ok(()) };
         let needed = self.sim.needed_chunks(owner);
         let store = &self.sim.machines[at].disk.store;
-        let is_forged = self
-            .forger
-            .as_ref()
-            .is_some_and(|one| one.names.iter().any(|n| needed.contains(n) && !store.has_sound(*n)));
+        let is_forged = self.forger.as_ref().is_some_and(|one| {
+            let is_missed = |name: &ChunkName| needed.contains(name) && !store.has_sound(*name);
+            one.names.iter().any(|name| is_missed(name) && self.sim.counts_on(owner, *name, at))
+        });
         let is_over = !is_forged || self.sim.machines[at].is_gone || self.sim.machines[owner].is_gone;
         let is_found = self.false_proofs(owner, at) > wrong;
         if is_found || is_over || !self.sim.reaches(owner, at) {
             self.sim.note(format_args!("{at} forges no more, found out: {is_found}"));
+            self.changes.found_out += u64::from(is_found);
             self.sim.guard.forge(None);
             self.forger = None;
             return Ok(());
