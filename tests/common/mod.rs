@@ -24,8 +24,10 @@ use miniserde::json::{self, Number, Object, Value};
 
 pub mod feed;
 pub mod fleet;
+pub mod models;
 pub mod net;
 pub mod relayed;
+pub mod rogue;
 pub mod wire;
 
 /// How long anything may take before a test gives up.
