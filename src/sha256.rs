@@ -199,35 +199,34 @@ mod x86 {
             }
             for (x, y) in blocks[0].iter().zip(blocks[1]) {
                 let before = (abef, cdgh);
-                let mut w = [[zero; 4]; 2];
-                for (w, block) in w.iter_mut().zip([x, y]) {
-                    let at: *const __m128i = block.as_ptr().cast();
-                    for (j, w) in w.iter_mut().enumerate() {
-                        *w = _mm_shuffle_epi8(_mm_loadu_si128(at.add(j)), swap);
-                    }
+                let (x, y): (*const __m128i, *const __m128i) = (x.as_ptr().cast(), y.as_ptr().cast());
+                macro_rules! words {
+                    ($at:ident: $($j:literal)+) => { [$(_mm_shuffle_epi8(_mm_loadu_si128($at.add($j)), swap)),+] };
                 }
+                let mut w = [words!(x: 0 1 2 3), words!(y: 0 1 2 3)];
                 macro_rules! four_rounds {
                     ($($n:literal)+) => {$(
                         let constants = _mm_loadu_si128(ROUND.as_ptr().add(4 * $n).cast());
-                        for i in 0..2 {
-                            let w = &mut w[i];
-                            if $n >= 4 {
-                                let older = _mm_sha256msg1_epu32(w[$n % 4], w[($n + 1) % 4]);
-                                let middle = _mm_alignr_epi8(w[($n + 3) % 4], w[($n + 2) % 4], 4);
-                                let sum = _mm_add_epi32(older, middle);
-                                w[$n % 4] = _mm_sha256msg2_epu32(sum, w[($n + 3) % 4]);
-                            }
-                            let sum = _mm_add_epi32(w[$n % 4], constants);
-                            cdgh[i] = _mm_sha256rnds2_epu32(cdgh[i], abef[i], sum);
-                            abef[i] = _mm_sha256rnds2_epu32(abef[i], cdgh[i], _mm_shuffle_epi32(sum, 0x0e));
-                        }
+                        four_rounds!($n, 0, constants);
+                        four_rounds!($n, 1, constants);
                     )+};
+                    // Written out for each input: when the compiler works for size, it leaves a loop a loop.
+                    ($n:literal, $i:literal, $constants:ident) => {
+                        let w = &mut w[$i];
+                        if $n >= 4 {
+                            let older = _mm_sha256msg1_epu32(w[$n % 4], w[($n + 1) % 4]);
+                            let middle = _mm_alignr_epi8(w[($n + 3) % 4], w[($n + 2) % 4], 4);
+                            let sum = _mm_add_epi32(older, middle);
+                            w[$n % 4] = _mm_sha256msg2_epu32(sum, w[($n + 3) % 4]);
+                        }
+                        let sum = _mm_add_epi32(w[$n % 4], $constants);
+                        cdgh[$i] = _mm_sha256rnds2_epu32(cdgh[$i], abef[$i], sum);
+                        abef[$i] = _mm_sha256rnds2_epu32(abef[$i], cdgh[$i], _mm_shuffle_epi32(sum, 0x0e));
+                    };
                 }
                 four_rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-                for i in 0..2 {
-                    abef[i] = _mm_add_epi32(abef[i], before.0[i]);
-                    cdgh[i] = _mm_add_epi32(cdgh[i], before.1[i]);
-                }
+                abef = [_mm_add_epi32(abef[0], before.0[0]), _mm_add_epi32(abef[1], before.0[1])];
+                cdgh = [_mm_add_epi32(cdgh[0], before.1[0]), _mm_add_epi32(cdgh[1], before.1[1])];
             }
             for (i, state) in states.into_iter().enumerate() {
                 let feba = _mm_shuffle_epi32(abef[i], 0x1b);

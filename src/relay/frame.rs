@@ -295,14 +295,18 @@ fn read_close(payload: &[u8]) -> Result<(Option<u16>, &str), Violation> {
 
 /// Takes the mask off, or puts it on: `turn` bytes of the payload went before.
 pub fn unmask(payload: &mut [u8], mask: [u8; 4], turn: usize) {
-    let mask: [u8; 8] = std::array::from_fn(|i| mask[(turn + i) % 4]);
-    let whole = u64::from_ne_bytes(mask);
-    let mut words = payload.chunks_exact_mut(8);
-    for word in &mut words {
-        let plain = u64::from_ne_bytes((&*word).try_into().expect("eight bytes")) ^ whole;
-        word.copy_from_slice(&plain.to_ne_bytes());
+    let mask = |turn: usize| -> [u8; 8] { std::array::from_fn(|i| mask[(turn + i) % 4]) };
+    // SAFETY: any eight bytes are a number. Whole words, so that this is quick also where the compiler works for size.
+    let (head, words, tail) = unsafe { payload.align_to_mut::<u64>() };
+    for (byte, mask) in head.iter_mut().zip(mask(turn)) {
+        *byte ^= mask;
     }
-    for (byte, mask) in words.into_remainder().iter_mut().zip(mask) {
+    let mask = mask(turn + head.len());
+    let whole = u64::from_ne_bytes(mask);
+    for word in words {
+        *word ^= whole;
+    }
+    for (byte, mask) in tail.iter_mut().zip(mask) {
         *byte ^= mask;
     }
 }
