@@ -1,148 +1,24 @@
 //! A cell's models at one address: real cells, llama.cpp's own server with a model made here whose answers are known token by
 //! token, and faults between them.
-//!
-//! The server is PyPI's `xllamacpp`; a Python with it (and `gguf`, `numpy`) is named by `GROVE_AI_PYTHON`. Without one these
-//! tests are skipped by name, and with CI set they must run.
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use common::models::{
+    FAST, Heard, Llama, MIDDLING, SLOW, a_name, ask, ask_until, befriend, cell, count_body, counted, get,
+    hostile, is_whole, metric, model, needs, post, rss_kib, script, wait_backends,
+};
 use common::{Cell, TempDir, free_port, is_ci, items, number, object, text, wait_for};
-use miniserde::json::{self, Value};
-
-// ---- The model server ----
-
-fn python() -> Option<PathBuf> {
-    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
-    FOUND
-        .get_or_init(|| {
-            let named = std::env::var_os("GROVE_AI_PYTHON").map(PathBuf::from);
-            let python = named.unwrap_or_else(|| "python3".into());
-            let has = Command::new(&python)
-                .args(["-c", "import xllamacpp, gguf, numpy"])
-                .stderr(Stdio::null())
-                .status();
-            has.is_ok_and(|status| status.success()).then_some(python)
-        })
-        .clone()
-}
-
-/// The Python with a model server, or word that the test is skipped.
-fn needs(test: &str) -> Option<PathBuf> {
-    let python = python();
-    if python.is_none() {
-        assert!(!is_ci(), "the tests of models need Python with xllamacpp, gguf and numpy: GROVE_AI_PYTHON");
-        println!(
-            "skipped: {test} (it needs Python with xllamacpp, gguf and numpy; GROVE_AI_PYTHON names it)"
-        );
-    }
-    python
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ai").join(name)
-}
-
-/// A model of so much work a token, made once for all tests of this process. "count" is answered by " 1 2 3 … 999".
-fn model(work: u32) -> PathBuf {
-    static MADE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
-    let mut made = MADE.lock().unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let path = folder.join(format!("count-{work}.gguf"));
-    if !made.contains(&work) {
-        if !path.exists() {
-            let beside = folder.join(format!("count-{work}.{}.part", std::process::id()));
-            let mut making = Command::new(python().unwrap());
-            making.arg(script("mkgguf.py")).arg(&beside).arg(work.to_string());
-            let made = making.stdout(Stdio::null()).status().unwrap();
-            assert!(made.success(), "the model is made");
-            std::fs::rename(&beside, &path).unwrap();
-        }
-        made.push(work);
-    }
-    path
-}
-
-/// About 30 to 60 tokens a second on one core.
-const SLOW: u32 = 262_144;
-/// About 500.
-const MIDDLING: u32 = 24_576;
-/// Thousands.
-const FAST: u32 = 128;
-
-struct Llama {
-    child: Child,
-    port: u16,
-    model: PathBuf,
-    name: String,
-    slots: u32,
-    key: Option<String>,
-}
-
-impl Llama {
-    fn start(work: u32, name: &str, slots: u32) -> Self {
-        Self::on(free_port(), model(work), name, slots, None)
-    }
-
-    fn on(port: u16, model: PathBuf, name: &str, slots: u32, key: Option<&str>) -> Self {
-        let mut command = Command::new(python().unwrap());
-        command.arg(script("llama_server.py")).arg("-m").arg(&model);
-        command.args(["--port", &port.to_string(), "--alias", name, "-np", &slots.to_string()]);
-        command.args(["-c", &(slots * 4096).to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-        if let Some(key) = key {
-            command.env("LLAMA_API_KEY", key);
-        }
-        let child = command.spawn().unwrap();
-        let llama = Self { child, port, model, name: name.into(), slots, key: key.map(str::to_owned) };
-        wait_for("the model server is there", || (get(port, "/health").ok()?.0 == 200).then_some(()));
-        llama
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn again(&mut self) {
-        let key = self.key.clone();
-        *self = Self::on(self.port, self.model.clone(), &self.name.clone(), self.slots, key.as_deref());
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn busy_slots(&self) -> usize {
-        let slots = get(self.port, "/slots").map(|(_, text)| text).unwrap_or_default();
-        slots.matches("\"is_processing\":true").count()
-    }
-}
-
-impl Drop for Llama {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-    Ok((status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned())))
-}
+use miniserde::json::{self, Object, Value};
 
 // ---- Faults ----
 
@@ -266,165 +142,6 @@ fn pass(client: TcpStream, port: u16, mode: &Arc<AtomicU8>, cut_after: &AtomicU6
         }
     }
 }
-
-// ---- Asking a cell ----
-
-fn counted(last: usize) -> String {
-    (1..=last).map(|n| format!(" {n}")).collect()
-}
-
-fn count_body(last: usize, more: &str) -> String {
-    format!(
-        r#"{{"model":"auto","messages":[{{"role":"user","content":"count"}}],"stream":true,"max_tokens":{last},"temperature":0{more}}}"#
-    )
-}
-
-/// What came of a stream.
-#[derive(Debug, Default, Clone)]
-struct Heard {
-    status: u16,
-    text: String,
-    ids: Vec<String>,
-    finish: String,
-    is_done: bool,
-    error: String,
-    cell: String,
-    backend: String,
-    /// Until the first text, and the longest time between two.
-    first: Duration,
-    gap: Duration,
-    usage: u64,
-    raw: String,
-}
-
-/// Asks and reads all; `look` is told of each piece of text and may end it by `false`.
-fn ask_until(cell: &Cell, path: &str, body: &str, mut look: impl FnMut(&str) -> bool) -> Heard {
-    let began = Instant::now();
-    let mut heard = Heard::default();
-    let response = match cell.client().request("POST", path, Some(body.as_bytes())) {
-        Ok(response) => response,
-        Err(why) => {
-            heard.error = why.to_string();
-            return heard;
-        }
-    };
-    heard.status = response.status;
-    let mut reader = BufReader::with_capacity(64, response.body);
-    if heard.status != 200 || !response.content_type.starts_with("text/event-stream") {
-        let read = reader.read_to_string(&mut heard.raw);
-        heard.error = read.map_or_else(|why| why.to_string(), |_| String::new());
-        return heard;
-    }
-    let mut last = None::<Instant>;
-    loop {
-        let mut line = String::new();
-        match reader.read_line(&mut line) {
-            Ok(0) => return heard,
-            Ok(_) => {}
-            Err(why) => {
-                heard.error = why.to_string();
-                return heard;
-            }
-        }
-        let Some(data) = line.trim_end().strip_prefix("data: ") else { continue };
-        if data == "[DONE]" {
-            heard.is_done = true;
-            continue;
-        }
-        let event = object(data);
-        if event.contains_key("error") {
-            heard.error = text(&event, "error.message");
-            continue;
-        }
-        let id = text(&event, "id");
-        if !heard.ids.contains(&id) {
-            heard.ids.push(id);
-        }
-        if event.contains_key("grove") {
-            (heard.cell, heard.backend) = (text(&event, "grove.cell"), text(&event, "grove.backend"));
-        }
-        heard.usage = heard.usage.max(number(&event, "usage.completion_tokens"));
-        let Some(Value::Object(choice)) = items(&event, "choices").first() else { continue };
-        let finish = text(choice, "finish_reason");
-        if !finish.is_empty() {
-            heard.finish = finish;
-        }
-        let content = text(choice, "delta.content") + &text(choice, "text");
-        if !content.is_empty() {
-            match last {
-                None => heard.first = began.elapsed(),
-                Some(last) => heard.gap = heard.gap.max(last.elapsed()),
-            }
-            last = Some(Instant::now());
-            heard.text.push_str(&content);
-            if !look(&content) {
-                return heard;
-            }
-        }
-    }
-}
-
-fn ask(cell: &Cell, body: &str) -> Heard {
-    ask_until(cell, "/v1/chat/completions", body, |_| true)
-}
-
-fn is_whole(heard: &Heard, last: usize) {
-    assert_eq!(heard.status, 200, "{heard:?}");
-    assert_eq!(heard.text, counted(last), "{}", heard.error);
-    assert!(heard.is_done && heard.error.is_empty() && heard.ids.len() == 1, "{heard:?}");
-}
-
-fn cell(at: &TempDir, name: &str, urls: &[String]) -> Cell {
-    let mut cell = Cell::at(at.path(), name);
-    let urls = json::to_string(&urls.to_vec());
-    cell.init(name, &[("ai.backends", &urls)]);
-    cell.run();
-    cell
-}
-
-fn wait_backends(cell: &Cell, count: usize) {
-    wait_for("the model servers are known", || {
-        let told = cell.get("/ai");
-        let ready = items(&told, "backends").iter().filter(|backend| match backend {
-            Value::Object(backend) => ["ready", "busy"].contains(&text(backend, "state").as_str()),
-            _ => false,
-        });
-        (ready.count() >= count).then_some(())
-    });
-}
-
-fn metric(cell: &Cell, name: &str) -> u64 {
-    let text = cell.client().request("GET", "/metrics", None).unwrap().text().unwrap();
-    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-    line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0) as u64
-}
-
-/// Two cells that are friends; `b` offers its models to `a`.
-fn befriend(a: &Cell, b: &Cell, offers: bool) {
-    let token = text(&b.post("/invites", r#"{"role":"friend"}"#), "token");
-    let said = a.cli(["join", &token]).ok();
-    assert!(said.status.success());
-    wait_for("they are friends", || {
-        let peers = b.get("/peers");
-        let is_friend = |peer: &Value| match peer {
-            Value::Object(peer) => {
-                text(peer, "friendship") == "friends"
-                    && text(peer, "name") == a_name(a)
-                    && peer.get("online").is_some_and(|v| matches!(v, Value::Bool(true)))
-            }
-            _ => false,
-        };
-        items(&peers, "peers").iter().any(is_friend).then_some(())
-    });
-    if offers {
-        b.cli(["ai", "--offer", &a_name(a), "--concurrent", "8", "--tokens", "0"]).ok();
-    }
-}
-
-fn a_name(cell: &Cell) -> String {
-    text(&cell.get("/status"), "name")
-}
-
 // ---- Tests ----
 
 #[test]
@@ -891,24 +608,253 @@ fn a_server_that_wants_a_key_gets_it_and_conversations_stay_here() {
     assert_eq!(ask(&cell, &count_body(9, "")).status, 503);
 }
 
-#[test]
-fn the_official_client_streams_exact_tokens_and_knows_the_errors() {
-    let name = "the_official_client_streams_exact_tokens_and_knows_the_errors";
-    let Some(python) = needs(name) else { return };
-    let has_client = Command::new(&python).args(["-c", "import openai"]).stderr(Stdio::null()).status();
-    if !has_client.is_ok_and(|status| status.success()) {
-        assert!(!is_ci(), "this needs Python's package openai");
-        println!("skipped: {name} (it needs Python's package openai)");
+/// A cell with llama.cpp's server, and one whose answers are all cut: what clients are tried on.
+fn clients(test: &str, has: impl FnOnce(&Path) -> bool, what: &str, run: impl FnOnce(&Path, [&str; 4])) {
+    let Some(python) = needs(test) else { return };
+    if !has(&python) {
+        assert!(!is_ci(), "this needs {what}");
+        println!("skipped: {test} (it needs {what})");
         return;
     }
     let llama = Llama::start(FAST, "grove-tiny", 2);
-    let at = TempDir::new("ai-openai");
-    let cell = cell(&at, "ann", &[llama.url()]);
+    let fault = Fault::before(llama.port);
+    fault.cut_after.store(5, Ordering::SeqCst);
+    fault.cuts_left.store(usize::MAX, Ordering::SeqCst);
+    let at = TempDir::new("ai-clients");
+    let (a, b) = (cell(&at, "ann", &[llama.url()]), cell(&at, "bob", &[fault.url()]));
+    let base = |cell: &Cell| {
+        wait_backends(cell, 1);
+        let key = cell.cli(["ai", "--new-key", "client"]).ok().out.trim().to_owned();
+        (format!("http://127.0.0.1:{}/v1", cell.port()), key)
+    };
+    let ((base, key), (broken_base, broken_key)) = (base(&a), base(&b));
+    run(&python, [&base, &key, &broken_base, &broken_key]);
+    // Whatever a client gave up, nobody works on it. llm closes nothing before its end, and by then all has been said.
+    assert!(test.starts_with("llm") || metric(&a, "grove_ai_cancelled_total") >= 1);
+    wait_for("the slots are free", || (llama.busy_slots() == 0).then_some(()));
+}
+
+fn runs(command: &mut Command) {
+    let said = command.output().unwrap();
+    let (out, why) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert!(said.status.success() && out.trim() == "ok", "{out}{why}");
+}
+
+/// The Python has this package.
+fn has_module(python: &Path, name: &str) -> bool {
+    let asked = Command::new(python).args(["-c", &format!("import {name}")]).stderr(Stdio::null()).status();
+    asked.is_ok_and(|status| status.success())
+}
+
+/// Node.js is there, and the packages of `tests/ai/package-lock.json` are.
+fn has_node() -> bool {
+    let has_package = script("node_modules/openai").exists() && script("node_modules/ai").exists();
+    has_package && Command::new("node").arg("--version").stdout(Stdio::null()).status().is_ok()
+}
+
+const NODE: &str = "Node.js and what tests/ai/package-lock.json names: npm ci --prefix tests/ai";
+
+#[test]
+fn openais_client_for_python_streams_exact_tokens_and_knows_the_errors() {
+    let name = "openais_client_for_python_streams_exact_tokens_and_knows_the_errors";
+    let has = |python: &Path| has_module(python, "openai");
+    clients(name, has, "Python's package openai", |python, args| {
+        runs(Command::new(python).arg(script("openai_client.py")).args(args));
+    });
+}
+
+#[test]
+fn llm_streams_exact_tokens_and_knows_the_errors() {
+    let name = "llm_streams_exact_tokens_and_knows_the_errors";
+    let folder = TempDir::new("ai-llm");
+    clients(
+        name,
+        |python| has_module(python, "llm"),
+        "Python's package llm",
+        |python, args| {
+            runs(Command::new(python).arg(script("llm_client.py")).args(args).arg(folder.path()));
+        },
+    );
+}
+
+#[test]
+fn openais_client_for_javascript_streams_exact_tokens_and_knows_the_errors() {
+    let name = "openais_client_for_javascript_streams_exact_tokens_and_knows_the_errors";
+    clients(
+        name,
+        |_| has_node(),
+        NODE,
+        |_, args| {
+            runs(Command::new("node").arg(script("openai_client.mjs")).args(args));
+        },
+    );
+}
+
+#[test]
+fn the_ai_sdk_streams_exact_tokens_and_knows_the_errors() {
+    let name = "the_ai_sdk_streams_exact_tokens_and_knows_the_errors";
+    clients(
+        name,
+        |_| has_node(),
+        NODE,
+        |_, args| {
+            runs(Command::new("node").arg(script("ai_sdk_client.mjs")).args(args));
+        },
+    );
+}
+
+/// Numbers for texts where a server makes them, here and at a friend's; a clean error where none does.
+#[test]
+fn embeddings_are_those_of_the_server_that_makes_them() {
+    let Some(_) = needs("embeddings_are_those_of_the_server_that_makes_them") else { return };
+    let (chats, embeds) = (Llama::start(FAST, "grove-tiny", 1), Llama::embedding(FAST, "grove-embed"));
+    let at = TempDir::new("ai-embed");
+    let (a, b) = (cell(&at, "ann", &[]), cell(&at, "bob", &[chats.url(), embeds.url()]));
+    wait_backends(&b, 2);
+    let body = |model: &str| format!(r#"{{"model":"{model}","input":["count","hello there","count"]}}"#);
+    let direct = post(embeds.port, "/v1/embeddings", &body("grove-embed"));
+    let wanted = vectors(&object(&direct.1));
+    assert!(direct.0 == 200 && wanted.len() == 3 && wanted[0] == wanted[2] && wanted[0] != wanted[1]);
+    let ask_for = |cell: &Cell, body: &str| {
+        let heard = ask_until(cell, "/v1/embeddings", body, |_| true);
+        (heard.status, object(&heard.raw))
+    };
+    // "auto" finds the server that can, whoever is asked first.
+    for model in ["grove-embed", "auto"] {
+        let (status, told) = ask_for(&b, &body(model));
+        assert_eq!(status, 200, "{}", json::to_string(&told));
+        assert_eq!((vectors(&told), text(&told, "grove.cell")), (wanted.clone(), "bob".into()));
+    }
+    is_whole(&ask(&b, &count_body(9, "")), 9);
+    let (status, told) = ask_for(&b, &body("grove-tiny"));
+    assert_eq!((status, text(&told, "error.code")), (404, "not_supported".into()));
+    assert!(text(&told, "error.message").contains("embedding"), "{}", json::to_string(&told));
+    assert_eq!(ask_for(&b, r#"{"model":"grove-embed"}"#).0, 400);
+
+    befriend(&a, &b, true);
+    wait_backends(&a, 1);
+    let (status, told) = ask_for(&a, &body("grove-embed"));
+    assert_eq!((status, vectors(&told), text(&told, "grove.cell")), (200, wanted, "bob".into()));
+    let (status, told) = ask_for(&a, &body("grove-tiny"));
+    assert_eq!((status, text(&told, "error.code")), (404, "not_supported".into()));
+    is_whole(&ask(&a, &count_body(9, "")), 9);
+}
+
+fn vectors(told: &Object) -> Vec<String> {
+    let vector = |item: &Value| match item {
+        Value::Object(item) => json::to_string(&item["embedding"]),
+        _ => String::new(),
+    };
+    items(told, "data").iter().map(vector).collect()
+}
+
+/// An offer for two hours of the day: used in them, not before and not after, while both cells run.
+#[test]
+fn an_offer_holds_in_its_hours_only() {
+    let Some(_) = needs("an_offer_holds_in_its_hours_only") else { return };
+    const RATE: u64 = 600;
+    const HOUR_S: u64 = 3600;
+    let llama = Llama::start(FAST, "grove-tiny", 2);
+    let at = TempDir::new("ai-hours");
+    let (a, mut b) = (cell(&at, "ann", &[]), cell(&at, "bob", &[llama.url()]));
+    wait_backends(&b, 1);
+    befriend(&a, &b, true);
+    wait_backends(&a, 1);
+    b.cli(["ai", "--offer", "ann", "--hours", "13-15", "--tokens", "0"]).ok();
+    b.stop();
+    // Half past eleven on some day; an hour is six seconds.
+    let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let now = since_epoch() as u64;
+    let start = (now / (24 * HOUR_S) + 2) * 24 * HOUR_S + 11 * HOUR_S + HOUR_S / 2;
+    let begin = (now * RATE - start) / (RATE - 1);
+    let hour = || {
+        let wall = begin as f64 + (since_epoch() - begin as f64) * RATE as f64;
+        (wall / HOUR_S as f64) as u64 % 24
+    };
+    b.env = vec![("GROVE_TEST_CLOCK".into(), format!("{begin}:{RATE}")), ("TZ".into(), "UTC0".into())];
+    b.run();
+    let mut seen = Vec::new();
+    wait_for("the hours come and go", || {
+        let before = hour();
+        let heard = ask(&a, &count_body(3, ""));
+        let after = hour();
+        // Where it turns meanwhile, either is right.
+        if before == after {
+            let answers = heard.status == 200;
+            let is_open = (13..15).contains(&before);
+            assert!(!answers || is_open, "answered at {before}");
+            if answers {
+                is_whole(&heard, 3);
+            } else {
+                assert!([503, 404].contains(&heard.status), "{heard:?}");
+            }
+            if seen.last() != Some(&(is_open, answers)) {
+                seen.push((is_open, answers));
+            }
+        }
+        (seen.contains(&(true, true)) && seen.last() == Some(&(false, false))).then_some(())
+    });
+    println!("{seen:?}");
+    assert_eq!(seen.first(), Some(&(false, false)), "it began before");
+}
+
+/// A server behind TLS whose certificate nobody vouches for: not believed, unless its hash stands behind the address.
+#[test]
+fn a_server_behind_tls_is_believed_by_its_certificate() {
+    let name = "a_server_behind_tls_is_believed_by_its_certificate";
+    let Some(python) = needs(name) else { return };
+    let at = TempDir::new("ai-tls");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+        .args(["-days", "2", "-subj", "/CN=model.test", "-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(at.path())
+        .stderr(Stdio::null())
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        assert!(!is_ci(), "this needs openssl");
+        println!("skipped: {name} (it needs openssl)");
+        return;
+    }
+    let mut tell = Command::new("openssl");
+    tell.args(["x509", "-in", "cert.pem", "-outform", "DER"]).current_dir(at.path());
+    let hash = grove::id::hex(&grove::keys::sha256(&tell.output().unwrap().stdout));
+    let llama = Llama::on(free_port(), model(FAST), "grove-tiny", 1, Some("s3cret"));
+    let port = free_port();
+    let mut proxy = Command::new(&python);
+    proxy.arg(script("tls_proxy.py")).args([&port.to_string(), &llama.port.to_string()]).arg(at.path());
+    let _proxy = Ended(proxy.spawn().unwrap());
+    wait_for("the proxy listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+    let cell = cell(&at, "ann", &[]);
+    let plain = format!("https://127.0.0.1:{port}");
+    let pinned = format!("{plain}#cert:{hash}");
+    let error =
+        |url: &str| text(&cell.post("/ai/test", &format!(r#"{{"url":"{url}","key":"s3cret"}}"#)), "error");
+    // What is said is enough to go on: the hash to be compared.
+    let why = error(&plain);
+    assert!(why.contains("vouches") && why.contains(&format!("#cert:{hash}")), "{why}");
+    let why = error(&format!("{plain}#cert:{}", "00".repeat(32)));
+    assert!(why.contains("certificate") && !why.contains(&hash), "{why}");
+    assert_eq!(error(&pinned), "");
+    cell.cli(["ai", "--add-backend", &pinned, "--key", "s3cret"]).ok();
     wait_backends(&cell, 1);
-    let key = cell.cli(["ai", "--new-key", "client"]).ok().out.trim().to_owned();
-    let base = format!("http://127.0.0.1:{}/v1", cell.port());
-    let said = Command::new(&python).arg(script("openai_client.py")).args([&base, &key]).output().unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    is_whole(&ask(&cell, &count_body(300, "")), 300);
+    // Going away is heard through TLS, too.
+    let heard = ask_until(&cell, "/v1/chat/completions", &count_body(999, ""), |text| text != " 20");
+    assert_eq!(heard.text, counted(20));
+    wait_for("it was given up", || (metric(&cell, "grove_ai_cancelled_total") == 1).then_some(()));
+    is_whole(&ask(&cell, &count_body(9, "")), 9);
+    cell.cli(["ai", "--remove-backend", &pinned]).ok();
+    assert_eq!(ask(&cell, &count_body(9, "")).status, 503);
+}
+
+/// A program that ends with this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Ollama's protocol, by an emulator in front of llama.cpp's server: it is not Ollama.
@@ -931,13 +877,6 @@ fn ollamas_protocol_is_spoken() {
     emulator.env("EXTRA_MODELS", "grove/grove-tiny").stdout(Stdio::null()).stderr(Stdio::null());
     let at = TempDir::new("ai-ollama");
     emulator.current_dir(at.path()).env("HOME", at.path());
-    struct Ended(Child);
-    impl Drop for Ended {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
     let _emulator = Ended(emulator.spawn().unwrap());
     wait_for("the emulator is there", || (get(port, "/api/version").ok()?.0 == 200).then_some(()));
     let cell = cell(&at, "ann", &[format!("http://127.0.0.1:{port}")]);
@@ -951,43 +890,6 @@ fn ollamas_protocol_is_spoken() {
     assert!(heard.finish == "stop" || heard.finish == "length");
 }
 
-/// Sends what a test says to whoever asks for an answer, and llama.cpp's words about itself to whoever asks for those.
-fn hostile(answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let answer = Arc::new(answer);
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { continue };
-            let answer = Arc::clone(&answer);
-            thread::spawn(move || {
-                let mut request = [0; 65_536];
-                let read = stream.read(&mut request).unwrap_or(0);
-                let request = String::from_utf8_lossy(&request[..read]).into_owned();
-                let told = match request.split(' ').nth(1).unwrap_or_default() {
-                    "/props" => r#"{"total_slots":4,"default_generation_settings":{"n_ctx":4096}}"#,
-                    "/v1/models" => r#"{"data":[{"id":"grove-tiny","meta":{"n_params":1000000}}]}"#,
-                    "/slots" => "[]",
-                    "/health" => r#"{"status":"ok"}"#,
-                    "/v1/chat/completions" => return answer(&mut stream),
-                    _ => "",
-                };
-                let status = if told.is_empty() { "404 Not Found" } else { "200 OK" };
-                let _ = stream.write_all(
-                    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{told}", told.len()).as_bytes(),
-                );
-            });
-        }
-    });
-    port
-}
-
-fn rss_kib(cell: &Cell) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", cell.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
-}
-
 #[test]
 fn a_hostile_server_is_one_clean_error_and_memory_stays_flat() {
     let at = TempDir::new("ai-hostile");
@@ -999,7 +901,7 @@ fn a_hostile_server_is_one_clean_error_and_memory_stays_flat() {
     };
     let (good, turn) = (chunk(" 1"), Arc::new(AtomicUsize::new(0)));
     let which = Arc::clone(&turn);
-    let port = hostile(move |stream| {
+    let port = hostile(move |stream, _| {
         let _ = stream.write_all(head);
         let _ = stream.write_all(good.as_bytes());
         let flood = |stream: &mut TcpStream, piece: &[u8]| {
@@ -1054,7 +956,7 @@ fn a_hostile_server_is_one_clean_error_and_memory_stays_flat() {
 fn many_streams_cost_little_and_the_faster_one_answers() {
     // One writes ten times as fast as the other.
     let writes = |pause: u64| {
-        hostile(move |stream| {
+        hostile(move |stream, _| {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
             for n in 1..=20 {
                 let finish = if n == 20 { "\"stop\"" } else { "null" };

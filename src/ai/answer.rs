@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use smol::channel::{Receiver, Sender};
 
-use super::desk::{Choice, Desk, Place, Resumes, Source};
+use super::desk::{Backend, Choice, Desk, Place, Resumes, Source};
 use super::form::{ApiError, Ask, Failure, Name, Part, Timings, Usage, Wanted};
 use super::resume::Strip;
 use super::router;
@@ -32,14 +32,27 @@ const HOPE_MAX: Duration = Duration::from_secs(6);
 const HOPE_PAUSE: Duration = Duration::from_millis(150);
 /// Somebody seen so lately may be back in a moment.
 const SEEN_LATELY: Duration = Duration::from_secs(60);
-/// What comes behind the end is waited for so long.
+/// What comes behind the end is waited for so long in all.
 const TAIL_MAX: Duration = Duration::from_millis(500);
 /// Text that is kept so that an answer can be gone on with. Bytes.
 const WRITTEN_MAX: usize = 1 << 20;
 /// A longer answer is broken off. Bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// Parts in a row in which nothing is said.
+const EMPTY_MAX: u32 = 10_000;
+/// A friend who gives signs of life and says nothing is borne with for so long where somebody else could answer, and for so
+/// many times the time that was expected.
+const WORDLESS_MIN: Duration = Duration::from_secs(12);
+const WORDLESS_TIMES: f64 = 10.0;
+/// In no case longer.
+const WORDLESS_MAX: Duration = Duration::from_secs(1800);
+/// A friend for whom the client did not wait, for so long and so many times the time that was expected, counts as failed.
+const UNHEARD_MIN: Duration = Duration::from_secs(2);
+const UNHEARD_TIMES: f64 = 3.0;
 /// Speeds of shorter answers tell nothing. Tokens.
 const MEASURED_MIN: u32 = 8;
+/// Unless they took so long.
+const MEASURED_LONG_S: f64 = 0.5;
 /// Of shorter prompts neither.
 const PROMPT_MEASURED_MIN: u32 = 64;
 
@@ -71,8 +84,68 @@ struct Running {
     began: Instant,
     first: Option<Instant>,
     last: Instant,
+    /// How long it was listened to since it last said something. While a client does not read nobody listens.
+    unspoken: Duration,
+    /// So long it may say nothing, where somebody else could answer.
+    patience: Duration,
+    empties: u32,
     tokens: u32,
     _place: Place,
+}
+
+impl Running {
+    /// Tokens a second, as they came.
+    fn counted(&self) -> Option<f64> {
+        let wrote = self.last.duration_since(self.first?).as_secs_f64();
+        let tells = self.tokens >= MEASURED_MIN || (self.tokens >= 2 && wrote >= MEASURED_LONG_S);
+        (tells && wrote > 0.0).then(|| f64::from(self.tokens - 1) / wrote)
+    }
+
+    /// The client has gone before the end: what was seen of whoever kept it waiting is noted.
+    fn note_unheard(&self, now: Instant) {
+        let backend = &self.choice.backend;
+        if backend.is_own() {
+            return;
+        }
+        let load = backend.load();
+        let expected = self.expected_s(self.tokens.max(1));
+        if self.first.is_none() {
+            return note_no_word(backend, expected, self.began, now);
+        }
+        // How long a client takes to read what is there is no matter of the backend: to the last word only.
+        let taken = self.last.duration_since(self.began).as_secs_f64();
+        if let Some(rate) = self.counted() {
+            let mut decode = load.decode.get();
+            decode.add(rate);
+            load.decode.set(decode);
+        }
+        if taken > expected {
+            load.note_time(expected, taken);
+        }
+    }
+
+    /// When an answer of so many tokens was expected to be there.
+    fn expected_s(&self, tokens: u32) -> f64 {
+        router::finish_s(&self.choice.facts, &router::Need { answer: tokens, ..self.choice.need })
+    }
+}
+
+/// The client has gone before there was a first word of a friend.
+fn note_no_word(friend: &Rc<dyn Backend>, expected_s: f64, began: Instant, now: Instant) {
+    let waited = now.saturating_duration_since(began);
+    if waited > UNHEARD_MIN && waited.as_secs_f64() > UNHEARD_TIMES * expected_s {
+        friend.load().note_failure("no word of it came in the time that was waited", now);
+    }
+}
+
+/// How long whoever was chosen may be silent while it gives signs of life. Servers of this cell's own are no liars.
+fn patience(choice: &Choice) -> Duration {
+    if choice.backend.is_own() {
+        return Duration::MAX;
+    }
+    let expected = router::finish_s(&choice.facts, &choice.need) * WORDLESS_TIMES;
+    let expected = if expected.is_finite() { expected.clamp(0.0, WORDLESS_MAX.as_secs_f64()) } else { 0.0 };
+    Duration::from_secs_f64(expected).max(WORDLESS_MIN)
 }
 
 /// An answer on its way. Dropping it stops whoever works on it.
@@ -81,6 +154,8 @@ pub struct Answer {
     ask: Rc<Ask>,
     name: Name,
     answerer: Answerer,
+    /// A friend is asked and has not said that it answers: when it was expected to be done, and since when.
+    starting: Option<(Rc<dyn Backend>, f64, Instant)>,
     running: Option<Running>,
     tried: Vec<u64>,
     written: String,
@@ -91,8 +166,10 @@ pub struct Answer {
     can_resume: bool,
     resumes: u32,
     has_begun: bool,
-    is_finished: bool,
+    finished: Option<Instant>,
     is_over: bool,
+    /// Friends who say that the request is wrong.
+    contradicted: Vec<Rc<dyn Backend>>,
     usage: Option<Usage>,
     failure: Option<Failure>,
     asked_at: Instant,
@@ -114,6 +191,7 @@ impl Answer {
             ask: Rc::new(ask),
             name: Name { id, created: wall, model: String::new() },
             answerer: Answerer::default(),
+            starting: None,
             running: None,
             tried: Vec::new(),
             written: String::new(),
@@ -122,8 +200,9 @@ impl Answer {
             bytes: 0,
             resumes: 0,
             has_begun: false,
-            is_finished: false,
+            finished: None,
             is_over: false,
+            contradicted: Vec::new(),
             usage: None,
             failure: None,
             asked_at: now,
@@ -200,13 +279,12 @@ impl Answer {
             }
             let outcome = self.listen().await;
             match outcome {
-                Ok(Some(part)) => {
-                    if let Some(part) = self.take(part)? {
-                        return Ok(Event::Part(part));
-                    }
-                }
-                Ok(None) if self.is_finished => self.finish(),
-                Err(_) if self.is_finished => self.finish(),
+                Ok(Some(part)) => match self.take(part) {
+                    Ok(Some(part)) => return Ok(Event::Part(part)),
+                    Ok(None) => {}
+                    Err(failure) => self.give_up(failure)?,
+                },
+                Ok(None) | Err(_) if self.finished.is_some() => self.finish(),
                 Ok(None) => self.give_up(Failure::Broken("it ended without an end".into()))?,
                 Err(failure) => self.give_up(failure)?,
             }
@@ -216,21 +294,32 @@ impl Answer {
 
     /// Waits for the next part of whoever answers now.
     async fn listen(&mut self) -> Result<Option<Part>, Failure> {
-        let Self { running, desk, ask, tried, guest, can_resume, has_begun, is_finished, .. } = self;
+        let Self { running, desk, ask, tried, guest, can_resume, has_begun, finished, .. } = self;
         let running = running.as_mut().expect("somebody answers");
         let backend = Rc::clone(&running.choice.backend);
-        if *is_finished {
-            return within(TAIL_MAX, running.source.next()).await.unwrap_or(Ok(None));
+        if let Some(at) = *finished {
+            let left = TAIL_MAX.saturating_sub(crate::world::since(at));
+            if left.is_zero() {
+                return Ok(None);
+            }
+            return within(left, running.source.next()).await.unwrap_or(Ok(None));
         }
         let is_guest = guest.is_some();
         let (goes_on, may) = (*has_begun, !*has_begun || *can_resume);
         let has_other = || may && desk.choose(ask, tried, goes_on, is_guest).is_some();
         let evicted = guest.as_ref().map(|(_, told)| told.clone());
+        let (from, unspoken, patience) = (instant(), running.unspoken, running.patience);
+        let is_wordless = || unspoken + crate::world::since(from) > patience;
+        // Whoever sends without saying anything is never silent.
+        if is_wordless() && has_other() {
+            return Err(wordless());
+        }
+        let source = &mut running.source;
         let work = async {
             match evicted {
-                None => running.source.next().await,
+                None => source.next().await,
                 Some(told) => {
-                    smol::future::or(running.source.next(), async {
+                    smol::future::or(source.next(), async {
                         let _ = told.recv().await;
                         Err(Failure::Busy("its own user needs it now".into()))
                     })
@@ -238,7 +327,9 @@ impl Answer {
                 }
             }
         };
-        patiently(work, || Rc::clone(&backend).check(), has_other).await?
+        let heard = patiently(work, || Rc::clone(&backend).check(), has_other, is_wordless).await;
+        running.unspoken = unspoken + crate::world::since(from);
+        heard?
     }
 
     /// Finds somebody who answers.
@@ -276,7 +367,12 @@ impl Answer {
             let (desk, ask, tried) = (&self.desk, &self.ask, &self.tried);
             let has_other = || desk.choose(ask, tried, so_far.is_some(), is_guest).is_some();
             let start = Rc::clone(&backend).start(Rc::clone(ask), choice.model.clone(), so_far.clone());
-            let started = patiently(start, || Rc::clone(&backend).check(), has_other).await;
+            let patience = patience(&choice);
+            let is_wordless = || crate::world::since(began) > patience;
+            self.starting = (!backend.is_own())
+                .then(|| (Rc::clone(&backend), router::finish_s(&choice.facts, &choice.need), began));
+            let started = patiently(start, || Rc::clone(&backend).check(), has_other, is_wordless).await;
+            self.starting = None;
             match started.and_then(|outcome| outcome) {
                 Ok(source) => {
                     if self.name.model.is_empty() {
@@ -292,6 +388,9 @@ impl Answer {
                         began,
                         first: None,
                         last: began,
+                        unspoken: Duration::ZERO,
+                        patience,
+                        empties: 0,
                         tokens: 0,
                         _place: place,
                     });
@@ -305,14 +404,12 @@ impl Answer {
         }
     }
 
-    fn note_failure(
-        &mut self,
-        backend: &Rc<dyn super::desk::Backend>,
-        failure: Failure,
-    ) -> Result<(), ApiError> {
+    fn note_failure(&mut self, backend: &Rc<dyn Backend>, failure: Failure) -> Result<(), ApiError> {
         let counts = &self.desk.counts;
         match &failure {
-            Failure::Refused(error) => return Err(error.clone()),
+            Failure::Refused(error) if backend.is_own() => return Err(error.clone()),
+            // That is what it says: another may find nothing wrong with it.
+            Failure::Refused(_) => self.contradicted.push(Rc::clone(backend)),
             Failure::Broken(why) => {
                 log::info!("{} does not answer: {why}", backend.label());
                 backend.load().note_failure(why, instant());
@@ -324,7 +421,8 @@ impl Answer {
         let says_less = matches!(
             (&self.failure, &failure),
             (Some(Failure::TooLong(_)), _)
-                | (Some(Failure::Broken(_)), Failure::Busy(_) | Failure::Lacking(_))
+                | (Some(Failure::Refused(_)), Failure::Busy(_) | Failure::Lacking(_))
+                | (Some(Failure::Broken(_)), Failure::Busy(_) | Failure::Lacking(_) | Failure::Refused(_))
         );
         if !says_less {
             self.failure = Some(failure);
@@ -411,7 +509,7 @@ impl Answer {
     }
 
     /// Takes a part in; what of it is for the client.
-    fn take(&mut self, mut part: Part) -> Result<Option<Part>, ApiError> {
+    fn take(&mut self, mut part: Part) -> Result<Option<Part>, Failure> {
         let running = self.running.as_mut().expect("somebody answers");
         running.last = instant();
         if let Some(usage) = part.usage {
@@ -420,7 +518,7 @@ impl Answer {
         if part.timings.decode.is_some() {
             running.timings = part.timings;
         }
-        if self.is_finished {
+        if self.finished.is_some() {
             // Behind the end there is nothing more to say.
             return Ok(None);
         }
@@ -428,18 +526,26 @@ impl Answer {
         if text != part.text {
             part.set_text(self.ask.kind, text);
         }
-        self.is_finished = part.finish.is_some();
+        self.finished = part.finish.is_some().then_some(running.last);
         if part.is_empty() {
-            return Ok(None);
+            running.empties += 1;
+            let is_noise = running.empties > EMPTY_MAX;
+            return if is_noise { Err(wordless()) } else { Ok(None) };
         }
+        running.empties = 0;
+        running.unspoken = Duration::ZERO;
         if !part.text.is_empty() || part.is_rich || part.whole.is_some() {
             running.first.get_or_insert(running.last);
             running.tokens += 1;
             self.tokens = self.tokens.saturating_add(1);
         }
         self.bytes += part.text.len().max(part.choices().len()) as u64;
-        if self.bytes > ANSWER_BYTES_MAX {
-            return Err(ApiError::new(502, "server_error", "too_long", "the answer does not end"));
+        let asked = self.ask.answer_max.filter(|_| self.ask.can_resume && !running.choice.backend.is_own());
+        // A token may come in more than one part where tools are called.
+        let is_more = asked.is_some_and(|max| self.tokens > max.saturating_mul(2).saturating_add(16));
+        if self.bytes > ANSWER_BYTES_MAX || is_more {
+            self.can_resume = false;
+            return Err(Failure::Broken("it does not end".into()));
         }
         self.can_resume &= !part.is_rich;
         if self.can_resume {
@@ -457,15 +563,14 @@ impl Answer {
     fn finish(&mut self) {
         self.is_over = true;
         let Some(running) = self.running.take() else { return };
+        let counted = running.counted();
+        let expected = running.expected_s(running.tokens);
         let Running { choice, timings, began, first, last, tokens, .. } = running;
         let load = choice.backend.load();
         load.note_life(instant());
-        let first = first.unwrap_or(last);
-        let (wrote, read) =
-            (last.duration_since(first).as_secs_f64(), first.duration_since(began).as_secs_f64());
+        let read = first.unwrap_or(last).duration_since(began).as_secs_f64();
         let is_own = choice.backend.is_own();
         let mut decode = load.decode.get();
-        let counted = (tokens >= MEASURED_MIN && wrote > 0.0).then(|| f64::from(tokens - 1) / wrote);
         // What a friend's cell tells is not believed.
         let told = timings.decode.filter(|_| is_own && tokens >= MEASURED_MIN);
         if let Some(rate) = told.or(counted) {
@@ -482,27 +587,42 @@ impl Answer {
                 load.prefill.set(prefill);
             }
         }
-        let need = router::Need { answer: tokens, ..choice.need };
-        load.note_time(router::finish_s(&choice.facts, &need), last.duration_since(began).as_secs_f64());
+        load.note_time(expected, last.duration_since(began).as_secs_f64());
         self.desk.note_answer(&self.ask, &choice.backend, self.tokens);
+        for liar in self.contradicted.drain(..) {
+            liar.load().note_failure("it refused what another one answered", instant());
+        }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
         if !self.is_over {
+            let now = instant();
+            if let Some((friend, expected_s, began)) = &self.starting {
+                note_no_word(friend, *expected_s, *began, now);
+            }
+            if let Some(running) = self.running.as_ref().filter(|_| self.finished.is_none()) {
+                running.note_unheard(now);
+            }
             let cancelled = &self.desk.counts.cancelled;
             cancelled.set(cancelled.get() + 1);
         }
     }
 }
 
-/// What `work` gives. While it is silent a sign of life is asked for beside; whoever gives none is given up where somebody
-/// else could answer, and waited for where nobody could.
+/// It is there, and that is all.
+fn wordless() -> Failure {
+    Failure::Broken("it gives signs of life, and says nothing".into())
+}
+
+/// What `work` gives. While it is silent a sign of life is asked for beside; whoever gives none, or is wordless for too long,
+/// is given up where somebody else could answer, and waited for where nobody could.
 async fn patiently<T, C>(
     work: impl Future<Output = T>,
     check: impl Fn() -> C,
     has_other: impl Fn() -> bool,
+    is_wordless: impl Fn() -> bool,
 ) -> Result<T, Failure>
 where
     C: Future<Output = bool>,
@@ -526,6 +646,7 @@ where
         let lives = smol::future::or(async { Err(work.as_mut().await) }, async { Ok(checked.await) }).await;
         match lives {
             Err(done) => return Ok(done),
+            Ok(Some(true)) if is_wordless() && has_other() => return Err(wordless()),
             Ok(Some(true)) => (dead_since, wait) = (None, QUIET_AGAIN),
             Ok(_) => {
                 // What was on its way while it was asked still counts.

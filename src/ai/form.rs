@@ -138,7 +138,9 @@ impl Failure {
             }
             401 | 403 => Self::Broken(format!("it wants another key: {message}")),
             404 | 405 | 501 => {
-                Self::Lacking(ApiError::new(404, "invalid_request_error", "model_not_found", message))
+                let is_told = status != 404 || code == "not_supported";
+                let code = if is_told { "not_supported" } else { "model_not_found" };
+                Self::Lacking(ApiError::new(404, "invalid_request_error", code, message))
             }
             429 | 503 => Self::Busy(message),
             _ => Self::Broken(format!("it answered with status {status}: {message}")),
@@ -621,6 +623,16 @@ impl Part {
             None if part.usage.is_some() => return Ok(Some(part)),
             _ => return Err(broken("it has no choices")),
         };
+        let is_choice = |choice: &Value| match choice {
+            Value::Object(choice) => {
+                matches!(choice.get("delta"), None | Some(Value::Object(_) | Value::Null))
+                    && matches!(choice.get("finish_reason"), None | Some(Value::String(_) | Value::Null))
+            }
+            _ => false,
+        };
+        if !choices.iter().all(is_choice) {
+            return Err(broken("a choice makes no sense"));
+        }
         part.look_at(kind, choices);
         Ok(Some(part))
     }
@@ -699,12 +711,16 @@ impl Part {
     }
 
     /// A part that is the whole answer.
-    pub fn whole(text: String) -> Result<Self, Failure> {
+    pub fn whole(kind: Kind, text: String) -> Result<Self, Failure> {
         let broken = |why: &str| Failure::Broken(format!("its answer is not understood: {why}"));
         let (members, object) = json::read(&text).map_err(broken)?;
         if object.contains_key("error") {
             let (message, ..) = error_words(&object);
             return Err(Failure::Broken(cut(&message, 500)));
+        }
+        let key = if kind == Kind::Embeddings { "data" } else { "choices" };
+        if json::items(&object, key).is_none_or(|items| items.is_empty()) {
+            return Err(broken("there is nothing in it"));
         }
         Ok(Self {
             members,
@@ -765,7 +781,10 @@ impl Part {
         let mut sent = self.members.clone();
         let object = if kind == Kind::Chat { "\"chat.completion.chunk\"" } else { "\"text_completion\"" };
         name.put(&mut sent, object);
-        sent.remove("usage");
+        // Nor is who answers for whoever answers to say.
+        for key in ["usage", "grove"] {
+            sent.remove(key);
+        }
         if let Some(grove) = grove {
             sent.set("grove", grove);
         }
@@ -1065,7 +1084,9 @@ mod tests {
         assert_eq!(usage.usage, Some(Usage { prompt: 3, answer: 4 }));
         assert!(part(r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#).is_rich);
         assert!(Part::from_openai(Kind::Chat, "[DONE]").unwrap().is_none());
-        for bad in ["{", "[]", "{}", r#"{"error":{"message":"x"}}"#, r#"{"choices":3}"#] {
+        let odd =
+            [r#"{"choices":[7]}"#, r#"{"choices":[{"delta":"x"}]}"#, r#"{"choices":[{"finish_reason":1}]}"#];
+        for bad in ["{", "[]", "{}", r#"{"error":{"message":"x"}}"#, r#"{"choices":3}"#].iter().chain(&odd) {
             assert!(matches!(Part::from_openai(Kind::Chat, bad), Err(Failure::Broken(_))), "{bad}");
         }
         let name = Name { id: "chatcmpl-1".into(), created: 7, model: "m".into() };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
+use super::book::CONCURRENT_MAX;
 use super::desk::{Backend, Load, Offer, Resumes, Source};
 use super::form::{Ask, Failure, Kind, MODEL_BYTES_MAX, Part};
 use super::router::{CLAIM_MAX, Facts};
@@ -241,7 +242,8 @@ impl Backend for Friend {
     fn offer(&self, ask: &Ask) -> Option<Offer> {
         let beat = self.beat()?;
         let assigned = self.load.in_flight.get();
-        let slots = u32::from(beat.slots).min(u32::from(beat.concurrent));
+        // Whatever it says: other things need the connection, too.
+        let slots = u32::from(beat.slots).min(u32::from(beat.concurrent)).min(CONCURRENT_MAX);
         if slots == 0 || assigned >= slots || beat.tokens_left < u64::from(ask.prompt_tokens) {
             return None;
         }
@@ -282,7 +284,7 @@ impl Backend for Friend {
                 return Err(Failure::Busy("the question is too long to be sent".into()));
             }
             let frames = self.peers.ask(self.peer, question).await?;
-            Ok(Box::new(FromFriend { kind: ask.kind, frames }) as Box<dyn Source>)
+            Ok(Box::new(FromFriend { kind: ask.kind, is_whole: ask.is_whole, frames }) as Box<dyn Source>)
         }
         .boxed_local()
     }
@@ -295,6 +297,8 @@ impl Backend for Friend {
 /// A friend's answer.
 struct FromFriend {
     kind: Kind,
+    /// It comes in one piece.
+    is_whole: bool,
     frames: Box<dyn Frames>,
 }
 
@@ -307,7 +311,9 @@ impl Source for FromFriend {
             let text = String::from_utf8(bytes).map_err(|_| odd())?;
             match frame {
                 Frame::End => Ok(None),
-                Frame::Whole => Part::whole(text).map(Some),
+                Frame::Whole if self.is_whole => Part::whole(self.kind, text).map(Some),
+                Frame::Whole => Err(odd()),
+                Frame::Part if self.is_whole => Err(odd()),
                 Frame::Part => match Part::from_openai(self.kind, &text)? {
                     Some(part) => Ok(Some(part)),
                     None => Err(odd()),
@@ -439,6 +445,8 @@ mod tests {
             vec![a.clone(), (4, b"{\"status\":503,\"error\":{\"message\":\"gone\"}}".to_vec())],
             vec![(1, " ".repeat(PART_BYTES_MAX).into_bytes())],
             vec![(1, format!("{{\"choices\":{}", "[".repeat(100_000)).into_bytes())],
+            // A whole where parts were asked for.
+            vec![(2, b"{\"choices\":[{\"message\":{\"content\":\"x\"}}]}".to_vec()), over.clone()],
         ];
         for frames in hostile {
             let why = hear(frames).unwrap_err();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::TcpStream;
 
+use crate::id::{hex, unhex};
 use crate::wire::{BoxStream, within};
 
 /// Head of an answer, in bytes.
@@ -28,19 +29,28 @@ const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 /// A URL, in bytes.
 const URL_BYTES_MAX: usize = 512;
 
-/// Where a server is: `http://host:port/base`.
+/// Before the hash of a certificate, behind the address.
+const CERTIFICATE: &str = "#cert:";
+
+/// Where a server is: `http://host:port/base`. Behind `https://…` there may be `#cert:` and the SHA-256 of the only certificate
+/// that is accepted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Url {
     is_tls: bool,
     host: String,
     port: u16,
     base: String,
+    certificate: Option<[u8; 32]>,
 }
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.is_tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.base)
+        write!(f, "{scheme}://{}{}", self.authority(), self.base)?;
+        match &self.certificate {
+            Some(hash) => write!(f, "{CERTIFICATE}{}", hex(hash)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -63,6 +73,19 @@ impl Url {
             Some(("https", _)) => return Err("this program was built without TLS; use http://"),
             _ => return Err("the address must begin with http:// or https://"),
         };
+        let (rest, certificate) =
+            match rest.split_once(CERTIFICATE) {
+                Some((rest, hash)) if is_tls => {
+                    let hash = unhex(hash).and_then(|hash| hash.try_into().ok());
+                    (
+                        rest,
+                        Some(hash.ok_or(
+                            "behind #cert: comes the SHA-256 of a certificate, 64 hexadecimal digits",
+                        )?),
+                    )
+                }
+                _ => (rest, None),
+            };
         if rest.contains(['@', '?', '#', '\\', '"', '<', '>']) {
             return Err("the address must be of the form http://host:port");
         }
@@ -88,7 +111,7 @@ impl Url {
         };
         let base = base.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base).trim_end_matches('/');
-        Ok(Self { is_tls, host: host.to_ascii_lowercase(), port, base: base.to_owned() })
+        Ok(Self { is_tls, host: host.to_ascii_lowercase(), port, base: base.to_owned(), certificate })
     }
 
     fn authority(&self) -> String {
@@ -315,7 +338,8 @@ async fn connect(url: &Url) -> Result<BoxStream, HttpError> {
     }
     #[cfg(feature = "wss")]
     {
-        let wrapped = within(2 * CONNECT_TIME_MAX, crate::relay::over_tls(stream, &url.host)).await;
+        let wrapped =
+            within(2 * CONNECT_TIME_MAX, crate::relay::over_tls(stream, &url.host, url.certificate)).await;
         wrapped
             .unwrap_or_else(|| Err("it does not answer".to_owned()))
             .map_err(|why| HttpError::Connect(io::Error::other(why)))
@@ -465,6 +489,8 @@ mod tests {
         assert_eq!(shown("http://pc:8080/v1/").unwrap(), "http://pc:8080");
         assert_eq!(shown("http://PC").unwrap(), "http://pc:80");
         assert_eq!(shown("http://[::1]:11434/a/").unwrap(), "http://[::1]:11434/a");
+        let pinned = format!("https://pc:443/a#cert:{}", "0f".repeat(32));
+        assert_eq!(shown(&pinned.replace(":443/a", "/a/v1/")).unwrap(), pinned);
         assert!(Url::parse("http://[::1]:1").unwrap().is_loopback());
         assert!(Url::parse("http://localhost:1").unwrap().is_loopback());
         assert!(!Url::parse("http://10.0.0.1:1").unwrap().is_loopback());
@@ -480,6 +506,9 @@ mod tests {
             "http://pc\r\nX: y",
             "http://[::1",
             "http://:80",
+            "http://pc#cert:00",
+            "https://pc#cert:00",
+            "https://pc#x",
         ] {
             assert!(Url::parse(text).is_err(), "{text}");
         }

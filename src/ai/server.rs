@@ -375,7 +375,7 @@ impl Server {
         }
         self.load.note_life(instant());
         if ask.is_whole {
-            return Ok(Box::new(Whole(Some(response))));
+            return Ok(Box::new(Whole(ask.kind, Some(response))));
         }
         let form = if is_native { Form::Lines } else { Form::Events };
         Ok(Box::new(Streamed {
@@ -508,15 +508,15 @@ impl Source for Streamed {
 }
 
 /// An answer that comes in one piece.
-struct Whole(Option<Response>);
+struct Whole(Kind, Option<Response>);
 
 impl Source for Whole {
     fn next(&mut self) -> LocalBoxFuture<'_, Result<Option<Part>, Failure>> {
         async {
-            let Some(response) = self.0.take() else { return Ok(None) };
+            let Some(response) = self.1.take() else { return Ok(None) };
             let text =
                 response.text(WHOLE_BYTES_MAX).await.map_err(|why| Failure::Broken(why.to_string()))?;
-            Part::whole(text).map(Some)
+            Part::whole(self.0, text).map(Some)
         }
         .boxed_local()
     }

@@ -569,7 +569,8 @@ impl Service {
             }
             let beat = self.beat_for(&peer);
             let is_due = match self.told.borrow().get(&peer) {
-                None => !beat.models.is_empty(),
+                // It may still believe what was offered before this cell's last start, or before they were parted.
+                None => true,
                 Some((_, before)) if beat.models.is_empty() => !before.models.is_empty(),
                 Some((at, before)) => {
                     let is_old = crate::world::since(*at) >= Duration::from_secs(u64::from(before.every_s));

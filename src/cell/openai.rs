@@ -17,8 +17,8 @@ use crate::dashboard::api::{ApiRequest, ApiResponse, Body, Method, percent_encod
 use crate::pool;
 use crate::wire::within;
 
-/// Pieces of a stream that wait for the client.
-const PIECES_MAX: usize = 64;
+/// Pieces of a stream that wait for the client; each has at most 256 KiB.
+const PIECES_MAX: usize = 16;
 /// Headers go out after so long even if nobody has answered yet.
 const HEADERS_AFTER: Duration = Duration::from_secs(10);
 /// A word of no meaning each so often, so that nobody on the way takes the stream for dead.

@@ -507,6 +507,13 @@ fn prove(shared: &Shared, head: &Head) -> Via {
     if keys.is_some_and(|keys| keys(&hash)) { Via::Key(hash) } else { Via::Nothing }
 }
 
+/// The same as `unauthorized` in OpenAI's form, for programs that know no other.
+fn no_key() -> ApiResponse {
+    let text = "{\"error\":{\"message\":\"This needs a key of this cell: make one with `grove ai --new-key NAME`.\",\
+                \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"invalid_api_key\"}}";
+    ApiResponse::json_text(401, text.to_owned()).with_header("WWW-Authenticate", "Bearer")
+}
+
 /// Reads the body to its end and answers from here. True if another request may follow.
 async fn answer_directly(
     client: &mut Accepted,
@@ -527,6 +534,7 @@ async fn answer_directly(
     let seat;
     let response = match direct_request(client, head, via, body, place.address) {
         Err(response) => response,
+        Ok(_) if via == Via::Nothing && head.path().starts_with("/v1/") => no_key(),
         Ok(_) if via == Via::Nothing => unauthorized(),
         Ok(request) => {
             seat = take_seat(shared).ok_or(head::BUSY)?;

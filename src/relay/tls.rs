@@ -4,6 +4,7 @@
 //! only TLS passes. A certificate is accepted if the system's roots or Mozilla's vouch for it and its name, or if its
 //! hash is pinned. A hash in the URL is the only one that is accepted there.
 
+use std::io;
 use std::sync::Arc;
 
 use futures_rustls::TlsConnector;
@@ -17,13 +18,12 @@ use futures_rustls::rustls::crypto::{
 use futures_rustls::rustls::pki_types::pem::PemObject;
 use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use futures_rustls::rustls::sign::SigningKey;
-use futures_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use futures_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use smol::net::TcpStream;
 
 use super::Url;
 use super::client::Options;
+use crate::id::hex;
 use crate::keys::sha256;
 use crate::pool;
 use crate::wire::BoxStream;
@@ -43,16 +43,29 @@ pub(super) async fn wrap(stream: TcpStream, url: &Url, options: &Options) -> Res
     // Roots come from a file, and parsing them takes milliseconds.
     let config = pool::unblock(move || config(pins)).await.map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
+    stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| in_words(&error))
 }
 
-/// A TLS connection to a web server over `stream`: roots and name must vouch for it. The error is for people.
-pub(crate) async fn over_tls(stream: TcpStream, host: &str) -> Result<BoxStream, String> {
+/// A TLS connection to a web server over `stream`: it has the certificate of this SHA-256, or roots and name vouch for it. The
+/// error is for people.
+pub(crate) async fn over_tls(
+    stream: TcpStream,
+    host: &str,
+    certificate: Option<[u8; 32]>,
+) -> Result<BoxStream, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| "the host is no name".to_owned())?;
-    let config =
-        pool::unblock(|| config(Trust::Also(Vec::new()))).await.map_err(|error| error.to_string())?;
+    let trust = certificate.map_or(Trust::Also(Vec::new()), Trust::Only);
+    let config = pool::unblock(move || config(trust)).await.map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| error.to_string())
+    stream.map(|stream| Box::new(stream) as BoxStream).map_err(|error| in_words(&error))
+}
+
+/// What is wrong with a server's certificate is said in our own words.
+fn in_words(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Error::General(words)) => words.clone(),
+        _ => error.to_string(),
+    }
 }
 
 /// What a client needs that takes the certificate of this SHA-256 and no other.
@@ -152,9 +165,19 @@ impl ServerCertVerifier for Verifier {
         }
         match &self.roots {
             Some(roots) => {
-                roots.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                let verified =
+                    roots.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+                verified.map_err(|why| {
+                    let hash = hex(&sha256(end_entity));
+                    Error::General(format!(
+                        "nobody known here vouches for its certificate ({why}); if it is the right one, put #cert:{hash} \
+                         behind the address"
+                    ))
+                })
             }
-            None => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+            None => Err(Error::General(
+                "its certificate is not the one that #cert: names: it has changed, or somebody else answers there".into(),
+            )),
         }
     }
 

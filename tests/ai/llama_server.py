@@ -36,6 +36,7 @@ if options.alias:
     params.model_alias = {options.alias}
 if options.embedding:
     params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 key = os.environ.get("LLAMA_API_KEY")
 if key:
     params.api_keys = [key]

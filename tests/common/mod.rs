@@ -22,8 +22,10 @@ use grove::cli::client::{Client, ClientError};
 use grove::keys::{random, sha256};
 use miniserde::json::{self, Number, Object, Value};
 
+pub mod false_friend;
 pub mod feed;
 pub mod fleet;
+pub mod models;
 pub mod net;
 pub mod relayed;
 pub mod wire;

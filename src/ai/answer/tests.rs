@@ -4,7 +4,7 @@ use std::rc::Rc;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use super::*;
-use crate::ai::desk::{Backend, Load, Offer};
+use crate::ai::desk::{Load, Offer};
 use crate::ai::form::Kind;
 use crate::ai::router::Facts;
 use crate::world::Dice;
@@ -24,6 +24,12 @@ enum Act {
     Hang,
     /// Says things behind the end.
     Babble,
+    /// Does so for ever.
+    Endless,
+    /// Sends for ever, and says nothing.
+    Empty,
+    /// Says more and more.
+    More,
 }
 
 /// Counts to 30, going on with what it is given.
@@ -56,6 +62,8 @@ impl Counter {
 struct Pieces {
     parts: std::collections::VecDeque<Result<Option<Part>, Failure>>,
     hangs: bool,
+    /// Comes again and again behind them.
+    endless: Option<Part>,
 }
 
 impl Source for Pieces {
@@ -63,6 +71,10 @@ impl Source for Pieces {
         async {
             match self.parts.pop_front() {
                 Some(part) => part,
+                None if self.endless.is_some() => {
+                    Timer::after(Duration::from_micros(10)).await;
+                    Ok(self.endless.clone())
+                }
                 None if self.hangs => std::future::pending().await,
                 None => Ok(None),
             }
@@ -139,6 +151,7 @@ impl Backend for Counter {
             };
             let mut parts = std::collections::VecDeque::new();
             let mut hangs = false;
+            let mut endless = None;
             if self.resumes == Resumes::Repeating && !echo.is_empty() {
                 parts.push_back(Ok(Some(chunk(&echo, None))));
             }
@@ -162,8 +175,18 @@ impl Backend for Counter {
                     parts.push_back(Ok(Some(chunk(" and more", None))));
                     parts.push_back(Err(Failure::Broken("noise".into())));
                 }
+                Act::Endless => {
+                    parts.extend(numbers(LAST));
+                    parts.push_back(Ok(Some(chunk("", Some("stop")))));
+                    endless = Some(chunk(" and more", None));
+                }
+                Act::Empty => endless = Some(chunk("", None)),
+                Act::More => {
+                    parts.extend(numbers(LAST));
+                    endless = Some(chunk(" and more", None));
+                }
             }
-            Ok(Box::new(Pieces { parts, hangs }) as Box<dyn Source>)
+            Ok(Box::new(Pieces { parts, hangs, endless }) as Box<dyn Source>)
         }
         .boxed_local()
     }
@@ -270,6 +293,70 @@ fn nothing_is_said_behind_the_end() {
 }
 
 #[test]
+fn what_is_sent_without_end_ends() {
+    // Behind the end of the answer, it is whole; it is waited for a moment only.
+    let desk = desk(&[Counter::new(1, Repeating, &[Act::Endless])]);
+    assert_eq!(hear(Answer::new(&desk, ask(COUNT), 0)), (counted(), Ok(())));
+    // Without a word, another one answers.
+    let desk = self::desk(&[Counter::new(1, Never, &[Act::Empty]), Counter::new(2, Never, &[Act::Whole])]);
+    assert_eq!(hear(Answer::new(&desk, ask(COUNT), 0)), (counted(), Ok(())));
+    // A friend says more than was asked for.
+    let desk = self::desk(&[friend(1, Act::More), Counter::new(2, Repeating, &[Act::Whole])]);
+    let body = r#"{"messages":[{"role":"user","content":"count"}],"max_tokens":20}"#;
+    let (text, end) = hear(Answer::new(&desk, ask(body), 0));
+    assert!(text.starts_with(&counted()) && text.len() < 400, "{text}");
+    assert_eq!(end.unwrap_err().code, "broke_off");
+}
+
+fn friend(id: u64, act: Act) -> Rc<Counter> {
+    Rc::new(Counter { is_own: false, ..Rc::into_inner(Counter::new(id, Never, &[act])).unwrap() })
+}
+
+#[test]
+fn a_friend_who_finds_fault_with_a_request_is_not_the_last_to_be_asked() {
+    let refused = || Act::Fail(Failure::Refused(ApiError::bad("no")));
+    let first = friend(1, refused());
+    let desk = desk(&[Rc::clone(&first), Counter::new(2, Never, &[Act::Whole])]);
+    assert_eq!(hear(Answer::new(&desk, ask(COUNT), 0)), (counted(), Ok(())));
+    assert!(first.load.is_down(instant()), "it was contradicted");
+    // Where nobody else is, that is what is said.
+    let (first, second) = (friend(1, refused()), friend(2, Act::Fail(Failure::Busy("b".into()))));
+    let desk = self::desk(&[Rc::clone(&first), second]);
+    assert_eq!(hear(Answer::new(&desk, ask(COUNT), 0)).1.unwrap_err().message, "no");
+    assert!(!first.load.is_down(instant()));
+}
+
+#[test]
+fn what_was_seen_of_a_friend_counts_though_the_client_has_gone() {
+    let slow = friend(1, Act::Empty);
+    let desk = desk(&[Rc::clone(&slow)]);
+    let choice = desk.choose(&ask(COUNT), &[], false, false).unwrap();
+    let began = instant().checked_sub(Duration::from_secs(9)).unwrap();
+    let place = Place::take(&choice.backend, 1, None);
+    let mut running = Running {
+        patience: patience(&choice),
+        choice,
+        source: Box::new(Pieces { parts: Default::default(), hangs: true, endless: None }),
+        strip: Strip::default(),
+        timings: Timings::default(),
+        began,
+        first: Some(began),
+        last: began + Duration::from_secs(6),
+        unspoken: Duration::ZERO,
+        empties: 0,
+        tokens: 4,
+        _place: place,
+    };
+    assert!(running.patience >= WORDLESS_MIN, "a friend is borne with for a while");
+    running.note_unheard(instant());
+    assert_eq!(slow.load.decode.get().get(), Some(0.5));
+    assert!(slow.load.late() > 2.0 && !slow.load.is_down(instant()));
+    running.first = None;
+    running.note_unheard(instant());
+    assert!(slow.load.is_down(instant()), "it had not said a word");
+}
+
+#[test]
 fn wrong_requests_are_not_passed_around() {
     let refused = Failure::Refused(ApiError::bad("no"));
     let (first, second) =
@@ -319,8 +406,7 @@ fn silence_without_a_sign_of_life_is_given_up_within_two_seconds() {
 
 #[test]
 fn what_stays_here_never_goes_to_a_friend() {
-    let friend =
-        Rc::new(Counter { is_own: false, ..Rc::into_inner(Counter::new(1, Never, &[Act::Whole])).unwrap() });
+    let friend = friend(1, Act::Whole);
     let desk = desk(&[Rc::clone(&friend)]);
     let body = r#"{"messages":[{"role":"user","content":"q"}],"grove":{"only_here":true}}"#;
     assert_eq!(hear(Answer::new(&desk, ask(body), 0)).1.unwrap_err().status, 503);
