@@ -331,8 +331,8 @@ pub fn settle(vault: &Vault) -> Result<bool, VaultError> {
     if counting.asked == vault.db.read(|t| t.meta_u64(ASKED))? && now < counting.again_at {
         return Ok(false);
     }
-    count(vault)?;
-    counting.asked = vault.db.read(|t| t.meta_u64(ASKED))?;
+    // What is asked for while it goes on is another count.
+    counting.asked = count(vault)?;
     counting.again_at = now + AGAIN_S;
     Ok(vault.db.read(|t| is_settled(vault, t))?)
 }
@@ -344,7 +344,8 @@ pub struct Counting {
     again_at: u64,
 }
 
-fn count(vault: &Vault) -> Result<(), VaultError> {
+/// Counts; gives how often it had been asked for.
+fn count(vault: &Vault) -> Result<Option<u64>, VaultError> {
     let (numbers, asked, until) = {
         let _placing = vault.placing();
         *vault.raised() = Some(Marks::default());
@@ -367,7 +368,7 @@ fn count(vault: &Vault) -> Result<(), VaultError> {
         Ok(())
     });
     *vault.raised() = None;
-    outcome
+    outcome.map(|()| asked)
 }
 
 /// Which chunks are named by files that want so much, and whether all lists could be read.
