@@ -56,6 +56,8 @@ pub enum RecordKind {
     Chat = 11,
     /// A run of the program that published: its random id → version u8 = 1, u64 number of its first record.
     Run = 12,
+    /// A folder's own number of copies: its file id → version u8 = 1, copies u8.
+    Copies = 13,
 }
 
 /// The key of a file version's record.

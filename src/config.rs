@@ -13,6 +13,8 @@ use crate::id::{CellId, unhex};
 
 // Limits that are not settings.
 
+/// Copies of a file in all, at most.
+pub const COPIES_MAX: u64 = 20;
 /// Chunk jobs at once, at most; also bounded by the cores.
 pub const JOBS_MAX: usize = 4;
 /// Threads of the blocking pool beyond chunk jobs, so that SQLite is never starved.
@@ -331,7 +333,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let rules = [
-            ("copies", (1..=20).contains(&self.copies), "from 1 to 20"),
+            ("copies", (1..=COPIES_MAX).contains(&self.copies), "from 1 to 20"),
             ("http.port", self.http_port <= 65_535, "a port, 0 to 65535"),
             ("peer.port", self.peer_port <= 65_535, "a port, 0 to 65535"),
             ("disk.reserve_percent", self.reserve_percent <= 90, "from 0 to 90"),

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use crate::catalog::{RecordKind, version_key_prefix};
 use crate::config::{COLD_S, RECORDS_PER_CHANGE, TRASH_S, UNKNOWN_CHUNKS_S};
+use crate::copies;
 use crate::files::import::EntryCursor;
 use crate::files::{brake, version};
 use crate::id::{ChunkName, FileId};
@@ -52,8 +53,11 @@ pub fn tidy(vault: &Vault) -> Result<Collected, VaultError> {
     thin_all(vault)?;
     keep_to_budget(vault)?;
     empty_trash(vault)?;
+    copies::tidy(vault)?;
     publish::publish(vault)?;
-    collect(vault)
+    let collected = collect(vault)?;
+    copies::settle(vault)?;
+    Ok(collected)
 }
 
 /// Collects what nothing needs. One at a time.
@@ -100,18 +104,27 @@ fn mark_all(vault: &Vault) -> Result<(), VaultError> {
 }
 
 fn mark_version(vault: &Vault, body: &[u8]) -> Result<(), VaultError> {
+    names_of(vault, body, &mut |names| mark_names(vault, names.into_iter()))
+}
+
+/// Calls `see` with all that a version's record names, some at a time: its chunks and lists first, then what is in the lists.
+pub fn names_of(
+    vault: &Vault,
+    body: &[u8],
+    see: &mut dyn FnMut(Vec<ChunkName>) -> Result<(), VaultError>,
+) -> Result<(), VaultError> {
     let parsed = Parsed::read(body)?;
-    mark_names(vault, parsed.chunks())?;
+    see(parsed.chunks().collect())?;
     if parsed.has_lists() {
         let manifest = Manifest::open(body, &vault.master, Check::Trusted)?;
         let mut names = Vec::new();
         for entry in EntryCursor::new(vault, &manifest) {
             names.extend(entry?.chunk());
             if names.len() >= RECORDS_PER_CHANGE {
-                mark_names(vault, names.drain(..))?;
+                see(std::mem::take(&mut names))?;
             }
         }
-        mark_names(vault, names.into_iter())?;
+        see(names)?;
     }
     Ok(())
 }

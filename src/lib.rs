@@ -21,6 +21,7 @@ pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod copies;
 pub mod cycle;
 pub mod damage;
 pub mod dashboard;

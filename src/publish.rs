@@ -15,6 +15,7 @@ use crate::catalog::{
 };
 use crate::codec::{BadBytes, Reader, Writer};
 use crate::config::RECORDS_PER_CHANGE;
+use crate::copies;
 use crate::files::version::{self, hash_of};
 use crate::id::{BodyHash, ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest};
@@ -326,6 +327,7 @@ pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
         }
     }
     place_in_folders(vault)?;
+    copies::ask_after_merge(vault)?;
     Ok(count)
 }
 
@@ -564,6 +566,7 @@ pub fn merge_head(
         vault.db.change(|t| some.iter().try_for_each(|file| resolve(vault, t, *file, common)))?;
     }
     place_in_folders(vault)?;
+    copies::ask_after_merge(vault)?;
     if new_life {
         let life = head.life.max(vault.life()) + 1;
         vault.db.change_durably(|t| -> Result<(), DbError> { t.set_meta_u64("life", u64::from(life)) })?;

@@ -117,6 +117,8 @@ pub struct Vault {
     placing: Mutex<()>,
     publishing: Mutex<()>,
     marks: Mutex<Option<Marks>>,
+    raised: Mutex<Option<Marks>>,
+    counting: Mutex<crate::copies::Counting>,
     large_imports: Arc<AtomicUsize>,
     tree_size: Mutex<TreeSize>,
     alerts: Mutex<AlertBook>,
@@ -212,6 +214,8 @@ impl Vault {
             placing: Mutex::new(()),
             publishing: Mutex::new(()),
             marks: Mutex::new(None),
+            raised: Mutex::new(None),
+            counting: Mutex::default(),
             large_imports: Arc::default(),
             tree_size: Mutex::default(),
             alerts: Mutex::new(AlertBook::load(&known_alerts, now)),
@@ -383,6 +387,28 @@ impl Vault {
         if let Some(marks) = self.marks().as_mut() {
             chunks.iter().for_each(|chunk| marks.set(*chunk));
         }
+    }
+
+    /// Chunks that came to want more while a count of copies wanted goes on (`copies`), if one does.
+    pub fn raised(&self) -> MutexGuard<'_, Option<Marks>> {
+        lock(&self.raised)
+    }
+
+    /// Tells a count of copies wanted that a chunk wants more, or as much as before.
+    pub fn note_raised(&self, chunk: ChunkId) {
+        if let Some(marks) = self.raised().as_mut() {
+            marks.set(chunk);
+        }
+    }
+
+    /// Whether a chunk came to want more while the count goes on.
+    pub fn is_raised(&self, chunk: ChunkId) -> bool {
+        self.raised().as_ref().is_none_or(|marks| marks.has(chunk))
+    }
+
+    /// One count of copies wanted at a time.
+    pub fn counting(&self) -> MutexGuard<'_, crate::copies::Counting> {
+        lock(&self.counting)
     }
 
     /// Files and bytes of the tree, less one file of `bytes` that is being deleted. Counted anew now and then: counting

@@ -249,3 +249,104 @@ fn a_drill_compares_what_peers_give_and_finds_what_they_lost() {
     });
     assert_eq!(ann.alert("drill-failed"), None);
 }
+
+/// Copies of a file, those wanted, and with how many peers it is or was.
+fn copies_of(cell: &Cell, path: &str) -> (u64, u64, usize) {
+    let file = first(&cell.get(&format!("/placement?path={}", path.replace('/', "%2F"))), "files");
+    (number(&file, "copies"), number(&file, "wanted"), items(&file, "holders").len())
+}
+
+fn wait_copies(cell: &Cell, path: &str, copies: u64) {
+    let wanted = (copies, copies, copies as usize - 1);
+    wait_for(&format!("{path} has {copies} copies"), || (copies_of(cell, path) == wanted).then_some(()));
+}
+
+#[test]
+fn a_folder_has_as_many_copies_as_its_own_number_says() {
+    let temp = TempDir::new("copies");
+    let mut chance = Chance::seeded("copies");
+    let mut ann = started(temp.path(), "ann", &[("copies", "2")]);
+    let (attic, bob) = (started(temp.path(), "attic", &[]), started(temp.path(), "bob", &[]));
+    let (film, shared) = (chance.bytes(5 << 20), chance.bytes(300_000));
+    plant(&ann.home, "films/film", &film);
+    plant(&ann.home, "films/old/shared", &shared);
+    plant(&ann.home, "rest/shared-too", &shared);
+    plant(&ann.home, "rest/notes", b"three words here");
+    ann.invite(&attic);
+    ann.invite(&bob);
+    copied(&ann, 4);
+    assert!(said(&ann, &["copies"]).contains("No folder has a number of its own"));
+
+    // Three copies among three cells, for the folder and what is in it.
+    let told = said(&ann, &["copies", "films", "3"]);
+    assert!(told.starts_with("films: 3 copies, its own number.\nMissing copies are made now."), "{told}");
+    wait_copies(&ann, "films/film", 3);
+    wait_copies(&ann, "films/old/shared", 3);
+    wait_copies(&ann, "rest/notes", 2);
+    let told = said(&ann, &["placement", "films/film"]);
+    assert!(told.contains("; 3 are wanted, by the number of the folder films."), "{told}");
+    let told = said(&ann, &["placement"]);
+    assert!(
+        told.contains("All 4 files") && told.contains("of their own (`grove copies`): films 3\n"),
+        "{told}"
+    );
+    assert_eq!(said(&ann, &["copies", "films/old"]), "films/old: 3 copies, as films says.\n");
+
+    // On this cell only; what another file has, too, stays as that wants it.
+    let told = said(&ann, &["copies", "films", "1"]);
+    assert!(told.contains("That is on this cell only: if its disk dies, these files are gone."), "{told}");
+    wait_copies(&ann, "films/film", 1);
+    wait_copies(&ann, "films/old/shared", 2);
+    wait_copies(&ann, "rest/shared-too", 2);
+    let refused = ann.cli(["rm", "--local", "films/film"]);
+    assert!(!refused.status.success() && refused.err.contains("kept on this cell only"), "{refused:?}");
+
+    // The holders' trash gives it back: its bytes are not sent again.
+    let pushed = metrics(&ann)["grove_moved_bytes_total{direction=\"pushed\"}"];
+    said(&ann, &["copies", "films", "2"]);
+    wait_copies(&ann, "films/film", 2);
+    let more = metrics(&ann)["grove_moved_bytes_total{direction=\"pushed\"}"] - pushed;
+    assert!(more < 100_000.0, "{more}: no more than news of the catalog");
+
+    // What is moved goes by the number of where it is, whoever moves it; and back.
+    said(&ann, &["copies", "films/old", "3"]);
+    ann.post("/move", r#"{"from":"films/film","to":"films/old/film"}"#);
+    wait_copies(&ann, "films/old/film", 3);
+    fs::rename(ann.home.join("films/old/film"), ann.home.join("rest/film")).unwrap();
+    wait_for("the move is seen", || ann.try_get("/versions?path=rest%2Ffilm").ok());
+    wait_copies(&ann, "rest/film", 2);
+    // A folder takes its own number along, and files in it that have none by themselves follow.
+    said(&ann, &["copies", "rest", "1"]);
+    wait_copies(&ann, "rest/notes", 1);
+    fs::rename(ann.home.join("rest"), ann.home.join("films/rest")).unwrap();
+    wait_for("the move is seen", || ann.try_get("/versions?path=films%2Frest%2Fnotes").ok());
+    assert!(said(&ann, &["copies", "films/rest/notes"]).contains("1 copy, as films/rest says"));
+    said(&ann, &["copies", "films/rest", "default"]);
+    wait_copies(&ann, "films/rest/notes", 2);
+    for (words, why) in [
+        (["copies", "films/rest/notes", "2"], "belongs to a folder"),
+        (["copies", "nowhere", "2"], "there is no nowhere in GroveHome"),
+    ] {
+        let refused = ann.cli(words);
+        assert!(!refused.status.success() && refused.err.contains(why), "{refused:?}");
+    }
+
+    // After a start, and with nothing but the phrase, the numbers are the same.
+    ann.stop();
+    ann.run();
+    let numbers = said(&ann, &["copies"]);
+    assert!(numbers.contains("films") && numbers.contains("films/old"), "{numbers}");
+    wait_copies(&ann, "films/old/shared", 3);
+    let phrase = ann.phrase();
+    ann.kill();
+    let note = temp.path().join("phrase");
+    fs::write(&note, phrase).unwrap();
+    let mut again = Cell::at(temp.path(), "ann again");
+    let peer = attic.address();
+    again.cli(["recover", "--peer", &peer, "--phrase-file", note.to_str().unwrap()]).ok();
+    assert_eq!(said(&again, &["copies"]), numbers);
+    again.keep_to_itself();
+    again.run();
+    wait_copies(&again, "films/old/shared", 3);
+    wait_copies(&again, "films/rest/notes", 2);
+}

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use grove::simulation::{Changes, Outcome, Scale, rules, year, year_of_change};
+use grove::simulation::{Changes, Outcome, Scale, numbers, rules, year, year_of_change};
 use grove::world::Sabotage;
 
 fn number(name: &str) -> Option<u64> {
@@ -171,6 +171,12 @@ fn copies_too_many_go_within_the_settling_time() {
     run_seeds("copies_too_many_go_within_the_settling_time", seeds(10), scale(), |seed, _| {
         rules::settling(seed)
     });
+}
+
+#[test]
+fn folders_with_numbers_of_their_own_have_as_many_copies_and_no_more() {
+    let test = "folders_with_numbers_of_their_own_have_as_many_copies_and_no_more";
+    run_seeds(test, seeds(40), scale(), |seed, _| numbers::numbers(seed));
 }
 
 #[test]

@@ -124,7 +124,7 @@ pub fn advice(name: &str, used_bytes: u64, allowed_bytes: u64) -> Option<String>
         format!(
             "your credit with {name} is nearly used up: it stores {} MB of the {} MB that it gives. Offer it more space here (what you store \
              for it raises its allowance for you), ask it for a larger quota or to be friends, add another peer with `grove invite`, or \
-             keep fewer copies (\"copies\" in config.json)",
+             keep fewer copies: of a folder with `grove copies FOLDER N`, of all files with \"copies\" in config.json",
             used_bytes / 1_000_000,
             allowed_bytes / 1_000_000
         )

@@ -175,7 +175,7 @@ fn changed_by(word: Option<&Vec<u8>>) -> &'static [Part] {
         b"share" | b"unshare" | b"feed" => &[Part::Feed, Part::Files],
         b"peers" | b"invites" | b"join" => &[Part::Peers, Part::Status],
         b"chat" => &[Part::Chat],
-        b"rm" | b"folders" | b"move" => &[Part::Files, Part::Status],
+        b"rm" | b"folders" | b"move" | b"copies" => &[Part::Files, Part::Status],
         b"phrase" | b"confirm" | b"doctor" | b"settings" => &[Part::Status, Part::Alerts],
         _ => &[],
     }
@@ -316,6 +316,8 @@ impl Cell {
                 };
                 json(self.placement(wish).await)
             }
+            (Method::Get, ["copies"]) => json(self.copies().await),
+            (Method::Post, ["copies"]) => self.set_copies(&fields).await,
             (Method::Get, ["archive"]) if request.is_direct => self.archive(&request).await,
             (Method::Get, ["content"]) => self.content(&request).await,
             (Method::Post, ["rm"]) => self.rm(&fields).await,
@@ -754,6 +756,8 @@ impl Cell {
                         totals: t.node_totals()?,
                         chunks: t.chunk_totals()?,
                         own: t.own_totals(wanted.saturating_sub(1))?,
+                        alone: t.count_wanting(1)?,
+                        is_varied: t.wants()?.len() > 1,
                     },
                 };
                 Ok((sums, t.bin_count()?, brake::load(t)?))
@@ -763,7 +767,7 @@ impl Cell {
         if known.is_none() {
             self.status_sums.put((), sums, began, self.vault.clock.steady());
         }
-        let StatusSums { totals, chunks, own } = sums;
+        let StatusSums { totals, chunks, own, alone, is_varied } = sums;
         if brake.is_on() {
             brake::raise(&self.vault, &brake);
         }
@@ -809,7 +813,13 @@ impl Cell {
             .raw("peers", peers)
             .raw(
                 "copies",
-                Obj::new().num("wanted", wanted).num("full", own.0 - own.2).num("short", own.2).end(),
+                Obj::new()
+                    .num("wanted", wanted)
+                    .num("full", own.0 - own.2)
+                    .num("short", own.2)
+                    .bool("varied", is_varied)
+                    .num("alone", alone)
+                    .end(),
             )
             .num("bin", bin)
             .raw("drill", self.drill_json())
@@ -833,6 +843,10 @@ pub(super) struct StatusSums {
     totals: NodeTotals,
     chunks: (u64, u64),
     own: (u64, u64, u64),
+    /// Chunks that folders want on this cell only.
+    alone: u64,
+    /// Folders want other numbers of copies than the setting says.
+    is_varied: bool,
 }
 
 /// An alert as JSON; `now` is the observed second.

@@ -10,6 +10,7 @@ use super::Cell;
 use super::files::{find_versions, kind_text, least_copies, list_versions, node_at, path_names};
 use super::json::{Obj, list, text};
 use super::keeper::{Progress, Scope};
+use crate::copies::{self, Numbers};
 use crate::dashboard::api::ApiResponse;
 use crate::files::ignore::IgnoreRules;
 use crate::files::import::EntryCursor;
@@ -165,8 +166,14 @@ impl NoPlace {
     }
 }
 
-/// One entry, as pages show it.
-fn entry(t: &Tables<'_>, node: &Node, want: u64, is_shared: bool) -> Result<Obj, VaultError> {
+/// One entry, as pages show it. `usual`: copies that files want whose folders say nothing else; `numbers`: what those say.
+fn entry(
+    t: &Tables<'_>,
+    node: &Node,
+    (usual, numbers): (u64, &Numbers),
+    is_shared: bool,
+) -> Result<Obj, VaultError> {
+    let want = copies::in_all(numbers.at(t, node)?, usual);
     let is_file = node.kind == Kind::File;
     let state = match node.state {
         NodeState::Present => "here",
@@ -218,9 +225,12 @@ pub(super) fn page(vault: &Vault, wish: &Wish, shared: &Shared) -> Result<String
             _ => (vec![node.clone()], 1),
         };
         let all_shared = is_within_shared(t, node.id, shared)?;
+        let numbers = Numbers::load(t)?;
         let entries = nodes
             .iter()
-            .map(|node| Ok(entry(t, node, want, all_shared || shared.contains_key(&node.file))?.end()))
+            .map(|node| {
+                Ok(entry(t, node, (want, &numbers), all_shared || shared.contains_key(&node.file))?.end())
+            })
             .collect::<Result<Vec<String>, VaultError>>()?;
         let more = wish.offset + (nodes.len() as u64) < total;
         Ok(Obj::new()
@@ -278,11 +288,14 @@ pub(super) fn search(
     found.truncate(limit);
     let want = vault.config.copies;
     vault.db.read(|t| {
+        let numbers = Numbers::load(t)?;
         let mut entries = Vec::new();
         for id in found {
             let (Some(node), Some(path)) = (t.node(id)?, t.path(id)?) else { continue };
             let is_shared = is_within_shared(t, id, shared)?;
-            entries.push(entry(t, &node, want, is_shared)?.str("path", &to_wire(&path.join(&b'/'))).end());
+            entries.push(
+                entry(t, &node, (want, &numbers), is_shared)?.str("path", &to_wire(&path.join(&b'/'))).end(),
+            );
         }
         Ok(Obj::new().raw("entries", list(entries)).bool("more", more).end())
     })
@@ -325,7 +338,11 @@ pub(super) fn describe(
                     }
                     at = above.parent;
                 }
-                Ok((entry(t, node, vault.config.copies, !with.is_empty())?, with))
+                let usual = vault.config.copies;
+                let numbers = Numbers::load(t)?;
+                let wanted = super::copies::wanted_json(t, &numbers, node, usual)?;
+                let head = entry(t, node, (usual, &numbers), !with.is_empty())?.raw("wanted", wanted);
+                Ok((head, with))
             })?;
             let mut with: Vec<CellId> = with.into_iter().collect();
             order::sort(&mut with);

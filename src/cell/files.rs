@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use super::json::{Obj, list};
 use crate::catalog::version_key_prefix;
 use crate::config::BRAKE_FILES_FREE;
+use crate::copies::{self, Numbers};
+use crate::files::import::EntryCursor;
 use crate::files::unix::{Folder, TEMP_PREFIX, names_of, show, to_wire};
 use crate::files::version::{self, Known, NewVersion, hash_of};
 use crate::files::walk::Problem;
 use crate::files::{brake, deletion};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
-use crate::placement::{DbError, Extra, Node, NodeId, NodeState, Tables};
+use crate::placement::{ChunkId, DbError, Extra, Node, NodeId, NodeState, Tables, Want};
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
@@ -573,20 +575,29 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError
     let top = vault.db.read(|t| node_at(t, path))?;
     let mut files = Vec::new();
     gather_files(vault, top, &mut files)?;
-    let wanted = vault.config.copies.max(1);
     let mut freed = Vec::new();
     for node in files {
         if node.state != NodeState::Present || node.kind != Kind::File {
             continue;
         }
-        let least = vault.db.read(|t| remote_copies(vault, t, &node))?;
+        let (by_folder, names) = vault.db.read(|t| -> Result<_, DbError> {
+            Ok((Numbers::load(t)?.at(t, &node)?, t.path(node.id)?.unwrap_or_default()))
+        })?;
+        if by_folder == Some(1) {
+            return Err(VaultError::Refused(format!(
+                "{} is in a folder that is kept on this cell only, so it stays here; give the folder more copies first, with `grove \
+                 copies FOLDER N`",
+                show(&names)
+            )));
+        }
+        let (least, wanted) = remote_copies(vault, &node, by_folder)?;
         if least < wanted {
             // Asked for once, a copy more is made on another peer; then the same command frees the file.
             want_extra(vault, &node, Extra::Wanted)?;
-            let names = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();
             return Err(VaultError::Refused(format!(
                 "{} has {least} of {wanted} copies on peers, and is not freed yet; the missing ones are made now if another peer is \
-                 there. Try again in a while; add a peer with `grove invite`, or lower \"copies\" in config.json",
+                 there. Try again in a while; add a peer with `grove invite`, or lower the number, with `grove copies FOLDER N` for \
+                 a folder or \"copies\" in config.json for all",
                 show(&names)
             )));
         }
@@ -633,33 +644,42 @@ fn gather_files(vault: &Vault, node: Node, files: &mut Vec<Node>) -> Result<(), 
     }
 }
 
-/// The least number of peers that hold any one chunk of a file, its lists looked into.
-fn remote_copies(vault: &Vault, t: &Tables<'_>, node: &Node) -> Result<u64, VaultError> {
-    let Some((manifest, _)) = manifest_at(vault, t, node.seq)? else { return Ok(0) };
-    if manifest.size == 0 {
-        return Ok(u64::MAX);
-    }
-    let mut least = u64::MAX;
-    for entry in &manifest.entries {
-        let Some(name) = entry.chunk() else { continue };
-        let copies = match t.chunk(&name)? {
-            Some(row) => t.copies_of(row.id)?.len() as u64,
-            None => 0,
-        };
-        least = least.min(copies);
-        // What is in a list has copies only if all of it has: told by no chunk of mine being short.
-        if matches!(entry, Entry::List { .. }) && t.own_totals(vault.config.copies)?.2 > 0 {
-            least = 0;
+/// Of the chunk of a file that lacks most copies on peers, how many it has there and how many it wants, at least one; lists are
+/// looked into. `by_folder` is what its folder says.
+fn remote_copies(vault: &Vault, node: &Node, by_folder: Want) -> Result<(u64, u64), VaultError> {
+    let usual = vault.config.copies;
+    let wanted = copies::in_all(by_folder, usual).max(1);
+    let Some((manifest, _)) = vault.db.read(|t| manifest_at(vault, t, node.seq))? else {
+        return Ok((0, wanted));
+    };
+    let mut worst = (u64::MAX, wanted);
+    let mut see = |name: ChunkName| -> Result<(), DbError> {
+        let (have, wanted) = vault.db.read(|t| match t.chunk(&name)? {
+            Some(row) => {
+                let want = copies::higher(t.want(row.id)?, by_folder, usual);
+                Ok((t.copies_of(row.id)?.len() as u64, copies::in_all(want, usual).max(1)))
+            }
+            None => Ok::<_, DbError>((0, wanted)),
+        })?;
+        let lacks = |(have, wanted): (u64, u64)| wanted.saturating_sub(have);
+        if worst.0 == u64::MAX || lacks((have, wanted)) > lacks(worst) {
+            worst = (have, wanted);
         }
+        Ok(())
+    };
+    // The lists themselves, and then all that is in them.
+    manifest.chunks().try_for_each(&mut see)?;
+    for entry in EntryCursor::new(vault, &manifest) {
+        entry?.chunk().map_or(Ok(()), &mut see)?;
     }
-    Ok(least)
+    Ok(worst)
 }
 
 /// Asks for a copy more on peers of all chunks of a file, or takes that back.
 fn want_extra(vault: &Vault, node: &Node, wanted: Extra) -> Result<(), VaultError> {
     let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
     let Some((manifest, _)) = manifest else { return Ok(()) };
-    for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
+    for entry in EntryCursor::new(vault, &manifest) {
         let Some(name) = entry?.chunk() else { continue };
         vault.db.change(|t| -> Result<(), DbError> {
             match t.chunk(&name)? {
@@ -676,7 +696,7 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
     let manifest = vault.db.read(|t| manifest_at(vault, t, node.seq))?;
     let Some((manifest, _)) = manifest else { return Ok(()) };
     let mut names = Vec::new();
-    for entry in crate::files::import::EntryCursor::new(vault, &manifest) {
+    for entry in EntryCursor::new(vault, &manifest) {
         if let Entry::Chunk { name, .. } = entry? {
             names.push(name);
         }
@@ -696,7 +716,7 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
             for (name, root) in &roots {
                 let Some(row) = t.chunk(name)? else { continue };
                 let Some(place) = row.place else { continue };
-                let enough = t.copies_of(row.id)?.len() as u64 >= vault.config.copies;
+                let enough = has_enough(vault, t, row.id)?;
                 if enough && !t.is_held(row.id)? {
                     t.set_root(row.id, root)?;
                     t.move_chunk(row.id, None)?;
@@ -716,9 +736,15 @@ fn drop_local_chunks(vault: &Vault, node: &Node) -> Result<(), VaultError> {
 /// Whether peers hold enough copies of a chunk that lies here.
 fn may_free(vault: &Vault, name: &ChunkName) -> Result<bool, DbError> {
     vault.db.read(|t| match t.chunk(name)?.filter(|row| row.place.is_some()) {
-        Some(row) => Ok(t.copies_of(row.id)?.len() as u64 >= vault.config.copies),
+        Some(row) => has_enough(vault, t, row.id),
         None => Ok(false),
     })
+}
+
+/// Whether peers alone hold as many copies of a chunk as its files want.
+fn has_enough(vault: &Vault, t: &Tables<'_>, chunk: ChunkId) -> Result<bool, DbError> {
+    let wanted = copies::in_all(t.want(chunk)?, vault.config.copies).max(1);
+    Ok(t.copies_of(chunk)?.len() as u64 >= wanted)
 }
 
 /// Makes a file, or all deleted with a folder, await its bytes in GroveHome again: a deleted one comes out of the bin, an old

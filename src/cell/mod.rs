@@ -9,6 +9,7 @@ mod browse;
 mod chat;
 mod checks;
 mod content;
+mod copies;
 mod drill;
 mod events;
 pub mod files;

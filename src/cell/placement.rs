@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::files::{manifest_at, node_at, path_names};
 use super::json::{Obj, list, text};
+use crate::copies::{self, Numbers};
 use crate::files::import::EntryCursor;
 use crate::files::unix::to_wire;
 use crate::id::ChunkName;
 use crate::manifest::{Kind, Parsed};
+use crate::order;
 use crate::placement::explain::{Facts, Fleet, Held, Peer, Risk, Tally};
 use crate::placement::planner::{Candidate, Why};
 use crate::placement::{CellNumber, DbError, Node, NodeId, Tables};
@@ -47,6 +49,17 @@ pub struct Told {
     pub node: Node,
     /// The sum over its chunks.
     pub tally: Tally,
+    /// The folder whose own number of copies holds for it.
+    pub said_by: Option<Numbered>,
+}
+
+/// A folder that has a number of copies of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Numbered {
+    /// Names from GroveHome down.
+    pub path: Vec<Vec<u8>>,
+    /// The number.
+    pub copies: u8,
 }
 
 /// Sums over files, by how much they are endangered.
@@ -180,6 +193,7 @@ fn add_chunks(
             id: row.id,
             len: row.len,
             is_here: row.place.is_some(),
+            wanted: copies::in_all(t.want(row.id)?, fleet.copies),
             extra: t.extra(row.id)?,
             copies: t.all_copies_of(row.id)?,
         };
@@ -236,8 +250,28 @@ pub struct Page {
     pub told: Vec<Told>,
     /// Of all files looked at.
     pub sums: Sums,
+    /// Of the first page: all folders that have a number of copies of their own.
+    pub folders: Vec<Numbered>,
     /// The last file looked at, if there are more.
     pub next: Option<Vec<Vec<u8>>>,
+}
+
+/// The folders that have a number of copies of their own, by path; those in the Recycle Bin are left out.
+pub(super) fn folders(vault: &Vault, numbers: &Numbers) -> Result<Vec<Numbered>, DbError> {
+    vault.db.read(|t| {
+        let mut folders = Vec::new();
+        for (file, copies) in numbers.all() {
+            if let Some(path) = t.node_of(file)?.map(|node| t.path(node.id)).transpose()?.flatten() {
+                folders.push(Numbered { path, copies });
+            }
+        }
+        order::sort(&mut folders);
+        Ok(folders)
+    })
+}
+
+pub(super) fn folder_json(folder: &Numbered) -> String {
+    Obj::new().str("path", &to_wire(&folder.path.join(&b'/'))).num("copies", folder.copies).end()
 }
 
 /// Looks at files from where `wish` says.
@@ -250,11 +284,19 @@ pub fn page(vault: &Vault, fleet: &Fleet, wish: &Wish) -> Result<Page, VaultErro
     })?;
     let mut candidates = fleet.candidates.clone();
     let (mut page, mut chunks) = (Page::default(), 0);
+    let numbers = vault.db.read(Numbers::load)?;
+    if wish.after.is_none() {
+        page.folders = folders(vault, &numbers)?;
+    }
     let limit = wish.limit.clamp(1, TOLD_MAX);
     while let Some((path, node)) = vault.db.read(|t| walk.next(t))? {
         let tally = tally_of(vault, &node, fleet, &mut candidates)?;
         chunks += tally.chunks;
-        let told = Told { path, node, tally };
+        let said_by = vault.db.read(|t| -> Result<_, DbError> {
+            let Some((folder, copies)) = numbers.said_by(t, node.parent)? else { return Ok(None) };
+            Ok(t.path(folder)?.map(|path| Numbered { path, copies }))
+        })?;
+        let told = Told { path, node, tally, said_by };
         page.sums.add(&told);
         let is_end = page.sums.files as usize >= FILES_MAX || chunks >= CHUNKS_MAX;
         let last = told.path.clone();
@@ -356,6 +398,7 @@ fn told_json(told: &Told, fleet: &Fleet) -> String {
         .str("risk", tally.risk().as_str())
         .num("copies", if has_chunks { tally.least } else { 0 })
         .num("wanted", tally.wanted)
+        .raw("said_by", told.said_by.as_ref().map_or("null".into(), folder_json))
         .num("chunks", tally.chunks)
         .num("here", tally.here)
         .num("short", tally.short)
@@ -381,6 +424,7 @@ pub fn page_json(page: &Page, fleet: &Fleet) -> String {
         .bool("running", fleet.is_running)
         .bool("may_release", fleet.may_release)
         .raw("peers", list(fleet.peers.iter().map(peer_json)))
+        .raw("folders", list(page.folders.iter().map(folder_json)))
         .raw("sums", sums.end())
         .raw("files", list(page.told.iter().map(|told| told_json(told, fleet))))
         .raw("next", page.next.as_ref().map_or("null".into(), |path| text(&to_wire(&path.join(&b'/')))))
@@ -456,9 +500,10 @@ mod tests {
             assert_eq!(walked(t, &[b"a.txt"], None), ["a.txt"]);
             assert!(walked(t, &[b"a.txt"], Some(&[b"a.txt".to_vec()])).is_empty());
             // What the watch asks for is answered by the indexes that it names.
-            for only_extra in [false, true] {
-                assert!(t.short_ids(0, only_extra, ChunkId(0), 10)?.is_empty());
+            for (want, only_extra) in [(None, false), (None, true), (Some(3), false)] {
+                assert!(t.short_ids(want, 0, only_extra, ChunkId(0), 10)?.is_empty());
             }
+            assert_eq!((t.wants()?, t.own_short(1)?), (vec![None], 0));
             Ok(())
         })
         .unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Cell;
 use super::placement::{Page, Sums, Wish, page};
+use crate::copies;
 use crate::placement::explain::{Fleet, Risk, Stuck};
 use crate::placement::{ChunkId, DbError};
 use crate::pool;
@@ -62,14 +63,16 @@ impl Shortage {
 /// Chunks with fewer copies than wanted; the database is free in between.
 fn short_now(vault: &Vault) -> Result<Marks, DbError> {
     let mut marks = Marks::default();
-    let factor = vault.config.copies.saturating_sub(1);
-    for have in 0..=factor {
-        let mut after = ChunkId(0);
-        loop {
-            let page = vault.db.read(|t| t.short_ids(have, have == factor, after, ROWS))?;
-            let Some(last) = page.last() else { break };
-            after = *last;
-            page.iter().for_each(|id| marks.set(*id));
+    for want in vault.db.read(|t| t.wants())? {
+        let on_peers = copies::on_peers(want, vault.config.copies);
+        for have in 0..=on_peers {
+            let mut after = ChunkId(0);
+            loop {
+                let page = vault.db.read(|t| t.short_ids(want, have, have == on_peers, after, ROWS))?;
+                let Some(last) = page.last() else { break };
+                after = *last;
+                page.iter().for_each(|id| marks.set(*id));
+            }
         }
     }
     Ok(marks)
@@ -81,7 +84,7 @@ fn short_files(vault: &Vault, fleet: &Fleet) -> Result<(Sums, Option<Stuck>), Va
     let mut sums = Sums::default();
     let mut reasons = std::collections::BTreeMap::<Stuck, u64>::new();
     loop {
-        let Page { told, sums: some, next } = page(vault, fleet, &wish)?;
+        let Page { told, sums: some, next, .. } = page(vault, fleet, &wish)?;
         sums.absorb(&some);
         for why in told.iter().flat_map(|told| told.tally.stuck.keys()) {
             *reasons.entry(*why).or_default() += 1;

@@ -7,6 +7,7 @@ pub mod ask;
 mod bounty;
 mod chat;
 pub mod client;
+mod copies;
 mod files;
 pub mod inside;
 mod job;
@@ -245,6 +246,7 @@ enum Command {
     Chat(chat::Chat),
     Ai(ai::Ai),
     Placement(placement::Placement),
+    Copies(copies::Copies),
     Routes(routes::Routes),
     Share(share::Share),
     Unshare(share::Unshare),
@@ -276,6 +278,7 @@ impl Command {
             Self::Confirm(command) => command.run(context),
             Self::Peers(command) => command.run(context),
             Self::Placement(command) => command.run(context),
+            Self::Copies(command) => command.run(context),
             Self::Routes(command) => command.run(context),
             Self::Share(command) => command.run(context),
             Self::Unshare(command) => command.run(context),

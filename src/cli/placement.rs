@@ -123,6 +123,8 @@ fn each_page(
 struct Seen {
     peers: Vec<Fields>,
     wanted: u64,
+    /// Folders with a number of copies of their own, in words.
+    folders: Vec<String>,
     is_running: bool,
     may_release: bool,
     files: u64,
@@ -143,6 +145,7 @@ impl Seen {
         self.is_running = page.is("running");
         self.may_release = page.is("may_release");
         self.peers = page.list("peers");
+        self.folders.extend(page.list("folders").iter().map(number_words));
         let files = page.list("files");
         if let Some(mut sums) = page.part("sums") {
             self.files += sums.number("files");
@@ -175,7 +178,10 @@ impl Seen {
         if self.files == 0 {
             return "No files are kept here yet.\n".to_owned();
         }
-        let copies = show::of(self.wanted, "copy", "copies");
+        let copies = match self.folders.is_empty() {
+            true => show::of(self.wanted, "copy", "copies"),
+            false => "copies".to_owned(),
+        };
         let all = format!("{} ({})", show::of(self.files, "file", "files"), show::bytes(self.bytes));
         let short: u64 = self.by_risk[..4].iter().map(|(files, _)| files).sum();
         let mut text = match short {
@@ -214,6 +220,16 @@ impl Seen {
                 names.join(", ")
             ));
         }
+        if !self.folders.is_empty() {
+            let usual = show::of(self.wanted, "is", "are");
+            let mut named = self.folders.clone();
+            named.truncate(NAMES);
+            let more = if self.folders.len() > NAMES { "; …" } else { "" };
+            text.push_str(&format!(
+                "{usual} wanted, but by a number of their own (`grove copies`): {}{more}\n",
+                named.join("; ")
+            ));
+        }
         if !self.is_running {
             text.push_str(
                 "This cell is not running, so nothing is planned and no peer is reached: `grove run`.\n",
@@ -237,6 +253,14 @@ impl Seen {
 
 fn name_of(file: &Fields) -> String {
     show::name(&from_wire(file.text("path")))
+}
+
+/// A folder and its own number of copies.
+fn number_words(folder: &Fields) -> String {
+    match folder.number("copies") {
+        1 => format!("{} 1, on this cell only", name_of(folder)),
+        copies => format!("{} {}", name_of(folder), show::count(copies)),
+    }
 }
 
 fn tidy(text: &str) -> String {
@@ -425,6 +449,19 @@ fn in_short(mut file: Fields, peers: &[Fields]) -> String {
     text
 }
 
+/// By whose number that is, if not by the cell's.
+fn said_words(file: &mut Fields) -> String {
+    let Some(said) = file.part("said_by") else { return String::new() };
+    let (folder, copies) = (name_of(&said), said.number("copies"));
+    match file.number("wanted") {
+        wanted if wanted == copies => format!(", by the number of the folder {folder}"),
+        _ => format!(
+            ", though the folder {folder} says {}: other files have the same bytes, or a change is still being worked in",
+            show::count(copies)
+        ),
+    }
+}
+
 /// All there is to say of one file.
 fn in_full(mut file: Fields, peers: &[Fields]) -> String {
     let holders = file.list("holders");
@@ -442,6 +479,7 @@ fn in_full(mut file: Fields, peers: &[Fields]) -> String {
             _ => format!("; {} wanted, so some are missing", show::of(file.number("wanted"), "is", "are")),
         };
         text.push_str(&as_wanted);
+        text.push_str(&said_words(&mut file));
     }
     text.push_str(".\n");
     if here > 0 {

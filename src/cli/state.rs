@@ -53,7 +53,10 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
             format!("Not safe yet: {all} are on this cell only. `grove invite` brings in a second one.")
         }
         () if short > 0 => {
-            let wanted = show::of(copies.number("wanted"), "copy", "copies");
+            let wanted = match copies.is("varied") {
+                true => "copies".to_owned(),
+                false => show::of(copies.number("wanted"), "copy", "copies"),
+            };
             // Copies are counted by pieces.
             let pieces = show::of(short, "piece", "pieces");
             format!("Not everything is safe yet: of {all}, {pieces} lack some of their {wanted}.")
@@ -65,8 +68,15 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
             )
         }
         () if !alerts.is_empty() => format!("All {all} have their copies, but something needs attention."),
+        () if copies.number("alone") > 0 => format!("All {all} have the copies that you want."),
         () => format!("Everything is safe: {all} have their copies."),
     });
+    if copies.number("alone") > 0 {
+        let pieces = show::of(copies.number("alone"), "piece is", "pieces are");
+        lines.push(format!(
+            "! {pieces} kept on this cell only, as their folders say: a broken disk takes them. `grove copies` names the folders."
+        ));
+    }
     for alert in &alerts {
         let mark = match alert.text("level") {
             "urgent" => "!!",
@@ -362,6 +372,18 @@ mod tests {
     }
 
     #[test]
+    fn what_folders_keep_on_this_cell_only_is_not_called_safe() {
+        let bob = r#"{"name":"bob","id":"cd","role":"peer","online":true,"last_seen_s":5}"#;
+        let text = status(bob, 0, 0, "").replace(r#""short":0"#, r#""short":0,"varied":true,"alone":3"#);
+        let setup = Setup::new();
+        setup.fake.answer("GET /status", &text);
+        let told = setup.grove("status", "");
+        assert!(told.out.starts_with(
+            "All 345 files (1.0 GiB) have the copies that you want.\n! 3 pieces are kept on this cell only"
+        ));
+    }
+
+    #[test]
     fn status_says_first_whether_everything_is_safe() {
         let bob = r#"{"name":"bob","id":"cd","role":"peer","online":true,"last_seen_s":5}"#;
         let alert = r#"{"code":"c","text":"The disk is nearly full.","remedy":"Free some space."}"#;
@@ -386,6 +408,7 @@ mod tests {
             setup.fake.answer("GET /status", &text);
             let told = setup.grove("status", "");
             assert_eq!(told.out.lines().next().unwrap(), first);
+            assert!(!told.out.contains("on this cell only, as"), "{told:?}");
             assert!(told.out.contains("Cell ann (abababababababab), life 1, is not running"), "{told:?}");
             assert_eq!(
                 told.out.contains("! The disk is nearly full.\n  Free some space.\n"),

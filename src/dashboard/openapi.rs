@@ -234,9 +234,23 @@ const TABLE: &[Route] = &[
     get(
         "/api/v1/placement",
         "path?:s,after?:s,limit?:i,risky?:i",
-        Object("copies_wanted:i,running:b,may_release:b,peers:[o],sums:o,files:[o],next:s0"),
+        Object("copies_wanted:i,running:b,may_release:b,peers:[o],folders:[o],sums:o,files:[o],next:s0"),
         &[409, 500],
         "Where copies are, and where they should be.",
+    ),
+    get(
+        "/api/v1/copies",
+        "",
+        Object("copies:i,cells:i,folders:[o],counted:b"),
+        &[409, 500],
+        "How many copies files want, and the folders that have a number of their own.",
+    ),
+    post(
+        "/api/v1/copies",
+        Object("path:s,copies:i"),
+        Object("path:s,wanted:o,cells:i"),
+        CELL,
+        "Gives a folder a number of copies of its own, from 1 to 20; 0 takes it back.",
     ),
     get(
         "/api/v1/content",

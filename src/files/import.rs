@@ -20,6 +20,7 @@ use crate::buffers;
 use crate::config::{
     CLOCK_TICK_MS, COMMIT_BYTES, JOB_BYTES, READ_TRIES, SMALL_FILE_BYTES, VERSION_FREE_S, VERSION_SPACING_S,
 };
+use crate::copies;
 use crate::id::ChunkName;
 use crate::keys::Secret;
 use crate::manifest::{
@@ -449,7 +450,7 @@ impl LargeImporter {
         let mut old = OldEntries::new(&self.vault, known.manifest.as_ref());
         let mut running = FuturesOrdered::new();
         let epoch = known.epoch(&self.vault);
-        let mut made = Collected::new(Arc::clone(&self.vault), uses_lists, epoch);
+        let mut made = Collected::new(Arc::clone(&self.vault), candidate.at.node, uses_lists, epoch);
         let mut offset = 0;
         while offset < size || !running.is_empty() {
             while offset < size && running.len() < self.jobs {
@@ -591,6 +592,8 @@ impl<'a> OldEntries<'a> {
 /// so that neither memory nor open files grow with the file.
 struct Collected {
     vault: Arc<Vault>,
+    /// The folder that the file is in.
+    folder: NodeId,
     uses_lists: bool,
     epoch: u32,
     entries: Vec<Entry>,
@@ -600,8 +603,9 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(vault: Arc<Vault>, uses_lists: bool, epoch: u32) -> Self {
-        Self { vault, uses_lists, epoch, entries: vec![], list: vec![], parts: vec![], staged_bytes: 0 }
+    fn new(vault: Arc<Vault>, folder: NodeId, uses_lists: bool, epoch: u32) -> Self {
+        let (entries, list, parts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { vault, folder, uses_lists, epoch, entries, list, parts, staged_bytes: 0 }
     }
 
     async fn add(&mut self, sealed: SealedPart) -> Result<(), VaultError> {
@@ -645,13 +649,15 @@ impl Collected {
     async fn settle(&mut self) -> Result<(), VaultError> {
         let mut parts = std::mem::take(&mut self.parts);
         self.staged_bytes = 0;
-        let vault = Arc::clone(&self.vault);
+        let (vault, folder) = (Arc::clone(&self.vault), self.folder);
         let kept = pool::unblock(move || -> Result<_, VaultError> {
             let _placing = vault.placing();
             let rows = place_parts(&vault, &mut parts.iter_mut().collect::<Vec<_>>())?;
             let all_here = vault.db.change(|t| {
                 put_rows(&vault, t, &rows)?;
-                claim(&vault, t, &parts)
+                let all_here = claim(&vault, t, &parts)?;
+                copies::raise_in(&vault, t, folder, parts.iter().map(|part| part.name))?;
+                Ok::<_, VaultError>(all_here)
             })?;
             if !all_here {
                 let why = io::ErrorKind::UnexpectedEof.into();
@@ -703,7 +709,11 @@ fn place_parts(vault: &Vault, parts: &mut [&mut Part]) -> Result<Vec<ChunkPlace>
 
 fn put_rows(vault: &Vault, t: &crate::placement::Tables<'_>, rows: &[ChunkPlace]) -> Result<(), VaultError> {
     for (name, len, place, own) in rows {
+        let is_new = t.has_numbers()? && !is_mine(t, name)?;
         let id = t.put_chunk(name, *len, place, *own)?;
+        if is_new {
+            copies::begin(t, id)?;
+        }
         vault.mark(&[id]);
     }
     Ok(())
@@ -806,6 +816,13 @@ fn claim(vault: &Vault, t: &crate::placement::Tables<'_>, parts: &[Part]) -> Res
     Ok(true)
 }
 
+fn is_mine(t: &crate::placement::Tables<'_>, name: &ChunkName) -> Result<bool, VaultError> {
+    Ok(match t.chunk(name)? {
+        Some(row) => t.own(row.id)? != Own::No,
+        None => false,
+    })
+}
+
 /// A chunk is mine (again).
 pub fn claim_row(
     vault: &Vault,
@@ -813,9 +830,13 @@ pub fn claim_row(
     id: ChunkId,
     own: Own,
 ) -> Result<(), VaultError> {
-    if t.own(id)? < own {
+    let before = t.own(id)?;
+    if before < own {
         t.set_own(id, own)?;
         t.unrelease_copies(id)?;
+    }
+    if before == Own::No {
+        copies::begin(t, id)?;
     }
     vault.mark(&[id]);
     Ok(())

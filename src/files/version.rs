@@ -2,6 +2,7 @@
 
 use super::unix::Stat;
 use crate::catalog::{RecordKind, record_key, version_key};
+use crate::copies;
 use crate::id::{BodyHash, FileId};
 use crate::keys::random;
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest, OwnerPart, SignedManifest};
@@ -262,6 +263,8 @@ pub fn record(
 ) -> Result<NodeId, VaultError> {
     let key = version_key(new.file, new.version, new.signed.hash);
     let seq = t.add_record(&key, &new.signed.bytes)?;
+    let at = (seen.parent, new.kind, new.version);
+    copies::note_version(vault, t, known.node.as_ref(), at, &new.signed.bytes)?;
     let now = vault.now();
     let mut node = match known.node {
         Some(node) => {

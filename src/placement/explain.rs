@@ -94,7 +94,7 @@ pub struct Fleet {
     pub sites: Sites,
     /// Chunks on their way.
     pub in_flight: HashMap<ChunkId, Vec<CellNumber>>,
-    /// Copies wanted in all, this cell's own among them.
+    /// Copies wanted in all where a folder says nothing else, this cell's own among them.
     pub copies: u64,
     /// Observed day.
     pub today: u64,
@@ -120,6 +120,8 @@ pub struct Facts {
     pub len: u32,
     /// It lies in this cell's store.
     pub is_here: bool,
+    /// Copies wanted of it in all, this cell's own among them.
+    pub wanted: u64,
     /// Whether peers should have one copy more.
     pub extra: Extra,
     /// All copies with peers.
@@ -176,12 +178,13 @@ impl Stuck {
             Self::NoPeers => ("there is no peer yet", "bring one in with `grove invite`"),
             Self::TooFewPeers => (
                 "every peer has a copy already, and more copies are wanted than there are cells",
-                "bring another peer in with `grove invite`, or lower \"copies\" in config.json",
+                "bring another peer in with `grove invite`, or lower the number: `grove copies FOLDER N` for a folder, \"copies\" in config.json for all",
             ),
             Self::NotConnected => ("the peers that could take one are not connected", "switch them on"),
             Self::NoRoom => (
                 "no peer that is connected has room",
-                "free space there, ask for a larger quota, or bring another peer in with `grove invite`",
+                "free space there, ask for a larger quota, bring another peer in with `grove invite`, or keep fewer copies of a folder with \
+                 `grove copies FOLDER N`",
             ),
             Self::Suspended => (
                 "the peer that could take one gave false proofs or lost much, and gets nothing new for a day",
@@ -340,12 +343,12 @@ impl Tally {
         self.bytes += u64::from(chunk.len);
         self.here += u64::from(chunk.is_here);
         self.is_freed |= chunk.extra != Extra::No;
-        self.wanted = self.wanted.max(fleet.copies);
+        self.wanted = self.wanted.max(chunk.wanted);
         for copy in &chunk.copies {
             self.add_copy(copy);
         }
         let counted: Vec<CellNumber> = chunk.copies.iter().filter(is_counted).map(|copy| copy.cell).collect();
-        let on_peers = fleet.copies.saturating_sub(1) + u64::from(chunk.extra != Extra::No);
+        let on_peers = chunk.wanted.saturating_sub(1) + u64::from(chunk.extra != Extra::No);
         let total = counted.len() as u64 + u64::from(chunk.is_here);
         self.least = self.least.min(total);
         let is_short = (counted.len() as u64) < on_peers || total == 0;
@@ -548,7 +551,8 @@ mod tests {
 
     fn told(fleet: &Fleet, is_here: bool, extra: Extra, copies: &[Copy]) -> Tally {
         let mut tally = Tally::default();
-        let facts = Facts { id: ChunkId(1), len: 100, is_here, extra, copies: copies.to_vec() };
+        let (id, wanted) = (ChunkId(1), fleet.copies);
+        let facts = Facts { id, len: 100, is_here, wanted, extra, copies: copies.to_vec() };
         tally.add(&facts, fleet, &mut fleet.candidates.clone());
         tally
     }
@@ -592,6 +596,7 @@ mod tests {
             id: ChunkId(2),
             len: 1,
             is_here: true,
+            wanted: 2,
             extra: Extra::No,
             copies: vec![copy(1, Stored, 4)],
         };

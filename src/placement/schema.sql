@@ -52,7 +52,8 @@ CREATE TABLE bin (file BLOB PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NU
 CREATE TABLE cells (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
 
 -- Every chunk I hold or know of. place 0 absent, 1 loose, 2 in a pack. own 0 not mine, 1 of a file of mine, 2 a list of
--- one, 3 a segment of my catalog. ncopies: rows of copies with state 0 or 3.
+-- one, 3 a segment of my catalog. ncopies: rows of copies with state 0 or 3. want: copies that its files want by the numbers of
+-- their folders; null: as many as the cell's setting says; 0: no version names it yet.
 CREATE TABLE chunks (
     id    INTEGER PRIMARY KEY,
     name  BLOB NOT NULL UNIQUE,
@@ -61,10 +62,11 @@ CREATE TABLE chunks (
     pack  INTEGER, off INTEGER,
     own   INTEGER NOT NULL,
     ncopies INTEGER NOT NULL DEFAULT 0,
-    extra INTEGER NOT NULL DEFAULT 0     -- 1: a copy more on peers is wanted, for its file is to be freed here; 2: it is freed
+    extra INTEGER NOT NULL DEFAULT 0,    -- 1: a copy more on peers is wanted, for its file is to be freed here; 2: it is freed
+    want  INTEGER
 );
 CREATE INDEX chunks_extra ON chunks (id) WHERE extra > 0;
-CREATE INDEX chunks_short ON chunks (ncopies) WHERE own IN (1, 2);
+CREATE INDEX chunks_short ON chunks (want, ncopies) WHERE own IN (1, 2);
 CREATE INDEX chunks_pack ON chunks (pack) WHERE pack IS NOT NULL;
 -- Copies of my chunks on peers. state 0 stored, 1 to release, 2 stored with a peer that is away, 3 suspect: asked for a
 -- proof in vain. proven: observed day of the last proof, counted from 1; 0: never.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{DbError, Tables};
 
 const SCHEMA: &str = include_str!("schema.sql");
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// From format 1: copies carry the day of their last proof, not the second of their arrival.
 const FROM_1: &str = "
     ALTER TABLE copies RENAME COLUMN at TO proven;
@@ -23,6 +23,11 @@ const FROM_1: &str = "
         PRIMARY KEY (cell, chunk)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS roots (chunk INTEGER PRIMARY KEY, root BLOB NOT NULL);";
+/// From format 2: a chunk can want another number of copies than the cell's setting says.
+const FROM_2: &str = "
+    ALTER TABLE chunks ADD COLUMN want INTEGER;
+    DROP INDEX chunks_short;
+    CREATE INDEX chunks_short ON chunks (want, ncopies) WHERE own IN (1, 2);";
 /// Page cache, KiB. More costs memory, less costs reads of the index of chunk names.
 const CACHE_KIB: i64 = 4096;
 /// Uses between two looks by which nothing is going on: a clock is noted, a round finds nothing to do.
@@ -106,8 +111,9 @@ impl Db {
         let is_new = version == 0;
         if is_new {
             conn.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
-        } else if version == 1 {
-            conn.execute_batch(&format!("BEGIN; {FROM_1} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
+        } else if version == 1 || version == 2 {
+            let first = if version == 1 { FROM_1 } else { "" };
+            conn.execute_batch(&format!("BEGIN; {first} {FROM_2} PRAGMA user_version = {FORMAT}; COMMIT;"))?;
         } else if version != FORMAT {
             return Err(DbError::Foreign { path: path.to_owned(), version });
         }
@@ -251,5 +257,53 @@ impl Db {
     /// SQLite's own check of the whole file; `ok` or what is wrong.
     pub fn integrity(&self) -> Result<String, DbError> {
         Ok(self.lock().conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ChunkName;
+    use crate::placement::{ChunkId, Own};
+    use crate::store::Place;
+
+    #[test]
+    fn a_database_of_format_2_is_opened_and_its_chunks_want_what_the_setting_says() {
+        let path =
+            std::env::temp_dir().join(format!("grove-db-{}", crate::id::hex(&crate::keys::random::<8>())));
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.execute_batch(
+            "DROP INDEX chunks_short; ALTER TABLE chunks DROP COLUMN want;
+             CREATE INDEX chunks_short ON chunks (ncopies) WHERE own IN (1, 2);
+             INSERT INTO chunks (name, len, place, own) VALUES (zeroblob(32), 200, 1, 1);
+             PRAGMA user_version = 2;",
+        )
+        .unwrap();
+        drop(old);
+        let (db, is_new) = Db::open(&path).unwrap();
+        assert!(!is_new);
+        db.change(|t| -> Result<(), DbError> {
+            assert_eq!((t.own_short(1)?, t.wants()?), (1, vec![None]));
+            let other = t.put_chunk(&ChunkName([1; 32]), 9, &Place::Loose, Own::Data)?;
+            t.set_want(other, Some(1))?;
+            assert_eq!((t.own_short(1)?, t.own_short(0)?, t.wants()?), (1, 0, vec![None, Some(1)]));
+            t.set_want(other, Some(3))?;
+            assert_eq!((t.own_short(1)?, t.own_short(0)?), (2, 1));
+            assert_eq!(t.short_ids(Some(3), 0, false, ChunkId(0), 9)?, [other]);
+            // What is not mine any more wants nothing.
+            t.set_own(other, Own::No)?;
+            assert_eq!((t.want(other)?, t.wants()?), (None, vec![None]));
+            Ok(())
+        })
+        .unwrap();
+        drop(db);
+        let (_, is_new) = Db::open(&path).unwrap();
+        assert!(!is_new);
+        for ending in ["", "-wal", "-shm"] {
+            let mut path = path.clone().into_os_string();
+            path.push(ending);
+            let _ = std::fs::remove_file(path);
+        }
     }
 }

@@ -54,6 +54,9 @@ pub enum Extra {
     Freed = 2,
 }
 
+/// Copies that a chunk's files want by the numbers of their folders; `None`: as many as the cell's setting says.
+pub type Want = Option<u8>;
+
 /// How a copy of a chunk of mine stands with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyState {
@@ -185,6 +188,8 @@ pub struct Tables<'a> {
     next_seq: Cell<u64>,
     /// What should be where may have changed.
     moved: Cell<bool>,
+    /// Whether folders have numbers of copies of their own, once it was looked up.
+    has_numbers: Cell<Option<bool>>,
 }
 
 fn place_columns(place: Option<&Place>) -> (i64, Option<i64>, Option<i64>) {
@@ -219,7 +224,7 @@ const CHUNK_COLUMNS: &str = "id, name, len, place, pack, off";
 
 impl<'a> Tables<'a> {
     pub(super) fn new(conn: &'a Connection, next_seq: u64) -> Self {
-        Self { conn, next_seq: Cell::new(next_seq), moved: Cell::new(false) }
+        Self { conn, next_seq: Cell::new(next_seq), moved: Cell::new(false), has_numbers: Cell::new(None) }
     }
 
     pub(super) fn has_moved(&self) -> bool {
@@ -547,7 +552,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks over row `after` that files here need, that do not lie here, and of which peers have fewer than
-    /// `copies`: those of freed files have as many.
+    /// wanted, which is `copies` where nothing else is said: those of freed files have as many.
     pub fn absent_own_after(
         &self,
         after: ChunkId,
@@ -557,7 +562,8 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < ?2 AND extra < 2 ORDER BY id LIMIT ?3"
+                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < coalesce(want, ?2) AND extra < 2
+                 ORDER BY id LIMIT ?3"
             ),
             params![after.0, copies as i64, limit as i64],
             chunk_row,
@@ -618,36 +624,99 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Sets whether a chunk is mine.
+    /// Sets whether a chunk is mine. What is not wants nothing.
     pub fn set_own(&self, id: ChunkId, own: Own) -> Result<(), DbError> {
         self.moved.set(true);
-        self.run("UPDATE chunks SET own = ?2 WHERE id = ?1", params![id.0, own as i64]).map(drop)
+        let sql = "UPDATE chunks SET own = ?2, want = CASE ?2 WHEN 0 THEN NULL ELSE want END WHERE id = ?1";
+        self.run(sql, params![id.0, own as i64]).map(drop)
     }
 
-    /// Up to `limit` chunks of my files over row `after` that have `have` copies on peers, are here, and are not yet with
-    /// `cell`.
+    // Copies wanted.
+
+    /// Whether folders have numbers of copies of their own.
+    pub fn has_numbers(&self) -> Result<bool, DbError> {
+        if self.has_numbers.get().is_none() {
+            let kind = crate::catalog::RecordKind::Copies as u8;
+            let sql =
+                "SELECT EXISTS (SELECT 1 FROM catalog WHERE key >= ?1 AND key < ?2 AND length(body) > 0)";
+            self.has_numbers.set(Some(self.number(sql, params![[kind], [kind + 1]])? > 0));
+        }
+        Ok(self.has_numbers.get().unwrap_or(false))
+    }
+
+    /// What is wanted may have changed: plans are made anew.
+    pub fn note_wanted(&self) {
+        self.moved.set(true);
+    }
+
+    /// The wants that chunks of my files have: always `None`, and what else there is.
+    pub fn wants(&self) -> Result<Vec<Want>, DbError> {
+        let mut wants = vec![None];
+        let mut after = -1;
+        let sql = "SELECT want FROM chunks INDEXED BY chunks_short WHERE own IN (1, 2) AND want > ?1 ORDER BY want LIMIT 1";
+        while let Some(want) = self.one(sql, [after], |row| row.get::<_, u8>(0))? {
+            wants.push(Some(want));
+            after = i64::from(want);
+        }
+        Ok(wants)
+    }
+
+    /// How many chunks of my files want so many copies by the numbers of folders.
+    pub fn count_wanting(&self, copies: u8) -> Result<u64, DbError> {
+        self.number("SELECT count(*) FROM chunks WHERE own IN (1, 2) AND want = ?1", [copies])
+    }
+
+    /// Copies that a chunk's files want.
+    pub fn want(&self, id: ChunkId) -> Result<Want, DbError> {
+        Ok(self.one("SELECT want FROM chunks WHERE id = ?1", [id.0], |row| row.get(0))?.flatten())
+    }
+
+    /// Sets the copies that a chunk's files want.
+    pub fn set_want(&self, id: ChunkId, want: Want) -> Result<(), DbError> {
+        self.moved.set(true);
+        self.run("UPDATE chunks SET want = ?2 WHERE id = ?1", params![id.0, want]).map(drop)
+    }
+
+    /// Up to `limit` chunks of my files over row `after`, up to row `until`, by row, and what they want.
+    pub fn wants_after(
+        &self,
+        after: ChunkId,
+        until: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, Want)>, DbError> {
+        self.list(
+            "SELECT id, want FROM chunks WHERE id > ?1 AND id <= ?2 AND own IN (1, 2) ORDER BY id LIMIT ?3",
+            params![after.0, until.0, limit as i64],
+            |row| Ok((ChunkId(row.get(0)?), row.get(1)?)),
+        )
+    }
+
+    /// Up to `limit` chunks of my files over row `after` that want `want`, have `have` copies on peers, are here, and are not
+    /// yet with `cell`.
     pub fn chunks_short(
         &self,
         cell: CellNumber,
+        want: Want,
         have: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE own IN (1, 2) AND ncopies = ?2 AND id > ?3 AND place > 0
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE own IN (1, 2) AND want IS ?5 AND ncopies = ?2 AND id > ?3 AND place > 0
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
             ),
-            params![cell.0, have as i64, after.0, limit as i64],
+            params![cell.0, have as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` rows over `after` of chunks of my files that have `have` copies on peers; only those that want one
-    /// more than others, if `only_extra`.
+    /// Up to `limit` rows over `after` of chunks of my files that want `want` and have `have` copies on peers; only those that
+    /// want one more than others, if `only_extra`.
     pub fn short_ids(
         &self,
+        want: Want,
         have: u64,
         only_extra: bool,
         after: ChunkId,
@@ -655,21 +724,23 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkId>, DbError> {
         let sql = match only_extra {
             true => {
-                "SELECT id FROM chunks WHERE extra > 0 AND own IN (1, 2) AND ncopies = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
-            }
-            false => {
-                "SELECT id FROM chunks INDEXED BY chunks_short WHERE own IN (1, 2) AND ncopies = ?1 AND id > ?2
+                "SELECT id FROM chunks WHERE extra > 0 AND own IN (1, 2) AND want IS ?4 AND ncopies = ?1 AND id > ?2
                  ORDER BY id LIMIT ?3"
             }
+            false => {
+                "SELECT id FROM chunks INDEXED BY chunks_short
+                 WHERE own IN (1, 2) AND want IS ?4 AND ncopies = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+            }
         };
-        self.list(sql, params![have as i64, after.0, limit as i64], |row| row.get(0).map(ChunkId))
+        self.list(sql, params![have as i64, after.0, limit as i64, want], |row| row.get(0).map(ChunkId))
     }
 
-    /// Up to `limit` chunks over row `after` whose files are freed here, or to be: they want a copy more than `copies` on
-    /// peers, do not have it, are here, and are not yet with `cell`.
+    /// Up to `limit` chunks over row `after` that want `want` and whose files are freed here, or to be: they want a copy more than
+    /// `copies` on peers, do not have it, are here, and are not yet with `cell`.
     pub fn extra_short(
         &self,
         cell: CellNumber,
+        want: Want,
         copies: u64,
         after: ChunkId,
         limit: usize,
@@ -677,50 +748,69 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies <= ?2 AND id > ?3 AND place > 0
-                   AND own IN (1, 2)
+                   AND own IN (1, 2) AND want IS ?5
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
             ),
-            params![cell.0, copies as i64, after.0, limit as i64],
+            params![cell.0, copies as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks of freed files over row `after` that do not lie here, and of which peers have a copy but not
-    /// more than `copies`: one must come here first to be copied on.
-    pub fn absent_short(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+    /// Up to `limit` chunks of freed files over row `after` that want `want` and do not lie here, and of which peers have a copy
+    /// but not more than `copies`: one must come here first to be copied on.
+    pub fn absent_short(
+        &self,
+        want: Want,
+        copies: u64,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND place = 0 AND own IN (1, 2)
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND place = 0 AND own IN (1, 2) AND want IS ?4
                    AND ncopies BETWEEN 1 AND ?1 AND id > ?2 ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64],
+            params![copies as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks over row `after` that are here only because they were copied on: their files are freed, and peers
-    /// have more than `copies` copies.
-    pub fn passed_on(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+    /// Up to `limit` chunks over row `after` that want `want` and are here only because they were copied on: their files are
+    /// freed, and peers have more than `copies` copies.
+    pub fn passed_on(
+        &self,
+        want: Want,
+        copies: u64,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND ncopies > ?1 AND id > ?2
-                 ORDER BY id LIMIT ?3"
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND want IS ?4 AND ncopies > ?1
+                   AND id > ?2 ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64],
+            params![copies as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks of my files over row `after` that peers have more copies of than `copies`, and one for what is
-    /// freed here.
-    pub fn chunks_over(&self, copies: u64, after: ChunkId, limit: usize) -> Result<Vec<ChunkRow>, DbError> {
+    /// Up to `limit` chunks of my files over row `after` that want `want` and that peers have more copies of than `copies`, and
+    /// one for what is freed here.
+    pub fn chunks_over(
+        &self,
+        want: Want,
+        copies: u64,
+        after: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE own IN (1, 2) AND ncopies > ?1 AND ncopies > ?1 + (extra > 0) AND id > ?2 ORDER BY id LIMIT ?3"
+                 WHERE own IN (1, 2) AND want IS ?4 AND ncopies > ?1 AND ncopies > ?1 + (extra > 0) AND id > ?2
+                 ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64],
+            params![copies as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
@@ -740,9 +830,10 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Number and bytes of chunks of my files, and how many of them have fewer than `copies` copies on peers.
+    /// Number and bytes of chunks of my files, and how many of them have fewer copies on peers than wanted, which is `copies`
+    /// where nothing else is said.
     pub fn own_totals(&self, copies: u64) -> Result<(u64, u64, u64), DbError> {
-        let sql = "SELECT count(*), coalesce(sum(len), 0), count(*) FILTER (WHERE ncopies < ?1) FROM chunks
+        let sql = "SELECT count(*), coalesce(sum(len), 0), count(*) FILTER (WHERE ncopies < coalesce(want - 1, ?1)) FROM chunks
                    WHERE own IN (1, 2)";
         let totals = self.one(sql, [copies as i64], |row| {
             Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
@@ -750,9 +841,15 @@ impl<'a> Tables<'a> {
         Ok(totals.unwrap_or_default())
     }
 
-    /// How many chunks of my files have fewer than `copies` copies on peers.
+    /// How many chunks of my files have fewer copies on peers than wanted, which is `copies` where nothing else is said.
     pub fn own_short(&self, copies: u64) -> Result<u64, DbError> {
-        self.number("SELECT count(*) FROM chunks WHERE own IN (1, 2) AND ncopies < ?1", [copies as i64])
+        let mut short = 0;
+        for want in self.wants()? {
+            let on_peers = want.map_or(copies, |want| u64::from(want).saturating_sub(1));
+            let sql = "SELECT count(*) FROM chunks WHERE own IN (1, 2) AND want IS ?1 AND ncopies < ?2";
+            short += self.number(sql, params![want, on_peers as i64])?;
+        }
+        Ok(short)
     }
 
     /// Records a new place, or absence.

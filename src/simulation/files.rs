@@ -101,15 +101,20 @@ pub(super) fn keep_in(
 
 /// The folder of this name, made where there is none.
 pub(super) fn folder(vault: &Vault, name: &[u8]) -> Result<NodeId, VaultError> {
+    folder_in(vault, NodeId::ROOT, name)
+}
+
+/// The same in another folder.
+pub(super) fn folder_in(vault: &Vault, above: NodeId, name: &[u8]) -> Result<NodeId, VaultError> {
     vault.db.change(|t| {
-        if let Some(node) = t.child(NodeId::ROOT, name)? {
+        if let Some(node) = t.child(above, name)? {
             return Ok(node.id);
         }
         let stat = Stat { kind: Some(Kind::Folder), mode: 0o700, ..stat(0) };
         let known = Known::default();
-        let new = NewVersion::folder(vault, &known, t, NodeId::ROOT, name, &stat)?;
+        let new = NewVersion::folder(vault, &known, t, above, name, &stat)?;
         let state = NodeState::Present;
-        let seen = Seen { parent: NodeId::ROOT, name, stat: Some(&stat), device: Device(0), state };
+        let seen = Seen { parent: above, name, stat: Some(&stat), device: Device(0), state };
         version::record(vault, t, known, new, seen)
     })
 }

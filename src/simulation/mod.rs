@@ -13,6 +13,7 @@
 pub mod bounty;
 mod files;
 mod machine;
+pub mod numbers;
 pub mod refusals;
 pub mod rules;
 pub mod sharing;

@@ -30,7 +30,7 @@ fn fleet(seed: u64, cells: usize, settings: impl FnMut(usize, &mut Config)) -> C
     Ok(sim)
 }
 
-fn run(
+pub(super) fn run(
     seed: u64,
     cells: usize,
     settings: impl FnMut(usize, &mut Config),
@@ -169,7 +169,7 @@ pub fn settling(seed: u64) -> Outcome {
 }
 
 /// On how many peers that are on a chunk is held for its owner.
-fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
+pub(super) fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
     let id = sim.machines[owner].master.identity(0, 0).id();
     let holds = |at: &usize| {
         let Some(vault) = sim.vault(*at) else { return false };

@@ -11,10 +11,11 @@ use super::link::Link;
 use super::round::{self, with_vault};
 use crate::alerts::silence_words;
 use crate::config::RECORDS_PER_CHANGE;
+use crate::copies;
 use crate::id::{CellId, ChunkName};
 use crate::order;
 use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
-use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError, Want};
 use crate::vault::{Alert, Vault, VaultError};
 use crate::world::{self, Sabotage};
 
@@ -235,20 +236,44 @@ impl Sync {
         if !round::may_release(self).await? {
             return Ok(());
         }
-        let factor = self.vault.config.copies.saturating_sub(1);
-        let mut after = ChunkId(0);
+        let (wants, is_settled) = self.wants().await?;
         let mut looked_at = 0;
-        while looked_at < TRIMMED_MAX {
+        for (want, on_peers) in wants.into_iter().filter(|_| is_settled) {
+            self.trim_those(want, on_peers, &mut looked_at).await?;
+        }
+        Ok(())
+    }
+
+    /// What chunks want, and how many copies on peers that is; and whether they want what their files do, so that anything may
+    /// be let go.
+    async fn wants(&self) -> Result<(Vec<(Want, u64)>, bool), VaultError> {
+        let find = |vault: &Vault| -> Result<_, VaultError> {
+            let is_settled = copies::settle(vault)?;
+            let usual = vault.config.copies;
+            let wants = vault.db.read(|t| t.wants())?.into_iter();
+            Ok((wants.map(|want| (want, copies::on_peers(want, usual))).collect(), is_settled))
+        };
+        with_vault(&self.vault, find).await
+    }
+
+    async fn trim_those(
+        self: &Rc<Self>,
+        want: Want,
+        on_peers: u64,
+        looked_at: &mut usize,
+    ) -> Result<(), VaultError> {
+        let mut after = ChunkId(0);
+        while *looked_at < TRIMMED_MAX {
             // Nobody plans meanwhile: a copy on its way counts with the others.
             let _planning = self.planning.lock().await;
             let (peers, sites) = (self.holders(), self.sites());
-            let page =
-                with_vault(&self.vault, move |vault| vault.db.read(|t| t.chunks_over(factor, after, PAGE)))
-                    .await?;
+            let page = with_vault(&self.vault, move |vault| {
+                vault.db.read(|t| t.chunks_over(want, on_peers, after, PAGE))
+            })
+            .await?;
             let Some(last) = page.last() else { break };
-            (after, looked_at) = (last.id, looked_at + page.len());
-            let let_go =
-                with_vault(&self.vault, move |vault| let_go(vault, &page, &peers, &sites, factor)).await?;
+            (after, *looked_at) = (last.id, *looked_at + page.len());
+            let let_go = with_vault(&self.vault, move |vault| let_go(vault, &page, &peers, &sites)).await?;
             for link in self.links().into_iter().filter(|link| let_go.contains(&link.cell)) {
                 link.nudge();
             }
@@ -290,14 +315,41 @@ impl Sync {
 
     /// Brings chunks of freed files here that have lost a copy, so that rounds copy them on; and drops what was copied on.
     pub(super) async fn pass_on(self: &Rc<Self>) -> Result<(), VaultError> {
-        let factor = self.vault.config.copies.saturating_sub(1);
-        let (mut after, mut bytes) = (ChunkId(0), 0);
+        let mut bytes = 0;
         let mut wanted: Vec<ChunkName> = Vec::new();
-        while bytes < PASSED_ON_BYTES {
+        let (wants, is_settled) = self.wants().await?;
+        for (want, on_peers) in &wants {
+            self.find_passed_on(*want, *on_peers, &mut bytes, &mut wanted).await?;
+        }
+        if !wanted.is_empty() {
+            log::info!("{} chunks of freed files come here to be copied on", wanted.len());
+            if !self.fetch(wanted).await.got.is_empty() {
+                self.nudge_all(None);
+            }
+        }
+        if !is_settled {
+            return Ok(());
+        }
+        let drop = move |vault: &Vault| {
+            wants.into_iter().try_for_each(|(want, on_peers)| drop_passed_on(vault, want, on_peers))
+        };
+        with_vault(&self.vault, drop).await
+    }
+
+    /// Finds chunks of freed files that want `want` and have lost a copy, and that somebody could be given.
+    async fn find_passed_on(
+        &self,
+        want: Want,
+        on_peers: u64,
+        bytes: &mut u64,
+        wanted: &mut Vec<ChunkName>,
+    ) -> Result<(), VaultError> {
+        let mut after = ChunkId(0);
+        while *bytes < PASSED_ON_BYTES {
             let page = with_vault(&self.vault, move |vault| {
                 vault.db.read(|t| -> Result<Vec<(ChunkRow, Vec<CellNumber>)>, DbError> {
                     let with_holders = |row: ChunkRow| t.copies_of(row.id).map(|holders| (row, holders));
-                    t.absent_short(factor, after, PAGE)?.into_iter().map(with_holders).collect()
+                    t.absent_short(want, on_peers, after, PAGE)?.into_iter().map(with_holders).collect()
                 })
             })
             .await?;
@@ -307,21 +359,15 @@ impl Sync {
                 .iter()
                 .map(|(row, holders)| Deficit { chunk: row.id, len: row.len, holders: holders.clone() })
                 .collect();
-            let targets = plan(&deficits, &mut self.candidates(), &self.sites(), factor + 1);
+            let targets = plan(&deficits, &mut self.candidates(), &self.sites(), on_peers + 1);
             for ((row, _), targets) in page.iter().zip(targets) {
-                if !targets.is_empty() && bytes < PASSED_ON_BYTES {
-                    bytes += u64::from(row.len);
+                if !targets.is_empty() && *bytes < PASSED_ON_BYTES {
+                    *bytes += u64::from(row.len);
                     wanted.push(row.name);
                 }
             }
         }
-        if !wanted.is_empty() {
-            log::info!("{} chunks of freed files come here to be copied on", wanted.len());
-            if !self.fetch(wanted).await.got.is_empty() {
-                self.nudge_all(None);
-            }
-        }
-        with_vault(&self.vault, move |vault| drop_passed_on(vault, factor)).await
+        Ok(())
     }
 }
 
@@ -331,13 +377,14 @@ fn let_go(
     page: &[ChunkRow],
     peers: &[Holder],
     sites: &Sites,
-    factor: u64,
 ) -> Result<Vec<CellNumber>, DbError> {
     let mut told = Vec::new();
     vault.db.change(|t| -> Result<(), DbError> {
         for row in page {
             let extra = t.extra(row.id)?;
-            let copies = factor + u64::from(extra != crate::placement::Extra::No);
+            // As it is now: somebody may have raised it since the page was read.
+            let on_peers = copies::on_peers(t.want(row.id)?, vault.config.copies);
+            let copies = on_peers + u64::from(extra != crate::placement::Extra::No);
             let counted = |copy: &Copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect);
             let mut holders = Vec::new();
             for copy in t.all_copies_of(row.id)?.into_iter().filter(counted) {
@@ -371,7 +418,7 @@ fn let_go(
 }
 
 /// Drops the local copies of chunks that should lie with peers only, once enough of them have one.
-fn drop_passed_on(vault: &Vault, factor: u64) -> Result<(), VaultError> {
+fn drop_passed_on(vault: &Vault, want: Want, on_peers: u64) -> Result<(), VaultError> {
     loop {
         let _placing = vault.placing();
         // Durable before the files go: see `gc::sweep`.
@@ -379,7 +426,7 @@ fn drop_passed_on(vault: &Vault, factor: u64) -> Result<(), VaultError> {
             let mut gone = Vec::new();
             let mut after = ChunkId(0);
             loop {
-                let page = t.passed_on(factor, after, PAGE)?;
+                let page = t.passed_on(want, on_peers, after, PAGE)?;
                 let Some(last) = page.last() else { break };
                 after = last.id;
                 for row in page {

@@ -19,10 +19,11 @@ use super::serve::{GROUP_BYTES, GROUP_CHUNKS};
 use crate::buffers;
 use crate::catalog::{Head, Verdict, judge};
 use crate::config::RECORDS_PER_CHANGE;
+use crate::copies;
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::order;
 use crate::placement::planner::{Candidate, Deficit, coarse, plan};
-use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables, Want};
 use crate::pool::{Job, unblock};
 use crate::publish;
 use crate::sha256;
@@ -428,6 +429,29 @@ pub(super) fn drop_copies(vault: &Vault, cell: CellNumber) -> Result<(), DbError
 
 // ---- What the peer should hold ----
 
+/// One look for chunks that lack copies: of those that want `want`, the ones with `have` copies on peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    want: Want,
+    have: u64,
+    /// Copies on peers that are wanted.
+    on_peers: u64,
+    /// Only what is freed here, and wants one copy more.
+    is_extra: bool,
+}
+
+/// First those that have the fewest copies, whatever they want, and at the end what is freed here and wants a copy more.
+fn steps_of(wants: &[Want], usual: u64) -> VecDeque<Step> {
+    let most = wants.iter().map(|want| copies::on_peers(*want, usual)).max().unwrap_or(0);
+    let step = |want: &Want, have, is_extra| {
+        let on_peers = copies::on_peers(*want, usual);
+        Step { want: *want, have: if is_extra { on_peers } else { have }, on_peers, is_extra }
+    };
+    let short = (0..most).flat_map(|have| wants.iter().map(move |want| step(want, have, false)));
+    let short = short.filter(|step| step.have < step.on_peers);
+    short.chain(wants.iter().map(|want| step(want, 0, true))).collect()
+}
+
 async fn push_chunks(
     sync: &Rc<Sync>,
     link: &Rc<Link>,
@@ -436,27 +460,33 @@ async fn push_chunks(
     was_full: bool,
 ) -> Result<(), RoundError> {
     let (vault, cell) = (&sync.vault, link.cell);
-    let factor = vault.config.copies.saturating_sub(1);
-    // First those that have the fewest copies, and at the end what is freed here and wants a copy more than the factor.
-    let (mut have, mut after) = (0, ChunkId(0));
+    let mut after = ChunkId(0);
     let mut for_others: BTreeSet<CellNumber> = BTreeSet::new();
     // What is on its way to somebody may not arrive, and then is to be planned again.
     let mut is_final = true;
     let mut lacks_room = false;
     let state = state_of_things(sync);
+    let mut steps = VecDeque::new();
     if link.planned_for.get() == Some(state) {
-        (have, lacks_room) = (factor + 1, link.lacks_room.get());
+        lacks_room = link.lacks_room.get();
+    } else {
+        // What chunks want decides how they are planned: let it be what their files do.
+        let find = |vault: &Vault| -> Result<_, VaultError> {
+            copies::settle(vault)?;
+            Ok(steps_of(&vault.db.read(|t| t.wants())?, vault.config.copies))
+        };
+        steps = with_vault(vault, find).await?;
     }
-    while !link.is_full.get() && have <= factor {
-        let is_extra = have == factor;
-        let copies = factor + u64::from(is_extra);
+    while let (Some(step), false) = (steps.front().copied(), link.is_full.get()) {
+        let Step { want, have, on_peers, is_extra } = step;
+        let copies = on_peers + u64::from(is_extra);
         let planning = sync.planning.lock().await;
         let page = with_vault(vault, move |vault| {
             vault.db.read(|t| -> Result<_, DbError> {
                 let rows = if is_extra {
-                    t.extra_short(cell, factor, after, PAGE_CHUNKS)?
+                    t.extra_short(cell, want, on_peers, after, PAGE_CHUNKS)?
                 } else {
-                    t.chunks_short(cell, have, after, PAGE_CHUNKS)?
+                    t.chunks_short(cell, want, have, after, PAGE_CHUNKS)?
                 };
                 rows.into_iter()
                     .map(|row| Ok((t.copies_of(row.id)?, row)))
@@ -465,7 +495,8 @@ async fn push_chunks(
         })
         .await?;
         let Some((_, last)) = page.last() else {
-            (have, after) = (have + 1, ChunkId(0));
+            steps.pop_front();
+            after = ChunkId(0);
             continue;
         };
         after = last.id;

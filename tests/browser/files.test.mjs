@@ -338,6 +338,35 @@ test("versions come back, and what was removed does, too", async () => {
   await cell.end();
 });
 
+test("a folder is given a number of copies of its own", async () => {
+  const cell = await Cell.start("numbers");
+  await cell.setUp();
+  cell.put("films/one.txt", "one");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await choose(page, "films", "Details and versions");
+  const pick = page.getByRole("combobox", { name: "Copies of each file in it" });
+  assert.equal(await pick.locator("option").first().textContent(), "Like the folder above: 2 copies");
+  await checkAxe(page, "details of a folder");
+  const number = async () => (await page.evaluate(async () => (await (await fetch("/api/v1/copies")).json()).folders)).map((folder) => `${folder.path} ${folder.copies}`);
+  await pick.selectOption("3");
+  await page.getByText("Done. Missing copies are made, and copies too many go.").waitFor();
+  assert.deepEqual(await number(), ["films 3"]);
+  // One copy is asked about first.
+  await pick.selectOption("1");
+  await page.getByText("If its disk dies, these files are gone.").waitFor();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await waitFor("it is as before", async () => (await pick.inputValue()) === "3");
+  await pick.selectOption("1");
+  await page.getByRole("button", { name: "Only here" }).click();
+  await waitFor("it is set", async () => (await number())[0] === "films 1");
+  await pick.selectOption("0");
+  await waitFor("it is taken back", async () => (await number()).length === 0);
+  await page.done();
+  await cell.end();
+});
+
 test("hundreds of files are moved, deleted and brought back at once, each with one request", async () => {
   const cell = await Cell.start("crowd");
   await cell.setUp();

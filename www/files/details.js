@@ -7,6 +7,32 @@ import * as thumbs from "./thumbs.js";
 
 const WEEK = 7 * 86400;
 
+const COPIES_MAX = 20;
+
+/** Chooses how many copies the files of a folder have. */
+function numberOf(ctx, { path, name, wanted }) {
+  const { el, t, api, format } = ctx;
+  let now = wanted.own ? wanted.copies : 0;
+  const words = (n) => (n === 0 ? t(now === 0 ? "details.wanted.like" : "details.wanted.default", { copies: format.counted(wanted.copies, "count.copy") }) : n === 1 ? t("details.wanted.one") : format.counted(n, "count.copy"));
+  const pick = el("select", { aria: { label: t("details.wanted") } }, Array.from({ length: COPIES_MAX + 1 }, (_, n) => el("option", { value: String(n), selected: n === now }, words(n))));
+  pick.addEventListener("change", async () => {
+    const copies = Number(pick.value);
+    const isMeant = copies !== 1 || await ctx.ask(t("details.wanted.ask", { what: name }), t("details.wanted.ask.text"), t("details.wanted.do"));
+    try {
+      if (isMeant) {
+        await api.post("copies", { path, copies });
+        now = copies;
+        ctx.toast(t("details.wanted.done"));
+        ctx.events.changed("files");
+      }
+    } catch (error) {
+      ctx.fail(error);
+    }
+    pick.value = String(now);
+  });
+  return el("section", { className: "stack tight" }, el("h3", {}, t("details.wanted")), pick, el("p", { className: "muted small" }, t("details.wanted.note")));
+}
+
 /** Chooses friends for one or several entries. */
 export async function shareDialog(ctx, entries) {
   const { el, t, api, format } = ctx;
@@ -77,6 +103,8 @@ export async function showDetails(ctx, path, page) {
         el("span", { className: "muted small" }, holder.proven_unix ? t("details.proven", { span: format.ago(Math.max(0, Date.now() / 1000 - holder.proven_unix)) }) : t("details.unproven")))),
       holders.length === 0 && el("li", { className: "muted" }, ctx.icon("warn"), el("span", {}, t("details.no_copies")))));
 
+  const wanted = isFolder && path !== "" && entry.wanted && numberOf(ctx, entry);
+
   const shared = entry.shared_with ?? [];
   const sharing = el("section", { className: "stack tight" }, el("h3", {}, t("details.shared")),
     shared.length > 0 ? el("ul", { className: "plain-list" }, shared.map((friend) => el("li", {}, ctx.icon("share"), el("span", { className: "strong cut" }, friend.name),
@@ -128,7 +156,7 @@ export async function showDetails(ctx, path, page) {
       entry.state === "away" ? button(t("files.bring_back"), shut(() => page.bringBack(entry)), { icon: "restore", className: "button small-button" })
         : button(t("files.free"), shut(() => page.free([entry])), { icon: "away", className: "button small-button" }),
       button(t("files.remove"), shut(() => page.remove([entry])), { icon: "trash", className: "button small-button danger-text" })),
-    copies, sharing, history);
+    copies, wanted, sharing, history);
   const done = ctx.dialog({ title: entry.name, body: [body], actions: [], wide: true, className: "details-dialog" });
   const box = [...document.querySelectorAll("dialog.details-dialog")].at(-1);
   await done;

@@ -28,7 +28,9 @@ export function verdict({ alerts, copies, files, peers, job }, format) {
     return ["busy", "home.busy", { full: format.number(copies.full), total: pieces }];
   }
   if (copies.short > 0) return ["warn", "home.short", { short: format.number(copies.short), total: pieces }];
-  if (alerts.some((alert) => alert.level === "warn")) return ["warn", "home.safe_but", { copies: format.counted(copies.wanted, "count.copy") }];
+  if (alerts.some((alert) => alert.level === "warn")) return ["warn", copies.varied ? "home.varied_but" : "home.safe_but", { copies: format.counted(copies.wanted, "count.copy") }];
+  if (copies.alone > 0) return ["good", "home.varied_alone", { alone: format.number(copies.alone), total: pieces }];
+  if (copies.varied) return ["good", "home.varied", { files: format.counted(files.count, "count.file") }];
   return ["good", "home.safe", { files: format.counted(files.count, "count.file"), copies: format.counted(copies.wanted, "count.copy") }];
 }
 
@@ -127,7 +129,7 @@ export function open(root, ctx) {
     const low = disk.free <= 2 * disk.reserve;
     return el("div", { className: "tiles" },
       tile(t("home.copies"), total === 0 ? "–" : format.percent(Math.floor((copies.full / total) * 100) / 100),
-        total === 0 ? t("home.copies.none") : t("home.copies.note", { covered, copies: format.counted(copies.wanted, "count.copy") }),
+        total === 0 ? t("home.copies.none") : t(copies.varied ? "home.copies.varied" : "home.copies.note", { covered, copies: format.counted(copies.wanted, "count.copy") }),
         total > 0 && meter(copies.full, total, t("home.copies"))),
       tile(t("home.files"), format.number(files.count), t("home.files.note", { bytes: format.bytes(files.bytes), stored: format.bytes(chunks.bytes) })),
       drillTile(drill, peers.length > 0),
