@@ -17,6 +17,8 @@ IMAGE       ?= arm64
 STATICS     := aarch64-unknown-linux-musl arm-unknown-linux-musleabihf
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Equal pieces of machine code stand once: 0.2 MB less on x86-64; 64-bit ARM has it by itself.
+SHORT      := $(if $(filter x86_64,$(shell uname -m)),-C llvm-args=-enable-machine-outliner=always)
 GROVE      := $(abspath $(TARGET_DIR))/release/grove
 CELL       := "$(GROVE)" --dir "$(DIR)" --home "$(HOME_TREE)" --port $(PORT) --peer-port $(PEER_PORT)
 
@@ -76,7 +78,7 @@ demo: release ## lose a cell and get everything back, on real files (ARGS=--smal
 	@GROVE="$(GROVE)" scripts/demo $(ARGS)
 
 release: ## the program as users get it: target/release/grove
-	$(CARGO) build --locked --release
+	$(CARGO) rustc --locked --release --bin grove -- $(SHORT)
 
 cross-deps: ## say what cross builds, packages and images need, and install what is missing
 	@cross/deps
