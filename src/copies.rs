@@ -323,7 +323,8 @@ pub fn is_counted(vault: &Vault) -> Result<bool, DbError> {
 /// Counts if that was asked for, and tells whether anything may be let go now. A count that could not read everything, or
 /// that met a large file being read, is made again after a while.
 pub fn settle(vault: &Vault) -> Result<bool, VaultError> {
-    let mut counting = vault.counting();
+    // Somebody counts, and others need not wait for it on a thread of the pool.
+    let Some(mut counting) = vault.try_counting() else { return Ok(false) };
     if vault.db.read(|t| is_settled(vault, t))? {
         return Ok(true);
     }
@@ -402,9 +403,9 @@ fn named(vault: &Vault, numbers: &Numbers) -> Result<(Vec<(Want, Marks)>, bool),
                 None => *remembered.entry(file).or_insert(vault.db.read(|t| numbers.of_file(t, file))?),
             };
             let marks = named.entry(want).or_default();
-            let seen = gc::names_of(vault, &body, &mut |names| {
+            let seen = gc::names_of(vault, &body, &mut |named| {
                 vault.db.read(|t| -> Result<(), DbError> {
-                    for name in names {
+                    for (name, _) in named {
                         t.chunk(&name)?.iter().for_each(|row| marks.set(row.id));
                     }
                     Ok(())

@@ -25,8 +25,8 @@ use crate::files::import::EntryCursor;
 use crate::files::{brake, version};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest, Parsed};
-use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, NodeId, Own};
-use crate::publish;
+use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, NodeId, Own, Tables};
+use crate::publish::{self, sealed_len};
 use crate::store::{Held, PACK_BATCH_MIN, Place, REWRITE_CHUNKS, Rewritten, SMALL_BYTES, StoreError};
 use crate::vault::{Marks, Vault, VaultError};
 use crate::world::{self, Sabotage};
@@ -104,28 +104,69 @@ fn mark_all(vault: &Vault) -> Result<(), VaultError> {
 }
 
 fn mark_version(vault: &Vault, body: &[u8]) -> Result<(), VaultError> {
-    names_of(vault, body, &mut |names| mark_names(vault, names.into_iter()))
+    names_of(vault, body, &mut |named| {
+        claim_listed(vault, &named)?;
+        mark_names(vault, named.into_iter().map(|(name, _)| name))
+    })
 }
+
+/// A chunk that a version names, and, of one that only a list names, the length of its sealed bytes.
+pub type Named = (ChunkName, Option<u32>);
 
 /// Calls `see` with all that a version's record names, some at a time: its chunks and lists first, then what is in the lists.
 pub fn names_of(
     vault: &Vault,
     body: &[u8],
-    see: &mut dyn FnMut(Vec<ChunkName>) -> Result<(), VaultError>,
+    see: &mut dyn FnMut(Vec<Named>) -> Result<(), VaultError>,
 ) -> Result<(), VaultError> {
     let parsed = Parsed::read(body)?;
-    see(parsed.chunks().collect())?;
+    see(parsed.chunks().map(|name| (name, None)).collect())?;
     if parsed.has_lists() {
         let manifest = Manifest::open(body, &vault.master, Check::Trusted)?;
-        let mut names = Vec::new();
+        let mut named = Vec::new();
         for entry in EntryCursor::new(vault, &manifest) {
-            names.extend(entry?.chunk());
-            if names.len() >= RECORDS_PER_CHANGE {
-                see(std::mem::take(&mut names))?;
+            if let Entry::Chunk { name, len, .. } = entry? {
+                named.push((name, Some(sealed_len(len))));
+            }
+            if named.len() >= RECORDS_PER_CHANGE {
+                see(std::mem::take(&mut named))?;
             }
         }
-        see(names)?;
+        see(named)?;
     }
+    Ok(())
+}
+
+/// What only lists name is mine as well: a catalog that came back says so only once its lists have come, too, and until then
+/// nobody counts the copies of these chunks.
+fn claim_listed(vault: &Vault, named: &[Named]) -> Result<(), VaultError> {
+    let listed = || named.iter().filter_map(|(name, len)| Some((*name, (*len)?)));
+    let is_mine = |t: &Tables<'_>, name: &ChunkName| -> Result<bool, DbError> {
+        match t.chunk(name)? {
+            Some(row) => Ok(t.own(row.id)? != Own::No),
+            None => Ok(false),
+        }
+    };
+    let missing = vault.db.read(|t| -> Result<Vec<(ChunkName, u32)>, DbError> {
+        let mut missing = Vec::new();
+        for (name, len) in listed() {
+            if !is_mine(t, &name)? {
+                missing.push((name, len));
+            }
+        }
+        Ok(missing)
+    })?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    log::debug!("{} chunks of large files are known as mine now", missing.len());
+    vault.db.change(|t| -> Result<(), DbError> {
+        for (name, len) in missing {
+            let id = t.know_chunk(&name, len, Own::Data)?;
+            vault.mark(&[id]);
+        }
+        copies::ask(t)
+    })?;
     Ok(())
 }
 

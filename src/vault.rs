@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 pub use crate::alerts::Alert;
 use crate::alerts::{AlertBook, News, Raised};
@@ -407,8 +407,12 @@ impl Vault {
     }
 
     /// One count of copies wanted at a time.
-    pub fn counting(&self) -> MutexGuard<'_, crate::copies::Counting> {
-        lock(&self.counting)
+    pub fn try_counting(&self) -> Option<MutexGuard<'_, crate::copies::Counting>> {
+        match self.counting.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Files and bytes of the tree, less one file of `bytes` that is being deleted. Counted anew now and then: counting

@@ -104,6 +104,50 @@ fn small_chunks_grown_cold_are_gathered_into_packs_a_little_at_a_time() {
     cell.verify_deep();
 }
 
+/// So large that its chunks stand in lists. A catalog that comes back names the lists, and they come later.
+#[test]
+fn chunks_that_only_lists_name_are_mine_again_once_the_lists_are_back() {
+    let temp = TempDir::new("tidy-lists");
+    let cell = made(&temp);
+    let mut chance = Chance::seeded("tidy-lists");
+    let large = fs::File::create(cell.home.join("large")).unwrap();
+    large.set_len(5 << 30).unwrap();
+    for at in [0, 1 << 30, 9 << 29] {
+        std::os::unix::fs::FileExt::write_all_at(&large, &chance.bytes(1000), at).unwrap();
+    }
+    drop(large);
+    cell.cli([std::ffi::OsStr::new("add"), cell.home.as_os_str()]).ok();
+    let vault = vault(&cell, &clock_of_now());
+    let owned = || {
+        vault.db.read(|t| -> Result<(usize, usize), grove::placement::DbError> {
+            let (mut data, mut lists) = (0, 0);
+            for row in t.chunks_after(Default::default(), 1000)? {
+                data += usize::from(t.own(row.id)? == Own::Data);
+                lists += usize::from(t.own(row.id)? == Own::List);
+            }
+            Ok((data, lists))
+        })
+    };
+    let (data, lists) = owned().unwrap();
+    assert!(data == 3 && lists > 0, "{data} chunks and {lists} lists");
+    vault
+        .db
+        .change(|t| -> Result<(), grove::placement::DbError> {
+            for row in t.chunks_after(Default::default(), 1000)? {
+                if t.own(row.id)? == Own::Data {
+                    t.set_own(row.id, Own::No)?;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(owned().unwrap(), (0, lists));
+    grove::gc::collect(&vault).unwrap();
+    assert_eq!(owned().unwrap(), (3, lists), "otherwise nobody would heal their copies");
+    drop(vault);
+    cell.verify_deep();
+}
+
 #[test]
 fn what_an_owner_released_stays_14_days_and_not_longer() {
     let temp = TempDir::new("trash");

@@ -420,9 +420,8 @@ impl Cell {
 /// The books. Those that are lost are made again from the catalog: otherwise the cell would know none of its peers, and take an
 /// older statement of theirs for the newest.
 fn open_books(path: &Path, vault: &Vault) -> Result<Books, VaultError> {
-    let is_new = !path.exists();
     let books = Books::open(path)?;
-    if is_new {
+    if books.peers()?.is_empty() {
         let peers = books.restore(vault)?;
         if peers > 0 {
             log::warn!(

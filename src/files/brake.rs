@@ -34,6 +34,8 @@ struct Bucket {
 pub struct Brake {
     buckets: Vec<Bucket>,
     is_on: bool,
+    /// It came on under a version that forgot what was lost more than a day ago.
+    is_cut: bool,
 }
 
 impl Bucket {
@@ -106,7 +108,8 @@ impl Brake {
 
     /// From when on, in observed seconds, it counts what was lost, while it is on.
     pub fn on_since(&self) -> Option<u64> {
-        self.is_on.then(|| self.buckets.first().map_or(0, |bucket| bucket.at * BUCKET_S))
+        let first = self.buckets.first().filter(|_| !self.is_cut);
+        self.is_on.then(|| first.map_or(0, |bucket| bucket.at * BUCKET_S))
     }
 
     /// Lets go by itself where what was deleted is back but for `missing` files, and what was rewritten is no more than people
@@ -120,7 +123,7 @@ impl Brake {
         if !self.is_on || missing > BRAKE_FILES_FREE || is_rewritten {
             return false;
         }
-        self.is_on = false;
+        (self.is_on, self.is_cut) = (false, false);
         self.buckets = vec![Bucket {
             at: now / BUCKET_S,
             files: files + missing,
@@ -161,7 +164,13 @@ impl Brake {
     /// For `read`.
     pub fn write(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u8(u8::from(self.is_on)).u32(self.buckets.len() as u32);
+        // 1: as versions wrote it that forgot.
+        let state = match (self.is_on, self.is_cut) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => 2,
+        };
+        writer.u8(state).u32(self.buckets.len() as u32);
         for b in &self.buckets {
             writer.u64(b.at).u64(b.files).u64(b.bytes).u64(b.deleted_files).u64(b.deleted_bytes);
         }
@@ -171,7 +180,7 @@ impl Brake {
     /// What `write` wrote.
     pub fn read(bytes: &[u8]) -> Result<Self, BadBytes> {
         let mut reader = Reader::new(bytes);
-        let is_on = reader.u8()? != 0;
+        let state = reader.u8()?;
         let count = reader.count(40)?;
         let mut buckets = Vec::with_capacity(count);
         for _ in 0..count {
@@ -184,7 +193,7 @@ impl Brake {
             });
         }
         reader.end()?;
-        Ok(Self { buckets, is_on })
+        Ok(Self { buckets, is_on: state != 0, is_cut: state == 1 })
     }
 }
 
@@ -372,5 +381,14 @@ mod tests {
         brake.count(DELETED, 99_999, 10, 10);
         assert_eq!(Brake::read(&brake.write()), Ok(brake));
         assert!(Brake::read(&[1, 0xff, 0xff, 0xff, 0xff]).is_err());
+        // On, from a version that forgot what was lost more than a day ago: nobody knows since when.
+        let mut on = Brake::default();
+        (0..40).for_each(|_| drop(on.count(DELETED, 99_999, 10, 10)));
+        assert_eq!((on.is_on(), on.on_since()), (true, Some(99_999 / BUCKET_S * BUCKET_S)));
+        let mut bytes = on.write();
+        bytes[0] = 1;
+        let older = Brake::read(&bytes).unwrap();
+        assert_eq!((older.is_on(), older.on_since()), (true, Some(0)));
+        assert_eq!(Brake::read(&older.write()), Ok(older));
     }
 }

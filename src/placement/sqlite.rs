@@ -268,6 +268,33 @@ mod tests {
     use crate::store::Place;
 
     #[test]
+    fn the_last_copy_and_two_of_what_is_freed_are_never_too_many() {
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            let (one, other) = (t.cell(&crate::id::CellId([1; 32]))?, t.cell(&crate::id::CellId([2; 32]))?);
+            let chunk = |n: u8| t.know_chunk(&ChunkName([n; 32]), 100, Own::Data);
+            let (absent, freed, here) = (chunk(1)?, chunk(2)?, chunk(3)?);
+            t.put_chunk(&ChunkName([3; 32]), 100, &Place::Loose, Own::Data)?;
+            t.want_extra(freed, crate::placement::Extra::Freed)?;
+            for id in [absent, freed, here] {
+                t.put_copy(id, one)?;
+            }
+            t.put_copy(freed, other)?;
+            // All of it wants one copy in all, so none on peers.
+            let over = t.chunks_over(None, 0, ChunkId(0), 10)?;
+            assert_eq!(over.iter().map(|row| row.id).collect::<Vec<_>>(), [here]);
+            t.put_copy(absent, other)?;
+            assert_eq!(t.chunks_over(None, 0, ChunkId(0), 10)?.len(), 2);
+            // What should lie here and does not is wanted back, also when its only copy is as many as are wanted.
+            t.drop_copy(absent, other)?;
+            let back = t.absent_own_after(ChunkId(0), 1, 10)?;
+            assert_eq!(back.iter().map(|row| row.id).collect::<Vec<_>>(), [absent]);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
     fn a_database_of_format_2_is_opened_and_its_chunks_want_what_the_setting_says() {
         let path =
             std::env::temp_dir().join(format!("grove-db-{}", crate::id::hex(&crate::keys::random::<8>())));

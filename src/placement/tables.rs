@@ -552,7 +552,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks over row `after` that files here need, that do not lie here, and of which peers have fewer than
-    /// wanted, which is `copies` where nothing else is said: those of freed files have as many.
+    /// wanted, which is `copies` where nothing else is said, and two at least: those of freed files have as many.
     pub fn absent_own_after(
         &self,
         after: ChunkId,
@@ -562,7 +562,7 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < coalesce(want, ?2) AND extra < 2
+                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < max(coalesce(want, ?2), 2) AND extra < 2
                  ORDER BY id LIMIT ?3"
             ),
             params![after.0, copies as i64, limit as i64],
@@ -796,7 +796,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks of my files over row `after` that want `want` and that peers have more copies of than `copies`, and
-    /// one for what is freed here.
+    /// one for what is freed here; of what is not here one copy counts for nothing, and of what is freed two.
     pub fn chunks_over(
         &self,
         want: Want,
@@ -807,7 +807,8 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE own IN (1, 2) AND want IS ?4 AND ncopies > ?1 AND ncopies > ?1 + (extra > 0) AND id > ?2
+                 WHERE own IN (1, 2) AND want IS ?4 AND ncopies > ?1
+                   AND ncopies > max(?1 + (extra > 0), (extra > 0) * 2, place = 0) AND id > ?2
                  ORDER BY id LIMIT ?3"
             ),
             params![copies as i64, after.0, limit as i64, want],

@@ -385,6 +385,12 @@ fn let_go(
             // As it is now: somebody may have raised it since the page was read.
             let on_peers = copies::on_peers(t.want(row.id)?, vault.config.copies);
             let copies = on_peers + u64::from(extra != crate::placement::Extra::No);
+            // The last copy stays wherever it is, and so do two of what is freed here.
+            let is_here = t.chunk(&row.name)?.is_some_and(|row| row.place.is_some());
+            let copies = copies.max(match extra {
+                crate::placement::Extra::No => u64::from(!is_here),
+                _ => 2,
+            });
             let counted = |copy: &Copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect);
             let mut holders = Vec::new();
             for copy in t.all_copies_of(row.id)?.into_iter().filter(counted) {
