@@ -383,7 +383,9 @@ mod tests {
         assert!(Brake::read(&[1, 0xff, 0xff, 0xff, 0xff]).is_err());
         // On, from a version that forgot what was lost more than a day ago: nobody knows since when.
         let mut on = Brake::default();
-        (0..40).for_each(|_| drop(on.count(DELETED, 99_999, 10, 10)));
+        for _ in 0..40 {
+            on.count(DELETED, 99_999, 10, 10);
+        }
         assert_eq!((on.is_on(), on.on_since()), (true, Some(99_999 / BUCKET_S * BUCKET_S)));
         let mut bytes = on.write();
         bytes[0] = 1;
