@@ -160,6 +160,8 @@ pub(super) struct Link {
     /// One offers grants, and one tells what was taken back, at a time.
     pub(super) offering: Turns,
     pub(super) telling: Turns,
+    /// Somebody waits for the turn to offer, and will offer what has come meanwhile, too.
+    pub(super) has_offerer: Cell<bool>,
     /// It has told which list of our revocations it holds since it was connected, and the number of the list it was given.
     pub(super) has_heard_list: Cell<bool>,
     pub(super) told_list: Cell<u64>,
@@ -237,6 +239,7 @@ impl Link {
             wake,
             rounding: Turns::default(),
             offering: Turns::default(),
+            has_offerer: Cell::new(false),
             telling: Turns::default(),
             has_heard_list: Cell::new(false),
             told_list: Cell::new(0),

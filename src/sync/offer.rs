@@ -106,6 +106,7 @@ impl Sync {
     /// Offers a friend the grants that wait for it.
     pub(super) async fn offer(self: &Rc<Self>, link: &Rc<Link>) -> Result<(), AskError> {
         let _alone = link.offering.lock().await;
+        link.has_offerer.set(false);
         if !self.is_friend(&link.peer) {
             return Ok(());
         }
@@ -237,6 +238,9 @@ impl Sync {
     /// Offers to every friend who is connected: chunks of what they were granted have come to more holders.
     pub(super) fn offer_all(self: &Rc<Self>) {
         for link in self.links().into_iter().filter(|link| link.is_alive() && self.is_friend(&link.peer)) {
+            if link.has_offerer.replace(true) {
+                continue;
+            }
             let sync = Rc::clone(self);
             self.spawn(async move {
                 if let Err(why) = sync.offer(&link).await {
