@@ -96,8 +96,7 @@ impl Sync {
     /// failure.
     pub(super) fn proves(&self, peer: &CellId) -> (bool, bool) {
         let record = self.audits.of(peer);
-        let failed_at = record.last_wrong_at.max(record.last_lost_at);
-        let is_suspended = record.is_suspended(self.vault.now()) || failed_at > record.answered_at;
+        let is_suspended = record.is_suspended(self.vault.now()) || record.is_doubted();
         (record.proven > 0, is_suspended)
     }
 

@@ -34,6 +34,8 @@ const BYTES_MIN: u64 = 64 << 20;
 const BYTES_MAX: u64 = 512 << 20;
 /// Copies at once.
 const COPIES_MAX: usize = 4096;
+/// Copies that a peer is asked for, however lately it has proven them, while it has proven nothing since it failed.
+const DOUBT_COPIES: usize = 16;
 /// Rows looked at in one step.
 pub(super) const PAGE: usize = 1024;
 /// What a copy counts at least. Bytes.
@@ -133,6 +135,11 @@ impl Record {
         now < self.suspended_until
     }
 
+    /// It has failed, and proven nothing since.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.last_wrong_at.max(self.last_lost_at) > self.answered_at
+    }
+
     /// Bytes that may be asked for at `now`.
     fn allowance(&self, now: u64) -> u64 {
         (now.saturating_sub(self.ran_at)).saturating_mul(BYTES_PER_S).clamp(BYTES_MIN, BYTES_MAX)
@@ -151,14 +158,17 @@ impl Record {
         self.silent += found.silent;
         self.day_proven += found.proven;
         self.day_lost += found.missing + found.damaged;
+        // Which came later, a failure or a proof, must be right also after this cell's time has gone back to an earlier one.
         if found.proven > 0 {
-            self.answered_at = now;
+            self.answered_at = now.max(self.last_wrong_at).max(self.last_lost_at);
         }
+        let failed_at =
+            if found.proven > 0 { self.answered_at.max(1) } else { now.max(self.answered_at + 1) };
         if found.lost() > 0 {
-            self.last_lost_at = now.max(1);
+            self.last_lost_at = failed_at;
         }
         if found.wrong > 0 {
-            self.last_wrong_at = now.max(1);
+            self.last_wrong_at = failed_at;
         }
         let is_much = self.day_lost >= MANY_LOSSES && self.day_lost * 4 > self.day_proven;
         if found.wrong > 0 || (is_much && found.lost() > 0) {
@@ -446,6 +456,18 @@ pub(super) fn plan(t: &Tables<'_>, cell: CellNumber, record: &Record, now: u64) 
     gathered.bytes += bytes / 2;
     gathered.copies += COPIES_MAX / 2;
     let is_all = gathered.gather_unproven(t, cell)?;
+    if record.is_doubted() && gathered.asks.is_empty() {
+        // It is given nothing new, so nothing new is to be proven: what it proved lately shows whether it can be trusted again.
+        let few = |after: i64| -> Result<Vec<Ask>, DbError> {
+            let mut few = Gathered { asks: Vec::new(), bytes, copies: DOUBT_COPIES };
+            few.gather_turn(t, cell, ChunkId(after), highest, today + FRESH_DAYS)?;
+            Ok(few.asks)
+        };
+        gathered.asks = few(i64::from(u32::from_le_bytes(random())) % highest.0.max(1))?;
+        if gathered.asks.is_empty() {
+            gathered.asks = few(0)?;
+        }
+    }
     then.ran_at = now;
     then.next_at = now + if is_all && then.cycle.cursor >= target { EVERY_S } else { HURRIED_S };
     (plan.due, plan.then) = (gathered.asks, Some(then));
