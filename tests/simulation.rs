@@ -251,13 +251,6 @@ fn broken_brake_is_caught() {
 }
 
 #[test]
-fn belief_in_false_proofs_is_caught() {
-    let (seed, why) = caught(Sabotage::BelievesProofs, year_of_change)
-        .expect("200 seeds are enough to see that false proofs are believed");
-    println!("an owner that takes any answer for a proof is caught by seed {seed}: {why}");
-}
-
-#[test]
 fn honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them() {
     run_seeds(
         "honest_cells_agree_on_what_they_have_stored_whatever_happens_to_them",
