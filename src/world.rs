@@ -41,8 +41,6 @@ pub enum Sabotage {
     PaysWithoutProof,
     /// However much is deleted at once, nothing is held back.
     NeverBrakes,
-    /// Every answer to an audit is taken for a proof.
-    BelievesProofs,
 }
 
 struct World {

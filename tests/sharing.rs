@@ -313,16 +313,21 @@ fn a_friend_finds_whoever_holds_the_copies_by_now() {
     ann.cli(["peer", "remove", "bob"]).ok();
     copied_within(&ann, Duration::from_secs(60));
     let to = folder.path().join("got.bin");
-    wait_for("the friend finds the new holder", || {
-        ann.post("/sync", r#"{"wait":true}"#);
-        online(&cid, "ann");
-        ann.stop();
-        let shared = entry(&cid, "big.bin").unwrap();
-        let has_come = fetch(&cid, &shared, &to).status.success();
-        ann.run();
+    comes_without(&mut ann, &cid, "big.bin", &to);
+    assert!(fs::read(to).unwrap() == big, "byte for byte");
+}
+
+/// Fetches what Ann shares while she is off, once the friend has heard where else it is.
+fn comes_without(sharer: &mut Cell, friend: &Cell, name: &str, to: &Path) {
+    wait_for("the friend finds a holder", || {
+        sharer.post("/sync", r#"{"wait":true}"#);
+        online(friend, "ann");
+        sharer.stop();
+        let shared = entry(friend, name).unwrap();
+        let has_come = fetch(friend, &shared, to).status.success();
+        sharer.run();
         has_come.then_some(())
     });
-    assert!(fs::read(to).unwrap() == big, "byte for byte");
 }
 
 /// A holder that was given another address while the sharer is there is found by its friend afterwards, with the sharer off.
@@ -348,15 +353,7 @@ fn a_friend_finds_a_holder_where_it_is_by_now() {
     bob.run();
     online(&ann, "bob");
     let to = folder.path().join("got.bin");
-    wait_for("the friend finds the holder", || {
-        ann.post("/sync", r#"{"wait":true}"#);
-        online(&cid, "ann");
-        ann.stop();
-        let shared = entry(&cid, "big.bin").unwrap();
-        let has_come = fetch(&cid, &shared, &to).status.success();
-        ann.run();
-        has_come.then_some(())
-    });
+    comes_without(&mut ann, &cid, "big.bin", &to);
     assert!(fs::read(to).unwrap() == big, "byte for byte");
     // What only names a holder's new place is no news in the Feed.
     assert_eq!(text(&feed(&cid)[0], "name"), "later.txt");

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::world::{Sabotage, Timer, is_sabotaged};
+use crate::world::Timer;
 
 use super::driver::Sync;
 use super::due::{Ask, How, Outcome, PAGE, Proved, Record, how_to_ask, plan, record, requests};
@@ -459,10 +459,7 @@ async fn check(
     parties: Parties,
     proof: Vec<u8>,
 ) -> Result<Outcome, RoundError> {
-    let verdict = |is_right: bool| {
-        let is_believed = is_right || is_sabotaged(Sabotage::BelievesProofs);
-        if is_believed { Outcome::Proven } else { Outcome::Wrong }
-    };
+    let verdict = |is_right: bool| if is_right { Outcome::Proven } else { Outcome::Wrong };
     match ask.how {
         How::Leaf(index, root) => Ok(verdict(proof::is_leaf_proof(&root, ask.len, index, &proof))),
         How::Fetch => Ok(Outcome::Untold),
