@@ -132,7 +132,7 @@ fn told(mut fields: Fields, is_set: bool) -> String {
     }
     match cells {
         Some(cells) if copies > cells => text.push_str(&format!(
-            "There are {} in all, so some copies stay missing until another peer comes; `grove invite` brings one in.\n",
+            "This fleet has {}, so some copies stay missing until another peer comes; `grove invite` brings one in.\n",
             show::of(cells, "cell", "cells")
         )),
         _ => text.push_str(
@@ -180,7 +180,7 @@ mod tests {
     fn more_copies_than_cells_are_said_to_be_missing() {
         let wanted = r#"{"path":"a","wanted":{"copies":4,"own":true,"by":"a","usual":2},"cells":3}"#;
         let text = told(Answer::read(wanted.into()).unwrap().fields, true);
-        assert!(text.contains("There are 3 cells in all, so some copies stay missing"), "{text}");
+        assert!(text.contains("This fleet has 3 cells, so some copies stay missing"), "{text}");
     }
 
     #[test]
