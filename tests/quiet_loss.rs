@@ -511,26 +511,35 @@ fn deleting_most_files_pulls_the_brake_and_all_comes_back() {
 fn renaming_and_rewriting_every_file_pulls_the_brake_and_all_comes_back() {
     let temp = Temp::new("ransom");
     let mut cell = many(&temp);
+    let place = |cell: &Cell, n: usize| cell.home.join(format!("work/{n:02}.txt"));
+    let enc = |n: usize| format!("work/{n:02}.txt.enc");
+    // Half in place, and seen there before it is renamed.
+    for n in (1..MANY).step_by(2) {
+        fs::write(place(&cell, n), noise(40)).unwrap();
+    }
+    cell.scan();
     for n in 0..MANY {
-        let plain = cell.home.join(format!("work/{n:02}.txt"));
-        // Half as a new file beside the old one, half in place and then renamed.
-        if n % 2 == 0 {
-            cell.write(&format!("work/{n:02}.txt.enc"), noise(40));
+        let plain = place(&cell, n);
+        // A quarter as a new file beside the old one, a quarter in place and renamed at once.
+        if n % 4 == 0 {
+            cell.write(&enc(n), noise(40));
             fs::remove_file(plain).unwrap();
         } else {
-            fs::write(&plain, noise(40)).unwrap();
-            fs::rename(&plain, cell.home.join(format!("work/{n:02}.txt.enc"))).unwrap();
+            if n % 4 == 2 {
+                fs::write(&plain, noise(40)).unwrap();
+            }
+            fs::rename(&plain, cell.home.join(enc(n))).unwrap();
         }
     }
     cell.scan();
     brake_holds(&mut cell);
     for n in 0..MANY {
-        let (plain, enc) = (format!("work/{n:02}.txt"), format!("work/{n:02}.txt.enc"));
+        let plain = format!("work/{n:02}.txt");
         let precious = format!("precious {n}").into_bytes();
-        if cell.grove(&["restore", &plain]).code == 0 {
-            assert_eq!(cell.read(&plain), precious);
-        } else {
-            assert!(cell.history(&enc).contains(&precious), "{enc} has lost its first version");
+        // A walk that misses the new name of what is renamed meanwhile sees a deletion, and then a new file.
+        if !cell.history(&enc(n)).contains(&precious) {
+            cell.ok(&["restore", &plain]);
+            assert!(cell.history(&plain).contains(&precious), "{plain} has lost its first version");
         }
     }
     assert!(cell.alert("brake").is_some(), "what was rewritten is not back");
