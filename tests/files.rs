@@ -78,6 +78,16 @@ fn deleted_files_and_folders_come_back_from_the_bin_as_they_were() {
     until("the deletion is seen", || cell.entry("", "tree").is_none());
     cell.ok(&["restore", "tree"]);
     assert_eq!(cell.read("tree/deep/two.txt"), b"two");
+    // A file in a folder that is deleted, too, is named by the path it had, and comes back by that.
+    cell.ok(&["rm", "tree"]);
+    let two = cell.bin().into_iter().find(|entry| text(entry, "name") == "two.txt").unwrap();
+    assert_eq!(text(&two, "folder"), "tree/deep");
+    assert!(cell.ok(&["bin"]).contains(" tree/deep/two.txt\n"));
+    cell.ok(&["restore", "tree/deep/two.txt"]);
+    assert_eq!(cell.read("tree/deep/two.txt"), b"two");
+    cell.ok(&["restore", "tree/one.txt"]);
+    let told = cell.grove(&["restore", "--id", "zz"]);
+    assert!(told.code == 1 && told.err.contains("32 hexadecimal digits"), "{told:?}");
     // To another folder, nothing in GroveHome moves.
     let to = temp.0.join("elsewhere");
     fs::create_dir(&to).unwrap();

@@ -100,6 +100,12 @@ pub(super) fn id_param(request: &ApiRequest) -> Option<FileId> {
     std::str::from_utf8(request.param("id")?).ok()?.parse().ok()
 }
 
+/// What stands where a file's id should.
+fn no_id() -> ApiResponse {
+    let why = "a file's id has 32 hexadecimal digits";
+    ApiResponse::error(400, "bad_request", why, "`grove bin` shows those of deleted files")
+}
+
 /// Entries of a page.
 fn limit_param(request: &ApiRequest, default: u64) -> usize {
     number_param(request, "limit").unwrap_or(default).clamp(1, PAGE_MAX as u64) as usize
@@ -300,6 +306,9 @@ impl Cell {
             }
             (Method::Get, ["versions"]) => {
                 let (path, id) = (wire_param(&request, "path"), id_param(&request));
+                if id.is_none() && request.param("id").is_some() {
+                    return no_id();
+                }
                 json(pool(vault, move |v| doing::list_versions(v, path.as_deref(), id)).await)
             }
             (Method::Get, ["bin"]) => {
@@ -516,7 +525,8 @@ impl Cell {
             ("version", version.is_some()),
         ] {
             if fields.has(name) && !is_read {
-                return needs(name);
+                let is_no_id = name == "id" && fields.str("id").is_some();
+                return if is_no_id { no_id() } else { needs(name) };
             }
         }
         match several(fields) {

@@ -25,6 +25,9 @@ const FREED_AT_ONCE: usize = 1024;
 /// Of what lies in the bin so much is looked at to see whether all is back: more of it is too much in any case.
 const BIN_LOOKED_AT: usize = 10_000;
 
+/// Folders in each other that a path in the bin is put together from, at most: more do not fit into a path.
+const FOLDERS_MAX: usize = 2048;
+
 /// Splits a path below GroveHome into names; refuses what leads out of it.
 pub fn path_names(path: &[u8]) -> Result<Vec<Vec<u8>>, VaultError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
@@ -343,6 +346,21 @@ pub fn pick_version(
     })
 }
 
+/// Names from GroveHome down to a folder, which may be deleted itself; `None`: one of those above it is not known any more.
+fn folder_path(t: &Tables<'_>, mut folder: FileId) -> Result<Option<Vec<Vec<u8>>>, DbError> {
+    let mut below = Vec::new();
+    for _ in 0..FOLDERS_MAX {
+        if let Some(node) = t.node_of(folder)? {
+            let names = t.path(node.id)?;
+            return Ok(names.map(|names| names.into_iter().chain(below.into_iter().rev()).collect()));
+        }
+        let Some(row) = t.bin(folder)? else { break };
+        below.push(row.name);
+        folder = row.parent;
+    }
+    Ok(None)
+}
+
 /// The Recycle Bin as JSON.
 pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, VaultError> {
     let now = vault.now();
@@ -356,10 +374,8 @@ pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, Va
                 Some((seq, _)) => manifest_at(vault, t, *seq)?.map_or(0, |(m, _)| m.size),
                 None => 0,
             };
-            let folder = match t.node_of(row.parent)? {
-                Some(node) => t.path(node.id)?.map_or(String::new(), |names| to_wire(&names.join(&b'/'))),
-                None => "(deleted folder)".into(),
-            };
+            let folder = folder_path(t, row.parent)?
+                .map_or("(deleted folder)".into(), |names| to_wire(&names.join(&b'/')));
             entries.push(
                 Obj::new()
                     .str("id", &row.file.to_string())
