@@ -140,10 +140,11 @@ fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<V
     // A service may not be allowed to see it.
     let limit = read_number("/proc/sys/fs/inotify/max_user_watches")
         .map_or(String::new(), |limit| format!("; the kernel allows {limit}"));
+    let folders = if watched == 1 { "folder" } else { "folders" };
     checks.push(check(
         "watch",
         !watches_full,
-        format!("{watched} folders watched{limit}"),
+        format!("{watched} {folders} watched{limit}"),
         "warn",
         "raise it: echo fs.inotify.max_user_watches=524288 | sudo tee /etc/sysctl.d/50-grove.conf && sudo sysctl --system; \
          until then changes are found by scans",

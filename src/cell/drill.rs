@@ -494,11 +494,14 @@ async fn look(cell: &Rc<Cell>) -> Result<(), VaultError> {
     if is_due(last, since, days, now).1 {
         let silent = cell.silent_peers().await.join(", ");
         let whom = if silent.is_empty() { String::new() } else { format!("; not reached now: {silent}") };
-        let days = now.saturating_sub(last.unwrap_or(since)) / DAY_S;
+        let days = match now.saturating_sub(last.unwrap_or(since)) / DAY_S {
+            1 => "a day".to_owned(),
+            days => format!("{days} days"),
+        };
         cell.vault.raise(
             "drill-overdue",
             Alert {
-                text: format!("for {days} days no restore from peers could be tried{whom}"),
+                text: format!("for {days} no restore from peers could be tried{whom}"),
                 remedy: "switch on the peers that hold your files, and run `grove drill`".into(),
             },
         );

@@ -1,5 +1,6 @@
 //! A cell from start to stop: as a service, for one command, and as it comes back from a phrase.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
@@ -211,18 +212,18 @@ async fn serve(
     dashboard.admit_keys(move |hash| asked.ai().is_some_and(|service| service.admits(hash)));
     let hub = serve_relay(&cell, &dashboard)?;
     if says_address {
-        println!(
-            "{} is up: http://127.0.0.1:{}/",
-            cell.name.replace(crate::logger::is_odd, "\u{fffd}"),
-            dashboard.port()
-        );
+        let name = cell.name.replace(crate::logger::is_odd, "\u{fffd}");
+        let mut text = format!("{name} is up: http://127.0.0.1:{}/\n", dashboard.port());
         if let Some(code) = dashboard.setup_code() {
-            println!("To set the dashboard's password there, use the code {code}");
+            text += &format!("To set the dashboard's password there, use the code {code}\n");
             if let Some(fingerprint) = dashboard.fingerprint() {
-                println!("Over https:// the certificate is the cell's own; compare its SHA-256 fingerprint:");
-                println!("{fingerprint}");
+                text += "Over https:// the certificate is the cell's own; compare its SHA-256 fingerprint:\n";
+                text += &format!("{fingerprint}\n");
             }
         }
+        // Whoever reads it may be gone, as in `grove run | head`: the cell runs all the same.
+        let mut out = std::io::stdout();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         note_setup_code(dashboard.setup_code());
     }
     // A cell that lives for one command is nobody's service.
@@ -494,22 +495,14 @@ impl Cell {
         }
         let restored = self.restorer().run(&Target::Home, NodeId::ROOT, told).await?;
         if restored.missing_count > 0 {
-            let silent = self.silent_peers().await;
-            self.vault.raise(
-                "awaiting",
-                Alert {
-                    text: format!(
-                        "{} files wait for their bytes{}",
-                        restored.missing_count,
-                        if silent.is_empty() {
-                            String::new()
-                        } else {
-                            format!("; not reached now: {}", silent.join(", "))
-                        }
-                    ),
-                    remedy: "switch the missing peers on; the files come by themselves".into(),
-                },
-            );
+            let waits = match restored.missing_count {
+                1 => "1 file waits for its bytes".to_owned(),
+                files => format!("{files} files wait for their bytes"),
+            };
+            let silent = self.silent_peers().await.join(", ");
+            let whom = if silent.is_empty() { String::new() } else { format!("; not reached now: {silent}") };
+            let remedy = "switch the missing peers on; what waits comes by itself";
+            self.vault.raise("awaiting", Alert { text: format!("{waits}{whom}"), remedy: remedy.into() });
         } else {
             self.vault.clear("awaiting");
         }

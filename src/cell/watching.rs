@@ -107,6 +107,7 @@ fn shortage_alert(sums: &Sums, why: Option<Stuck>, chunks: u64) -> Alert {
         .map(|(files, _)| files)
         .sum::<u64>();
     let what = match files {
+        0 if chunks == 1 => "1 chunk of an old version or a deleted file has".to_owned(),
         0 => format!("{chunks} chunks of old versions and deleted files have"),
         1 => format!("1 file ({} MiB) has", bytes >> 20),
         files => format!("{files} files ({} MiB) have", bytes >> 20),

@@ -352,6 +352,12 @@ impl Sync {
                 "{name} is there already; choose another name with --to"
             )));
         }
+        if let Some(folder) = temp.parent().filter(|folder| !folder.is_dir()) {
+            return Err(VaultError::Refused(format!(
+                "there is no folder {}; make it first, or choose another place with --to",
+                folder.display()
+            )));
+        }
         let (vault, row) = (Arc::clone(&self.vault), entry.row.clone());
         let part = Arc::new(unblock(move || Part::open(&vault.dir, &row, temp)).await?);
         let opened = Arc::new(opened);
