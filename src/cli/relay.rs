@@ -81,8 +81,11 @@ impl Relay {
             relay::own_identity(&key).map_err(CliError::io(format!("reading {}", key.display())))?;
         let listener = listener::bind(listen).map_err(CliError::io(format!("listening on {listen}")))?;
         let address = listener.local_addr().map_err(CliError::io("listening"))?;
-        writeln!(context.out, "The relay is up: ws://{address}/relay#{}", identity.id())?;
+        writeln!(context.out, "The relay is up: {}", url(address, &identity.id()))?;
         context.out.flush()?;
+        if address.ip().is_unspecified() {
+            let _ = writeln!(context.err, "HOST is the name or address of this machine, as cells reach it.");
+        }
         if allowed.is_none() {
             log::info!("this relay serves anybody; --allow names whom it serves alone");
         }
@@ -135,6 +138,14 @@ impl Relay {
     }
 }
 
+/// Under which URL cells wait at it; one that listens at every address of the machine is to be named by its host.
+fn url(address: SocketAddr, id: &CellId) -> String {
+    match address.ip().is_unspecified() {
+        true => format!("ws://HOST:{}/relay#{id}", address.port()),
+        false => format!("ws://{address}/relay#{id}"),
+    }
+}
+
 /// Says to the service manager that this thread is not stuck; never ends.
 async fn feed_watchdog(service: &Service) {
     let Some(every) = service.alive_every() else { return std::future::pending().await };
@@ -164,4 +175,43 @@ fn read_list(path: &PathBuf, allowed: &mut HashSet<CellId>) -> Result<(), CliErr
         allowed.insert(id);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::{Fake, grove};
+
+    #[test]
+    fn a_url_names_a_host_that_cells_can_reach() {
+        let id: CellId = "ab".repeat(32).parse().unwrap();
+        for (address, told) in [
+            ("[::]:5680", "ws://HOST:5680/relay#ab"),
+            ("0.0.0.0:80", "ws://HOST:80/relay#ab"),
+            ("[fd00::1]:5680", "ws://[fd00::1]:5680/relay#ab"),
+            ("192.168.1.20:5680", "ws://192.168.1.20:5680/relay#ab"),
+        ] {
+            let url = url(address.parse().unwrap(), &id);
+            assert!(url.starts_with(told), "{url}");
+            // What is put in the place of HOST makes a URL that cells take.
+            let url: relay::url::Url = url.replace("HOST", "relay.example").parse().unwrap();
+            assert_eq!(url.hub, Some(id));
+        }
+    }
+
+    #[test]
+    fn words_that_make_no_sense_are_refused_before_anything_is_opened() {
+        let fake = Fake::default();
+        for (line, code) in [
+            ("relay --listen nowhere", 2),
+            ("relay --listen 5680", 2),
+            ("relay --circuits 0", 2),
+            ("relay --circuits 65", 2),
+            ("relay --allow no-such-file", 1),
+        ] {
+            let told = grove(&fake, line, "");
+            assert_eq!((told.code, told.out.as_str()), (code, ""), "{line}: {told:?}");
+            assert!(told.err.starts_with("grove: "), "{told:?}");
+        }
+    }
 }
