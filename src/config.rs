@@ -490,6 +490,19 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_documented_with_its_default() {
+        let page = include_str!("../docs/settings.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(rows.len(), Config::KEYS.len());
+        for (key, default) in Config::default().records() {
+            let row = rows.iter().find(|row| row.starts_with(&format!("| `{key}` ")));
+            let row = row.unwrap_or_else(|| panic!("{key} is not in docs/settings.md"));
+            assert!(row.contains(&format!("| `{default}` |")), "{default}: {row}");
+            assert_eq!(row.contains('⌂'), is_of_machine(key), "{row}");
+        }
+    }
+
+    #[test]
     fn wrong_values_are_named() {
         assert_eq!(Config::parse("[]"), Err(ConfigError::Json));
         assert!(
