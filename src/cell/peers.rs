@@ -57,6 +57,7 @@ fn peer_json(peer: &PeerView, fleet: &Fleet, proofs: &[ProofView]) -> String {
         .num("held_for_us_chunks", peer.held_for_us_chunks)
         .num("held_for_them_bytes", peer.held_for_them_bytes)
         .num("quota_bytes", peer.quota_bytes)
+        .bool("quota_by_rules", peer.quota_by_rules)
         .bool("favorite", peer.favorite)
         .raw("addresses", list(peer.addresses.iter().map(|address| text(address))))
         .str("error", &peer.error);
@@ -458,6 +459,7 @@ fn peers_at_rest(vault: &Vault) -> Result<Vec<PeerView>, VaultError> {
             held_for_us_chunks: for_us.0,
             held_for_them_bytes: for_them.bytes,
             quota_bytes: peer.quota_bytes.unwrap_or(vault.config.quota_bytes),
+            quota_by_rules: peer.quota_bytes.is_none() && vault.config.quota_bytes == 0,
             favorite: peer.is_favorite,
             addresses: peer.addresses(),
             places: peer.places(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use argh::FromArgs;
 use miniserde::json::{Number, Value};
 
-use super::ask::{CliError, Holder, Method, Remote, holder, need_cell, object, object_of, texts};
+use super::ask::{Answer, CliError, Holder, Method, Remote, holder, need_cell, object, object_of, texts};
 use super::client::{Client, Response};
 use super::{Context, Word, show, terminal};
 use crate::ai::json::{self, quoted};
@@ -128,13 +128,12 @@ impl Ai {
             return list(context, self.keys, self.json);
         }
         if let Some(url) = optional(self.add_backend.as_ref())? {
-            return add(context, url, optional(self.key.as_ref())?);
+            return add(context, url, optional(self.key.as_ref())?, self.json);
         }
         if let Some(url) = optional(self.remove_backend.as_ref())? {
             let body = object([("remove", string(url))]);
-            context.running_cell()?.ask(Method::Post, "/ai/backends", &[], Some(body))?;
-            writeln!(context.out, "It is not used any more.")?;
-            return Ok(());
+            let answer = context.running_cell()?.ask(Method::Post, "/ai/backends", &[], Some(body))?;
+            return self.said(context, &answer, "It is not used any more.");
         }
         if let Some(name) = optional(self.new_key.as_ref())? {
             let body = object([("name", string(name))]);
@@ -149,9 +148,8 @@ impl Ai {
         }
         if let Some(id) = optional(self.revoke_key.as_ref())? {
             let body = object([("id", string(id))]);
-            context.running_cell()?.ask(Method::Post, "/ai/keys/revoke", &[], Some(body))?;
-            writeln!(context.out, "The key is good for nothing any more.")?;
-            return Ok(());
+            let answer = context.running_cell()?.ask(Method::Post, "/ai/keys/revoke", &[], Some(body))?;
+            return self.said(context, &answer, "The key is good for nothing any more.");
         }
         if let Some(friend) = optional(self.offer.as_ref())? {
             return self.offer_to(context, friend);
@@ -173,13 +171,18 @@ impl Ai {
         }
         fields.extend(self.tokens.map(|tokens| ("tokens_per_day", number(tokens))));
         fields.extend(self.concurrent.map(|count| ("concurrent", number(count))));
-        context.running_cell()?.ask(Method::Post, "/ai/offer", &[], Some(object_of(fields)))?;
+        let answer = context.running_cell()?.ask(Method::Post, "/ai/offer", &[], Some(object_of(fields)))?;
         let friend = show::text(friend);
-        if self.off {
-            writeln!(context.out, "{friend} may use no models of this cell any more.")?;
-        } else {
-            writeln!(context.out, "{friend} may use models of this cell; your own questions go first.")?;
-        }
+        let words = match self.off {
+            true => format!("{friend} may use no models of this cell any more."),
+            false => format!("{friend} may use models of this cell; your own questions go first."),
+        };
+        self.said(context, &answer, &words)
+    }
+
+    /// Says what was done, in words or as the API says it.
+    fn said(&self, context: &mut Context<'_>, answer: &Answer, words: &str) -> Result<(), CliError> {
+        writeln!(context.out, "{}", if self.json { &answer.text } else { words })?;
         Ok(())
     }
 
@@ -392,7 +395,7 @@ fn tell_who(
     Ok(())
 }
 
-fn add(context: &mut Context<'_>, url: &str, key: Option<&str>) -> Result<(), CliError> {
+fn add(context: &mut Context<'_>, url: &str, key: Option<&str>, json: bool) -> Result<(), CliError> {
     let mut cell = context.running_cell()?;
     let fields = || {
         let key = key.map_or(String::new(), |key| format!(",\"key\":{}", quoted(key)));
@@ -400,7 +403,9 @@ fn add(context: &mut Context<'_>, url: &str, key: Option<&str>) -> Result<(), Cl
     };
     let tested = cell.ask(Method::Post, "/ai/test", &[], Some(fields()))?;
     cell.ask(Method::Post, "/ai/backends", &[], Some(format!("{{\"add\":{}}}", fields())))?;
-    if tested.fields.is("ok") {
+    if json {
+        writeln!(context.out, "{}", tested.text)?;
+    } else if tested.fields.is("ok") {
         let models = tested.fields.texts("models").join(", ");
         let kind = tested.fields.text("kind");
         writeln!(context.out, "It is used from now on: {} with {}.", show::text(kind), show::text(&models))?;

@@ -69,8 +69,13 @@ impl Bounty {
     fn with(&self, context: &mut Context<'_>, cell: &mut dyn Cell) -> Result<(), CliError> {
         if let Some(peer) = &self.accept {
             let body = object([("peer", Value::String(peer.clone()))]);
-            cell.ask(Method::Post, "/bounty/accept", &[], Some(body))?;
-            writeln!(context.out, "The figure of {} is taken; growth is free again.", tidy(peer))?;
+            let answer = cell.ask(Method::Post, "/bounty/accept", &[], Some(body))?;
+            match self.json {
+                true => writeln!(context.out, "{}", answer.text)?,
+                false => {
+                    writeln!(context.out, "The figure of {} is taken; growth is free again.", tidy(peer))?
+                }
+            }
             return Ok(());
         }
         let mut answer = cell.ask(Method::Get, "/bounty", &[], None)?;
@@ -223,6 +228,19 @@ mod tests {
         assert!(told.out.contains("counts 0.500 leaves of storage by you, and you count 1.000: the clocks"));
         assert!(told.out.contains("1.000 leaves more for you, not signed yet"));
         assert!(told.out.contains("- add a peer\n") && !told.out.contains('\u{1b}'), "{told:?}");
+    }
+
+    #[test]
+    fn a_figure_is_taken_in_words_or_as_json() {
+        let setup = Setup::new();
+        setup.fake.answer("POST /bounty/accept", r#"{"ok":true}"#);
+        for (json, out) in
+            [(false, "The figure of bob is taken; growth is free again.\n"), (true, "{\"ok\":true}\n")]
+        {
+            let accept = Bounty { accept: Some("bob".into()), json, ..bounty() };
+            assert_eq!(setup.with(|context, cell| accept.with(context, cell)).out, out);
+        }
+        assert_eq!(setup.fake.told.borrow()[0], r#"POST /bounty/accept {"peer":"bob"}"#);
     }
 
     #[test]

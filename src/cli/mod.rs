@@ -346,9 +346,9 @@ pub fn run(
             return u8::from(writeln!(out, "{}", output.trim_end()).and_then(|()| out.flush()).is_err());
         }
         Err(EarlyExit { output, status: Err(()) }) => {
-            let _ = writeln!(err, "grove: {}", show::text(output.trim_end()).replace('\n', " "));
-            let _ = writeln!(err, "`grove --help` lists commands and options");
-            return 2;
+            // argh sets off lists by line breaks and blanks.
+            let output: Vec<&str> = output.split_whitespace().collect();
+            return tell(&CliError::Usage(output.join(" ")), usage_hint(&words), err);
         }
     };
     if args.version {
@@ -362,7 +362,7 @@ pub fn run(
         Err(error) => {
             // What was said before the failure comes before it, too.
             let _ = out.flush();
-            tell(&error, err)
+            tell(&error, usage_hint(&words), err)
         }
     }
 }
@@ -404,12 +404,37 @@ fn begin(
     command.run(&mut context)
 }
 
-/// Says what is wrong; gives the exit code.
-fn tell(error: &CliError, err: &mut dyn Write) -> u8 {
+/// Where the words that make sense are told: those of the command, if there is one.
+fn usage_hint(words: &[Vec<u8>]) -> String {
+    let mut at = 0;
+    while let Some(word) = words.get(at).filter(|word| word.starts_with(b"-")) {
+        at += if WITH_VALUE.contains(&word.as_slice()) { 2 } else { 1 };
+    }
+    let command = words.get(at..).unwrap_or_default();
+    // The longest beginning that is a command.
+    for len in [2, 1] {
+        let Some(command) = command.get(..len) else { continue };
+        let asked = [command, &[b"--help".to_vec()]].concat();
+        if command.iter().all(|word| word.is_ascii())
+            && matches!(parse(&asked), Err(EarlyExit { status: Ok(()), output }) if output.contains(&usage_of(command)))
+        {
+            return format!("`{} --help` tells how it is used", usage_of(command));
+        }
+    }
+    "`grove --help` lists commands and options".to_owned()
+}
+
+/// `grove peer quota`.
+fn usage_of(command: &[Vec<u8>]) -> String {
+    let words: Vec<_> = command.iter().map(|word| String::from_utf8_lossy(word)).collect();
+    format!("grove {}", words.join(" "))
+}
+
+/// Says what is wrong, and where to look if the words made no sense; gives the exit code.
+fn tell(error: &CliError, usage_hint: String, err: &mut dyn Write) -> u8 {
     match error {
         CliError::Usage(message) => {
-            let _ =
-                writeln!(err, "grove: {}\n`grove --help` lists commands and options", show::text(message));
+            let _ = writeln!(err, "grove: {}\n{usage_hint}", show::text(message));
             2
         }
         CliError::Failed { message, hint } => {
@@ -429,9 +454,11 @@ fn parse(words: &[Vec<u8>]) -> Result<Args, EarlyExit> {
     Args::from_args(&["grove"], &words)
 }
 
+/// Options before the command that have a value.
+const WITH_VALUE: [&[u8]; 4] = [b"--dir", b"--home", b"--port", b"--peer-port"];
+
 /// Words as argh takes them: `--dir=x` as two words, `help add` and `--help add` as `add --help`, `-V` as `--version`.
 fn arrange(words: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    const WITH_VALUE: [&[u8]; 4] = [b"--dir", b"--home", b"--port", b"--peer-port"];
     let mut arranged = Vec::with_capacity(words.len());
     let mut words = words.into_iter();
     // Behind `--` everything is a name.
@@ -471,7 +498,7 @@ fn arrange(words: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     if wants_help {
         // Only commands with commands of their own look further than the next word.
         let end = match arranged.get(at).map(Vec::as_slice) {
-            Some(b"peer") => (at + 2).min(arranged.len()),
+            Some(b"peer" | b"feed") => (at + 2).min(arranged.len()),
             _ => (at + 1).min(arranged.len()),
         };
         arranged.truncate(end);
@@ -503,6 +530,7 @@ mod tests {
         assert_eq!(joined("help"), "--help");
         assert_eq!(joined("--dir help --help add x"), "--dir help add --help");
         assert_eq!(joined("help peer quota"), "peer quota --help");
+        assert_eq!(joined("help feed keep 3f9a"), "feed keep --help");
         assert_eq!(joined("get help"), "get help");
         assert_eq!(joined("-V"), "--version");
     }
@@ -551,14 +579,43 @@ mod tests {
     }
 
     #[test]
+    fn wrong_words_are_told_on_one_line_and_where_the_right_ones_are() {
+        let fake = Fake::default();
+        for (line, why, hint) in [
+            ("nonsense", "Unrecognized argument: nonsense", "`grove --help` lists commands and options"),
+            ("--dir ls nonsense", "Unrecognized argument: nonsense", "`grove --help` lists"),
+            ("get", "Required positional arguments not provided: name", "`grove get --help` tells"),
+            ("--port 1 peer quota bob lots", "\"lots\" is no size", "`grove peer quota --help` tells"),
+            ("peer", "must be present: help remove quota", "`grove peer --help` tells"),
+            ("restore", "say what to restore", "`grove restore --help` tells"),
+            ("feed keep", "not provided: id", "`grove feed keep --help` tells"),
+            ("chat a b --search c", "one of them", "`grove chat --help` tells"),
+            ("", "say what to do", "`grove --help` lists"),
+        ] {
+            let told = grove(&fake, line, "");
+            let lines: Vec<&str> = told.err.lines().collect();
+            assert!(told.code == 2 && lines.len() == 2, "{line}: {told:?}");
+            assert!(lines[0].starts_with("grove: ") && lines[0].contains(why), "{line}: {told:?}");
+            assert!(lines[1].starts_with(hint), "{line}: {told:?}");
+        }
+    }
+
+    #[test]
     fn every_command_explains_itself() {
         let help = grove(&Fake::default(), "--help", "").out;
-        for command in
-            "init run status doctor phrase password add ls versions get rm restore verify confirm peers \
-                        invite join peer sync chat routes recover bin relay share unshare feed fetch"
-                .split_whitespace()
-        {
-            assert!(help.contains(&format!("\n  {command}")), "{command}");
+        let (_, list) = help.split_once("\nCommands:\n").unwrap();
+        let (list, _) = list.split_once("\n\n").unwrap();
+        let commands: Vec<&str> = list
+            .lines()
+            .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+            .map(|line| line.split_whitespace().next().unwrap())
+            .collect();
+        let promised = "init run status doctor drill phrase password add ls versions get rm bin restore verify confirm peers invite join \
+             peer sync chat ai placement copies routes share unshare feed fetch recover bounty relay";
+        assert_eq!(commands, promised.split_whitespace().collect::<Vec<_>>());
+        for command in commands.into_iter().chain(
+            "peer remove/peer quota/peer favorite/peer friend/peer unfriend/peer name/feed keep".split('/'),
+        ) {
             let own = grove(&Fake::default(), &format!("{command} --help"), "");
             assert_eq!(own.code, 0);
             assert!(own.out.starts_with(&format!("Usage: grove {command}")), "{}", own.out);

@@ -15,7 +15,13 @@ fn number(number: u64) -> Value {
 
 /// list the cells this one knows
 #[derive(FromArgs, Debug, PartialEq)]
-#[argh(subcommand, name = "peers", help_triggers("-h", "--help"))]
+#[argh(
+    subcommand,
+    name = "peers",
+    help_triggers("-h", "--help"),
+    note = "QUOTA is what a peer may store here: as you said with `grove peer quota`, up to the reserve of the disk, or by the rules \
+            of the bounty (`grove bounty` has the figure). A * marks favorites."
+)]
 pub struct Peers {
     /// print the JSON of the API
     #[argh(switch)]
@@ -40,9 +46,10 @@ impl Peers {
         for peer in &peers {
             let name = show::text(peer.text("name"));
             match peer.text("friendship") {
-                "wanted" => {
-                    writeln!(context.out, "{name} wants to be a friend: grove peer friend or unfriend")?
-                }
+                "wanted" => writeln!(
+                    context.out,
+                    "{name} wants to be a friend: `grove peer friend` accepts, `grove peer unfriend` declines"
+                )?,
                 "asked" => writeln!(context.out, "{name} is asked for friendship")?,
                 _ => {}
             }
@@ -98,6 +105,7 @@ pub(super) fn rows(peers: &[Fields], is_running: bool) -> String {
             (false, None) => "never".to_owned(),
         };
         let quota = match peer.some("quota_bytes") {
+            Some(0) if peer.is("quota_by_rules") => "by bounty".to_owned(),
             Some(0) => "to reserve".to_owned(),
             Some(bytes) => show::bytes(bytes),
             None => "-".to_owned(),
@@ -457,19 +465,15 @@ impl Sync {
             if peers.is_empty() {
                 writeln!(context.out, "No peers yet. `grove invite` brings one in.")?;
             } else if waiting > 0 {
-                writeln!(
-                    context.out,
-                    "{} still wait for their copies",
-                    show::of(waiting, "chunk", "chunks")
-                )?;
+                writeln!(context.out, "{}", still_wait(waiting))?;
             } else {
                 writeln!(context.out, "every chunk has its copies")?;
             }
         }
         context.out.flush()?;
         if self.wait && waiting > 0 {
-            let waits = format!("{} still wait for their copies", show::of(waiting, "chunk", "chunks"));
-            return Err(CliError::new(waits, "`grove peers` and `grove status` say what is in the way"));
+            let hint = "`grove peers` and `grove status` say what is in the way";
+            return Err(CliError::new(still_wait(waiting), hint));
         }
         match !peers.is_empty() && !peers.iter().any(|peer| peer.is("reached")) {
             true => {
@@ -478,6 +482,10 @@ impl Sync {
             false => Ok(()),
         }
     }
+}
+
+fn still_wait(chunks: u64) -> String {
+    show::of(chunks, "chunk still waits for its copies", "chunks still wait for their copies")
 }
 
 #[cfg(test)]
@@ -492,16 +500,18 @@ mod tests {
         assert!(setup.grove("peers", "").out.contains("grove invite"));
         setup.fake.answer(
             "GET /peers",
-            r#"{"peers":[{"name":"b\u001b[2Job","id":"abababababababababab","role":"peer","online":true,"address":"","last_seen_s":null,"held_for_us_bytes":2048,"quota_bytes":0,"favorite":true,"addresses":["10.0.0.1:5679"],"error":"timed out"}]}"#,
+            r#"{"peers":[{"name":"b\u001b[2Job","id":"abababababababababab","role":"peer","online":true,"address":"","last_seen_s":null,"held_for_us_bytes":2048,"quota_bytes":0,"favorite":true,"addresses":["10.0.0.1:5679"],"error":"timed out"},
+            {"name":"cy","id":"cdcdcdcdcdcdcdcdcdcd","role":"peer","quota_bytes":0,"quota_by_rules":true}]}"#,
         );
         let told = setup.grove("peers", "");
         let lines: Vec<&str> = told.out.lines().collect();
+        assert!(lines[2].ends_with(" by bounty"), "{told:?}");
         assert!(
             lines[1].contains("abababababababab  peer*  never")
                 && lines[1].ends_with("to reserve  10.0.0.1:5679"),
             "{told:?}"
         );
-        assert!(lines[2].ends_with(": timed out") && !told.out.contains('\u{1b}'), "{told:?}");
+        assert!(lines[3].ends_with(": timed out") && !told.out.contains('\u{1b}'), "{told:?}");
     }
 
     #[test]

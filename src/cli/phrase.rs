@@ -29,8 +29,11 @@ impl Phrase {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         let mut cell = context.cell()?;
         if self.kept {
-            cell.ask(Method::Post, "/phrase/kept", &[], Some("{}".to_owned()))?;
-            writeln!(context.out, "Noted: the recovery card is kept.")?;
+            let answer = cell.ask(Method::Post, "/phrase/kept", &[], Some("{}".to_owned()))?;
+            match self.json {
+                true => writeln!(context.out, "{}", answer.text)?,
+                false => writeln!(context.out, "Noted: the recovery card is kept.")?,
+            }
             return Ok(());
         }
         let answer = cell.ask(Method::Post, "/phrase", &[], Some("{}".to_owned()))?;
@@ -134,6 +137,7 @@ mod tests {
         assert!(setup.grove("phrase", "y\n").out.contains("Noted"));
         assert_eq!(setup.fake.told.borrow().last().unwrap(), "POST /phrase/kept {}");
         assert_eq!(setup.grove("phrase --kept", "").code, 0);
+        assert_eq!(setup.grove("phrase --kept --json", "").out, "{}\n");
     }
 
     #[test]

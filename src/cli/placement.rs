@@ -4,6 +4,7 @@ use argh::FromArgs;
 use miniserde::json::{Number, Value};
 
 use super::ask::{Cell, CliError, Fields, Method};
+use super::files::wire_path;
 use super::{Context, Word, show};
 use crate::files::unix::from_wire;
 use crate::order;
@@ -39,25 +40,29 @@ pub struct Placement {
 
 impl Placement {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let path = match &self.name {
+            Some(name) => wire_path(context, name)?,
+            None => String::new(),
+        };
         let mut cell = context.cell()?;
-        self.with(context, &mut *cell)
+        self.with(context, &mut *cell, &path)
     }
 
-    fn with(&self, context: &mut Context<'_>, cell: &mut dyn Cell) -> Result<(), CliError> {
-        let path = self.name.as_ref().map_or(Vec::new(), |name| name.0.clone());
+    /// `path` as the API takes it; empty for all files.
+    fn with(&self, context: &mut Context<'_>, cell: &mut dyn Cell, path: &str) -> Result<(), CliError> {
         if self.json {
-            return each_page(cell, &path, false, &mut |text, _| {
+            return each_page(cell, path, false, &mut |text, _| {
                 writeln!(context.out, "{text}")?;
                 Ok(true)
             });
         }
         let mut seen = Seen::default();
-        each_page(cell, &path, true, &mut |_, page| {
+        each_page(cell, path, true, &mut |_, page| {
             seen.take(page);
             Ok(true)
         })?;
         if seen.files == 1 && !path.is_empty() {
-            return each_page(cell, &path, false, &mut |_, mut page| {
+            return each_page(cell, path, false, &mut |_, mut page| {
                 for file in page.list("files") {
                     let lines = in_full(file, &seen.peers);
                     context.out.write_all(lines.as_bytes())?;
@@ -73,7 +78,7 @@ impl Placement {
             context.out.write_all(in_short(file, &seen.peers).as_bytes())?;
         }
         let is_risky_told = !self.all;
-        each_page(cell, &path, false, &mut |_, mut page| {
+        each_page(cell, path, false, &mut |_, mut page| {
             for file in page.list("files") {
                 if shown >= limit {
                     return Ok(false);
@@ -100,15 +105,19 @@ impl Placement {
 /// Asks page by page, until there are no more or `see` says so.
 fn each_page(
     cell: &mut dyn Cell,
-    path: &[u8],
+    path: &str,
     only_risky: bool,
     see: &mut dyn FnMut(&str, Fields) -> Result<bool, CliError>,
 ) -> Result<(), CliError> {
     let mut after = Vec::new();
     loop {
         let risky = if only_risky { b"1".to_vec() } else { b"0".to_vec() };
-        let path = crate::files::unix::to_wire(path).into_bytes();
-        let query = [("path", path), ("after", after), ("limit", b"500".to_vec()), ("risky", risky)];
+        let query = [
+            ("path", path.as_bytes().to_vec()),
+            ("after", after),
+            ("limit", b"500".to_vec()),
+            ("risky", risky),
+        ];
         let answer = cell.ask(Method::Get, "/placement", &query, None)?;
         let next = answer.fields.text("next").to_owned();
         if !see(&answer.text, answer.fields)? || next.is_empty() {
@@ -187,7 +196,10 @@ impl Seen {
         let mut text = match short {
             0 if self.files == 1 => format!("The 1 file ({}) has its {copies}.\n", show::bytes(self.bytes)),
             0 => format!("All {all} have their {copies}.\n"),
-            _ => format!("{} of {all} have their {copies}.\n", show::count(self.files - short)),
+            _ => match self.files - short {
+                1 => format!("1 of {all} has its {copies}.\n"),
+                safe => format!("{} of {all} have their {copies}.\n", show::count(safe)),
+            },
         };
         let says = [
             ("is not known to be anywhere in full", "are not known to be anywhere in full"),
@@ -560,7 +572,7 @@ mod tests {
         let told = setup.grove("placement", "");
         assert_eq!(
             told.out,
-            "1 of 2 files (4.0 KiB) have their 2 copies.\n\
+            "1 of 2 files (4.0 KiB) has its 2 copies.\n\
              ! 1 file has only the copy here: b.txt\n\
              \n\
              attic-pi, favorite, at another place, here 99.5 % of 10 d: connected\n\
@@ -571,6 +583,19 @@ mod tests {
              planned: attic-pi gets a copy next, for it is a favorite\n\
              a.txt (2.0 KiB): 2 copies, last proven yesterday by attic-pi\n"
         );
+    }
+
+    #[test]
+    fn a_file_is_named_as_other_commands_name_it() {
+        let setup = Setup::new();
+        for name in ["a/b.txt", "a/b.txt/", "./home/a/b.txt"] {
+            setup.fake.answer("GET /placement", &page(&[], r#"{"files":0,"bytes":0,"by_risk":{}}"#));
+            assert_eq!(setup.grove(&format!("placement --json {name}"), "").code, 0, "{name}");
+        }
+        let asked = setup.fake.told.borrow().clone();
+        assert!(asked.len() == 3 && asked.iter().all(|asked| asked.contains(" path=a/b.txt ")), "{asked:?}");
+        let told = setup.grove("placement ./elsewhere", "");
+        assert!(told.code == 1 && told.err.contains("is not in"), "{told:?}");
     }
 
     #[test]

@@ -67,13 +67,18 @@ impl Restore {
             writeln!(context.out, "{}", outcome.text)?;
         } else {
             let result = &outcome.result;
+            let beside = result.texts("set_aside");
+            let sum = ["files", "folders", "unchanged"].map(|key| result.number(key)).iter().sum::<u64>();
+            if sum == 0 && beside.is_empty() && missing.is_empty() {
+                writeln!(context.out, "nothing to restore: all of it is there")?;
+                return Ok(());
+            }
             let files = show::of(result.number("files"), "file", "files");
             write!(context.out, "restored {files} ({})", show::bytes(result.number("bytes")))?;
             if result.number("folders") > 0 {
                 write!(context.out, ", {}", show::of(result.number("folders"), "folder", "folders"))?;
             }
             writeln!(context.out, ", {} there already", show::count(result.number("unchanged")))?;
-            let beside = result.texts("set_aside");
             if !beside.is_empty() {
                 writeln!(context.out, "beside newer files, which were left as they are:")?;
                 write_paths(context, &beside)?;
@@ -111,6 +116,9 @@ pub struct Verify {
 
 impl Verify {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        if self.peers && self.deep {
+            return Err(CliError::Usage("--deep looks here, --peers elsewhere: one of them".to_owned()));
+        }
         if self.peers {
             let mut cell = context.running_cell()?;
             return self.ask_peers(context, &mut *cell);

@@ -37,9 +37,10 @@ fn read_duration(text: &str) -> Result<u64, String> {
     show::read_duration(text)
 }
 
-fn named(peers: &[Word]) -> Result<Value, CliError> {
+/// The names of friends; `usage` is what to say where there are none.
+fn named(peers: &[Word], usage: &str) -> Result<Value, CliError> {
     if peers.is_empty() {
-        return Err(CliError::Usage("say with whom, for example `grove share NAME FRIEND`".to_owned()));
+        return Err(CliError::Usage(usage.to_owned()));
     }
     let names = peers.iter().map(|peer| Ok(peer.text()?.to_owned())).collect::<Result<Vec<_>, CliError>>()?;
     Ok(texts(names))
@@ -53,7 +54,7 @@ fn tidy(text: &str) -> String {
 impl Share {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         let name = wire_name(context, &self.name)?;
-        let peers = named(&self.peers)?;
+        let peers = named(&self.peers, "say with whom: `grove share NAME FRIEND…`")?;
         let mut cell = context.running_cell()?;
         let body = object([
             ("path", Value::String(name.clone())),
@@ -69,7 +70,10 @@ impl Share {
             let (files, arrived) = (peer.number("files"), peer.number("arrived"));
             let rest = match files.saturating_sub(arrived) {
                 0 => String::new(),
-                rest => format!("; {} follow when they are next connected", show::of(rest, "file", "files")),
+                rest => {
+                    let rest = show::of(rest, "file follows", "files follow");
+                    format!("; {rest} when the two are next connected")
+                }
             };
             let shown = show::name(&from_wire(&name));
             let files = show::of(files, "file", "files");
@@ -107,14 +111,14 @@ pub struct Unshare {
 
 impl Unshare {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
+        let usage = match self.all {
+            true => "say from whom: `grove unshare --all FRIEND…`",
+            false => "say what, and from whom: `grove unshare NAME FRIEND…`",
+        };
         let (name, peers) = match (self.all, self.words.split_first()) {
             (true, _) => (None, &self.words[..]),
             (false, Some((name, peers))) => (Some(wire_name(context, name)?), peers),
-            (false, None) => {
-                return Err(CliError::Usage(
-                    "say what, and from whom: `grove unshare NAME FRIEND…`".to_owned(),
-                ));
-            }
+            (false, None) => return Err(CliError::Usage(usage.to_owned())),
         };
         if self.reseal && name.is_none() {
             return Err(CliError::Usage("--reseal needs the name of a file or folder".to_owned()));
@@ -122,7 +126,7 @@ impl Unshare {
         let body = object([
             ("path", name.clone().map_or(Value::Null, Value::String)),
             ("all", Value::Bool(self.all)),
-            ("peers", named(peers)?),
+            ("peers", named(peers, usage)?),
         ]);
         let mut cell = context.running_cell()?;
         if let Some(name) = name.as_ref().filter(|_| self.reseal && !self.yes && !context.terminals.input) {
@@ -141,9 +145,17 @@ impl Unshare {
                 None => Ok(()),
             };
         }
+        // A line for each friend, however many shares there were.
+        let mut sums: Vec<(String, u64)> = Vec::new();
         for peer in answer.fields.list("peers") {
-            let files = show::of(peer.number("files"), "file", "files");
-            writeln!(context.out, "no longer shared with {}: {files}", tidy(peer.text("name")))?;
+            let (name, files) = (tidy(peer.text("name")), peer.number("files"));
+            match sums.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += files,
+                None => sums.push((name, files)),
+            }
+        }
+        for (name, files) in sums {
+            writeln!(context.out, "no longer shared with {name}: {}", show::of(files, "file", "files"))?;
         }
         let waiting = answer.fields.texts("waiting");
         if !waiting.is_empty() {
@@ -267,8 +279,10 @@ impl Keep {
                 writeln!(context.out, "what {from} shares of it comes to {folder}/ by itself from now on")?
             }
             true => {
-                let own = show::of(answer.fields.number("own"), "file", "files");
-                writeln!(context.out, "no longer kept; {own} in {folder}/ stay and are yours")?;
+                let number = answer.fields.number("own");
+                let own = show::of(number, "file", "files");
+                let stay = if number == 1 { "stays and is" } else { "stay and are" };
+                writeln!(context.out, "no longer kept; {own} in {folder}/ {stay} yours")?;
             }
         }
         Ok(())
@@ -353,7 +367,7 @@ fn share_rows(shares: &[Fields]) -> String {
             path => show::name(&from_wire(path)),
         };
         let until = match share.signed("until_s") {
-            None | Some(0) => "taken back".to_owned(),
+            None | Some(0) => "no end".to_owned(),
             Some(until) => show::time(until),
         };
         let mark = if share.is("folder") { "/" } else { "" };

@@ -44,13 +44,17 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
         show::of(files.number("count"), "file", "files"),
         show::bytes(files.number("bytes"))
     );
+    let (every, are, have, their) = match files.number("count") {
+        1 => ("The", "is", "has", "its"),
+        _ => ("All", "are", "have", "their"),
+    };
     let (short, waiting) = (copies.number("short"), files.number("waiting"));
     lines.push(match () {
         () if files.number("count") == 0 && waiting == 0 => {
             "Nothing is kept yet: put files into GroveHome.".to_owned()
         }
         () if peers.is_empty() => {
-            format!("Not safe yet: {all} are on this cell only. `grove invite` brings in a second one.")
+            format!("Not safe yet: {all} {are} on this cell only. `grove invite` brings in a second one.")
         }
         () if short > 0 => {
             let wanted = match copies.is("varied") {
@@ -58,8 +62,8 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
                 false => show::of(copies.number("wanted"), "copy", "copies"),
             };
             // Copies are counted by pieces.
-            let pieces = show::of(short, "piece", "pieces");
-            format!("Not everything is safe yet: of {all}, {pieces} lack some of their {wanted}.")
+            let pieces = show::of(short, "piece lacks some of its", "pieces lack some of their");
+            format!("Not everything is safe yet: of {all}, {pieces} {wanted}.")
         }
         () if waiting > 0 => {
             format!(
@@ -67,9 +71,11 @@ fn overview(status: &mut Fields, is_running: bool) -> String {
                 show::of(waiting, "file is", "files are")
             )
         }
-        () if !alerts.is_empty() => format!("All {all} have their copies, but something needs attention."),
-        () if copies.number("alone") > 0 => format!("All {all} have the copies that you want."),
-        () => format!("Everything is safe: {all} have their copies."),
+        () if !alerts.is_empty() => {
+            format!("{every} {all} {have} {their} copies, but something needs attention.")
+        }
+        () if copies.number("alone") > 0 => format!("{every} {all} {have} the copies that you want."),
+        () => format!("Everything is safe: {all} {have} {their} copies."),
     });
     if copies.number("alone") > 0 {
         let pieces = show::of(copies.number("alone"), "piece is", "pieces are");
@@ -243,8 +249,11 @@ impl Doctor {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         if self.adopt_home {
             let mut cell = context.cell()?;
-            cell.ask(Method::Post, "/doctor/adopt-home", &[], Some("{}".to_owned()))?;
-            writeln!(context.out, "{} is this cell's own now.", context.paths.home.display())?;
+            let answer = cell.ask(Method::Post, "/doctor/adopt-home", &[], Some("{}".to_owned()))?;
+            match self.json {
+                true => writeln!(context.out, "{}", answer.text)?,
+                false => writeln!(context.out, "{} is this cell's own now.", context.paths.home.display())?,
+            }
             return Ok(());
         }
         let mut checks = outside(context);
@@ -415,6 +424,23 @@ mod tests {
                 text.contains("nearly")
             );
             assert_eq!(setup.grove("status --json", "").out, format!("{text}\n"));
+        }
+        // A first file is one.
+        for (text, first) in [
+            (status(bob, 0, 0, ""), "Everything is safe: 1 file (1.0 GiB) has its copies."),
+            (
+                status(bob, 1, 0, ""),
+                "Not everything is safe yet: of 1 file (1.0 GiB), 1 piece lacks some of its 2 copies.",
+            ),
+            (status(bob, 0, 0, alert), "The 1 file (1.0 GiB) has its copies, but something needs attention."),
+            (
+                status("", 0, 0, ""),
+                "Not safe yet: 1 file (1.0 GiB) is on this cell only. `grove invite` brings in a second one.",
+            ),
+        ] {
+            let setup = Setup::new();
+            setup.fake.answer("GET /status", &text.replace(r#""count":345"#, r#""count":1"#));
+            assert_eq!(setup.grove("status", "").out.lines().next().unwrap(), first);
         }
         // A cell of another version may say less.
         let setup = Setup::new();

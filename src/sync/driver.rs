@@ -103,8 +103,10 @@ pub struct PeerView {
     pub held_for_us_bytes: u64,
     pub held_for_us_chunks: u64,
     pub held_for_them_bytes: u64,
-    /// 0: up to the reserve.
+    /// 0: up to the reserve, or by the rules of the bounty.
     pub quota_bytes: u64,
+    /// Nothing was said of it: the rules of the bounty hold.
+    pub quota_by_rules: bool,
     pub favorite: bool,
     pub addresses: Vec<String>,
     /// Those, and `ID@URL` for each relay it waits at.
@@ -853,6 +855,7 @@ impl Sync {
                 held_for_us_chunks: chunks,
                 held_for_them_bytes: held.bytes,
                 quota_bytes: row.quota_bytes.unwrap_or(self.vault.config.quota_bytes),
+                quota_by_rules: row.quota_bytes.is_none() && self.vault.config.quota_bytes == 0,
                 favorite: row.is_favorite,
                 error: match link.as_ref().is_some_and(|link| link.has_no_room()) {
                     true => NO_ROOM.into(),
