@@ -393,13 +393,28 @@ pub(super) fn need_cell(paths: &Paths) -> Result<(), CliError> {
     ))
 }
 
+/// An error if a recovery was begun here and has no catalog yet: until then the cell would look empty.
+pub(super) fn need_catalog(paths: &Paths) -> Result<(), CliError> {
+    // "catalog" is what it still needs; with "files" the cell can be used.
+    if !fs::read_to_string(paths.dir.join("recovering")).is_ok_and(|note| note.trim() == "catalog") {
+        return Ok(());
+    }
+    Err(CliError::new(
+        format!("a recovery was begun in {} and has not reached a peer yet", paths.dir.display()),
+        "go on with `grove recover --peer HOST:PORT`, or remove that folder to begin anew",
+    ))
+}
+
 impl Context<'_> {
     /// The running cell, or else the one that this process opens.
     pub fn cell(&self) -> Result<Box<dyn Cell>, CliError> {
         need_cell(&self.paths)?;
         match holder(&self.paths.dir)? {
             Holder::Cell(port) => Ok(Box::new(Remote::open(&self.paths.dir, port)?)),
-            Holder::Nobody => self.house.open(&self.paths, &self.options),
+            Holder::Nobody => {
+                need_catalog(&self.paths)?;
+                self.house.open(&self.paths, &self.options)
+            }
         }
     }
 

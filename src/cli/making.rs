@@ -115,6 +115,7 @@ impl Run {
             let message = format!("the cell in {} runs already{who}", context.paths.dir.display());
             return Err(CliError::new(message, format!("its dashboard is http://localhost:{port}/")));
         }
+        super::ask::need_catalog(&context.paths)?;
         context.house.run(&context.paths, &context.options)
     }
 }
@@ -312,6 +313,23 @@ mod tests {
         let told = setup.grove("init --name ann", "");
         assert_eq!(told.code, 1);
         assert!(told.err.contains("lives in") && told.err.contains("already"), "{told:?}");
+    }
+
+    #[test]
+    fn a_recovery_without_its_catalog_is_no_empty_cell() {
+        let setup = Setup::new();
+        let note = setup.dir.path().join("state/recovering");
+        fs::write(&note, "catalog\n").unwrap();
+        for line in ["status", "ls", "run", "run --init"] {
+            let told = setup.grove(line, "");
+            assert!(told.code == 1 && told.err.contains("grove recover --peer"), "{line}: {told:?}");
+        }
+        assert!(setup.fake.told.borrow().is_empty());
+        assert!(setup.grove("doctor", "").out.contains("fail  open      a recovery was begun"));
+        // It goes on, and once the files are under way the cell can be used.
+        assert_eq!(setup.grove("recover --peer a:1", &words()).code, 0);
+        fs::write(&note, "files\n").unwrap();
+        assert_eq!(setup.grove("run", "").code, 0);
     }
 
     #[test]
