@@ -44,6 +44,10 @@ impl Cell {
         let (watched, watches_full) = self.keeper.watched();
         let mut checks = pool::unblock(move || machine_checks(&vault, watched, watches_full)).await?;
         for raised in self.vault.alerts() {
+            // What was looked at just now says it already.
+            if checks.iter().any(|check| check.name == raised.code && check.state != "ok") {
+                continue;
+            }
             let alert = raised.alert;
             checks.push(Check { name: raised.code, state: "warn", text: alert.text, remedy: alert.remedy });
         }

@@ -308,7 +308,13 @@ fn refusal(response: Response) -> CliError {
     let object = json::read_object(&text).unwrap_or_default();
     let error = json::part(&object, "error");
     let message = error.and_then(|error| json::text(error, "message")).unwrap_or("the cell gave no reason");
-    let hint = error.and_then(|error| json::text(error, "hint")).unwrap_or_default();
+    let hint = match error.and_then(|error| json::text(error, "hint")).unwrap_or_default() {
+        // OpenAI's form has no place for what to do.
+        "" if [404, 503].contains(&status) => {
+            "`grove ai --backends` lists what is there; `grove ai --add-backend URL` names a model server"
+        }
+        hint => hint,
+    };
     CliError::new(format!("no answer ({status}): {message}"), hint)
 }
 

@@ -348,7 +348,7 @@ pub fn run(
         Err(EarlyExit { output, status: Err(()) }) => {
             // argh sets off lists by line breaks and blanks.
             let output: Vec<&str> = output.split_whitespace().collect();
-            return tell(&CliError::Usage(output.join(" ")), usage_hint(&words), err);
+            return tell(&CliError::Usage(output.join(" ")), &words, err);
         }
     };
     if args.version {
@@ -362,7 +362,7 @@ pub fn run(
         Err(error) => {
             // What was said before the failure comes before it, too.
             let _ = out.flush();
-            tell(&error, usage_hint(&words), err)
+            tell(&error, &words, err)
         }
     }
 }
@@ -404,11 +404,14 @@ fn begin(
     command.run(&mut context)
 }
 
-/// Where the words that make sense are told: those of the command, if there is one.
-fn usage_hint(words: &[Vec<u8>]) -> String {
+/// Where the words that make sense are told: those of the command, if there is one and it is not about what stands before it.
+fn usage_hint(words: &[Vec<u8>], message: &str) -> String {
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with(b"-")) {
         at += if WITH_VALUE.contains(&word.as_slice()) { 2 } else { 1 };
+    }
+    if ["--dir", "--home", "--port", "--peer-port"].iter().any(|option| message.contains(option)) {
+        at = words.len();
     }
     let command = words.get(at..).unwrap_or_default();
     // The longest beginning that is a command.
@@ -431,10 +434,10 @@ fn usage_of(command: &[Vec<u8>]) -> String {
 }
 
 /// Says what is wrong, and where to look if the words made no sense; gives the exit code.
-fn tell(error: &CliError, usage_hint: String, err: &mut dyn Write) -> u8 {
+fn tell(error: &CliError, words: &[Vec<u8>], err: &mut dyn Write) -> u8 {
     match error {
         CliError::Usage(message) => {
-            let _ = writeln!(err, "grove: {}\n{usage_hint}", show::text(message));
+            let _ = writeln!(err, "grove: {}\n{}", show::text(message), usage_hint(words, message));
             2
         }
         CliError::Failed { message, hint } => {
@@ -585,6 +588,7 @@ mod tests {
             ("nonsense", "Unrecognized argument: nonsense", "`grove --help` lists commands and options"),
             ("--dir ls nonsense", "Unrecognized argument: nonsense", "`grove --help` lists"),
             ("get", "Required positional arguments not provided: name", "`grove get --help` tells"),
+            ("--port 70000 status", "'--port' with value '70000'", "`grove --help` lists"),
             ("--port 1 peer quota bob lots", "\"lots\" is no size", "`grove peer quota --help` tells"),
             ("peer", "must be present: help remove quota", "`grove peer --help` tells"),
             ("restore", "say what to restore", "`grove restore --help` tells"),

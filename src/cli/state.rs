@@ -259,14 +259,20 @@ impl Doctor {
         let mut checks = outside(context);
         if lives_in(&context.paths.dir) {
             match context.cell().and_then(|mut cell| cell.ask(Method::Get, "/doctor", &[], None)) {
-                Ok(mut answer) => checks.extend(answer.fields.list("checks").iter().map(|check| {
-                    Check::new(
-                        check.text("name"),
-                        check.text("state"),
-                        check.text("text"),
-                        check.text("remedy"),
-                    )
-                })),
+                Ok(mut answer) => {
+                    let told = answer.fields.list("checks");
+                    let told = told.iter().map(|check| {
+                        let [name, state, text, remedy] =
+                            ["name", "state", "text", "remedy"].map(|key| check.text(key));
+                        Check::new(name, state, text, remedy)
+                    });
+                    // What both have looked at and found in order is told once.
+                    let is_new = |check: &Check| {
+                        check.state != "ok" || checks.iter().all(|seen| seen.name != check.name)
+                    };
+                    let told: Vec<Check> = told.filter(is_new).collect();
+                    checks.extend(told);
+                }
                 // A cell that cannot be opened is what the doctor is for.
                 Err(CliError::Failed { message, hint }) => {
                     checks.push(Check::new("open", "fail", message, &hint))

@@ -188,7 +188,7 @@ impl Setup {
             terminals: self.terminals,
         };
         let done = work(&mut context, &mut self.fake.clone());
-        let code = done.map_or_else(|error| tell(&error, String::new(), &mut err), |()| 0);
+        let code = done.map_or_else(|error| tell(&error, &[], &mut err), |()| 0);
         told(code, out, err)
     }
 }
