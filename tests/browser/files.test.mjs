@@ -96,6 +96,9 @@ test("entries are dragged onto folders, the way to here and the tree, and go bac
     cell.put("0 first.txt", "new");
     await row(page, "0 first.txt").waitFor();
     await row(page, "a.txt").waitFor();
+    const box = await row(page, "inner").boundingBox();
+    await page.mouse.move(box.x + box.width / 2 - 6, box.y + box.height / 2, { steps: 3 });
+    await row(page, "inner").and(page.locator(".drop-here")).waitFor();
   });
   await row(page, "a.txt").waitFor({ state: "detached" });
   assert.equal(cell.read("inner/a.txt").toString(), "a.txt");
@@ -490,7 +493,7 @@ test("a folder that is not there says so once, and can be asked for again", asyn
   const cell = await Cell.start("nowhere");
   await cell.setUp();
   const page = await signIn(cell);
-  page.allow(/404/);
+  page.allow(/409/);
   let asked = 0;
   page.on("request", (request) => { if (request.url().includes("/api/v1/files?folder=later")) asked += 1; });
   await goTo(page, "files/later");
