@@ -307,10 +307,36 @@ fn uploads_go_on_after_every_break_and_are_put_in_place_whole() {
     put(&cell, &id, 0, b"new");
     assert_eq!(post(&cell, &format!("/{id}/finish"), "").status, 200);
     assert_eq!(fs::read(&place).unwrap(), b"new");
+    // Whoever did not hear that asks again, and nothing comes of it.
+    let again = post(&cell, &format!("/{id}/finish"), "");
+    assert_eq!((again.status, common::text(&json(&again), "path")), (200, "photos/big.bin".into()));
     wait_for("both versions are kept", || {
         let versions = ask(&cell, "GET /api/v1/versions?path=photos/big.bin", "", b"").text();
         (versions.matches("\"version\":").count() == 2).then_some(())
     });
+    // What cannot be kept is told as that, with why, until it is.
+    let told = |what: &str| {
+        let list = ask(&cell, "GET /api/v1/uploads", "", b"").text();
+        (list.contains("\"keeping\":[]") && list.contains(what)).then_some(list)
+    };
+    wait_for("nothing waits", || told("\"unkept\":[]"));
+    let (chunks, aside) = (cell.dir.join("chunks"), cell.dir.join("chunks-aside"));
+    let id = common::text(&json(&begin(&cell, "photos/later.bin", 2_000_000, "")), "id");
+    for (n, part) in bytes[..2_000_000].chunks(1 << 20).enumerate() {
+        assert_eq!(put(&cell, &id, n << 20, part).status, 200);
+    }
+    fs::rename(&chunks, &aside).unwrap();
+    assert_eq!(post(&cell, &format!("/{id}/finish"), "").status, 200);
+    let list = wait_for("it is told as not kept", || told("\"path\":\"photos/later.bin\""));
+    assert!(list.contains(&id) && list.contains("\"why\":\"") && list.contains("tries again"), "{list}");
+    assert_eq!(ask(&cell, "GET /api/v1/file?path=photos/later.bin", "", b"").status, 404);
+    if chunks.exists() {
+        fs::remove_dir_all(&chunks).unwrap();
+    }
+    fs::rename(&aside, &chunks).unwrap();
+    assert_eq!(post(&cell, &format!("/{id}/finish"), "").status, 200);
+    wait_for("it is kept", || told("\"unkept\":[]"));
+    assert_eq!(ask(&cell, "GET /api/v1/file?path=photos/later.bin", "", b"").status, 200);
     cell.no_temps();
 }
 

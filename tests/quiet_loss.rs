@@ -508,6 +508,100 @@ fn deleting_most_files_pulls_the_brake_and_all_comes_back() {
 }
 
 #[test]
+fn what_is_put_back_by_hand_lifts_the_brake_only_if_it_is_the_same() {
+    let temp = Temp::new("put-back");
+    let mut cell = many(&temp);
+    let away = temp.0.join("away");
+    fs::rename(cell.home.join("work"), &away).unwrap();
+    cell.scan();
+    brake_holds(&mut cell);
+    // All but 20, which would do, but one of them is another file.
+    for n in 0..MANY - 21 {
+        cell.write(&format!("work/{n:02}.txt"), format!("precious {n}"));
+    }
+    cell.write("work/39.txt", "precious? 39");
+    cell.scan();
+    assert!(cell.alert("brake").is_some());
+    cell.write("work/40.txt", "precious 40");
+    cell.scan();
+    assert_eq!(cell.alert("brake"), None);
+    assert_eq!(cell.bin().len(), MANY + 1, "what is in the bin stays there: {MANY} files and their folder");
+    cell.kill();
+    cell.start();
+    assert_eq!(cell.alert("brake"), None);
+}
+
+#[test]
+fn what_is_put_back_by_hand_does_not_cost_older_versions() {
+    let temp = Temp::new("put-back-versions");
+    let mut cell = many(&temp);
+    for n in 0..21 {
+        cell.write(&format!("work/{n:02}.txt"), format!("more precious {n}"));
+    }
+    cell.scan();
+    assert_eq!(cell.alert("brake"), None);
+    let away = temp.0.join("away");
+    fs::rename(cell.home.join("work"), &away).unwrap();
+    cell.scan();
+    brake_holds(&mut cell);
+    copy_tree(&away, &cell.home.join("work"));
+    cell.scan();
+    // The bin has the first versions of 21 files, and nothing else has.
+    assert!(cell.alert("brake").is_some());
+    confirmed(&mut cell);
+}
+
+#[test]
+fn no_more_goes_than_a_person_was_told() {
+    let temp = Temp::new("told");
+    let mut cell = many(&temp);
+    let ask = |cell: &Cell, path: &str, body: &str| {
+        let answer = cell.client().request("POST", &format!("/api/v1{path}"), Some(body.as_bytes())).unwrap();
+        (answer.status, answer.text().unwrap())
+    };
+    let weigh = |cell: &Cell| {
+        // What lies in another of them is told once.
+        let (status, told) = ask(cell, "/weigh", r#"{"paths":["work","work/00.txt","work"]}"#);
+        assert_eq!(status, 200, "{told}");
+        let told = cells::object(&told);
+        assert!(matches!(told.get("pulls_brake"), Some(miniserde::json::Value::Bool(true))));
+        (number(&told, "files"), number(&told, "bytes"))
+    };
+    let rm = |cell: &Cell, (files, bytes): (u64, u64)| {
+        let body = format!(r#"{{"path":"work","confirmed":true,"files":{files},"bytes":{bytes}}}"#);
+        ask(cell, "/rm", &body)
+    };
+    let told = weigh(&cell);
+    assert_eq!(told.0, MANY as u64);
+    cell.write("work/late.txt", "late");
+    cell.scan();
+    let (status, answer) = rm(&cell, told);
+    assert!(status == 409 && answer.contains("more_files") && answer.contains(r#""files":61"#), "{answer}");
+    // As many, but larger.
+    let (status, answer) = rm(&cell, (told.0 + 1, told.1));
+    assert!(status == 409 && answer.contains("more_files"), "{answer}");
+    assert_eq!((cell.ls("work").len(), cell.bin().len()), (MANY + 1, 0), "nothing of it went");
+    let told = weigh(&cell);
+    assert_eq!(rm(&cell, told).0, 200);
+    assert_eq!((names(&cell, "").len(), cell.alert("brake")), (0, None));
+    cell.ok(&["restore", "work"]);
+    // Who says no number has confirmed nothing: the brake asks.
+    assert_eq!(ask(&cell, "/rm", r#"{"path":"work","confirmed":true}"#).0, 200);
+    brake_holds(&mut cell);
+    // That the clock is right says nothing about it, nor does a yes to fewer.
+    assert_eq!(ask(&cell, "/confirm", r#"{"what":"clock"}"#).0, 200);
+    assert_eq!(ask(&cell, "/confirm", r#"{"what":"both"}"#).0, 400);
+    let (status, answer) = ask(&cell, "/confirm", r#"{"what":"brake","files":60}"#);
+    assert!(status == 409 && answer.contains("more_files"), "{answer}");
+    assert!(cell.alert("brake").is_some());
+    assert_eq!(
+        ask(&cell, "/confirm", r#"{"what":"brake","files":61}"#),
+        (200, r#"{"was_on":true}"#.to_owned())
+    );
+    assert_eq!(cell.alert("brake"), None);
+}
+
+#[test]
 fn renaming_and_rewriting_every_file_pulls_the_brake_and_all_comes_back() {
     let temp = Temp::new("ransom");
     let mut cell = many(&temp);

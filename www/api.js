@@ -20,7 +20,8 @@ import { t } from "./texts.js";
  *   state: "ok"|"attention", alerts: Alert[],
  *   files: {count: number, bytes: number, waiting: number}, chunks: Amount, held: Amount,
  *   disk: {total: number, free: number, reserve: number}, peers: Peer[],
- *   copies: {wanted: number, full: number, short: number}, job: Job|null, bin: number,
+ *   copies: {wanted: number, full: number, short: number}, job: Job|null, bin: number, bin_days: number,
+ *   brake: {files: number, bytes: number}|null,
  *   scan: {running: boolean, last_s: number|null},
  * }} Status
  * @typedef {{

@@ -6,6 +6,7 @@ import { showFrame, hideFrame, setOffline } from "./ui/frame.js";
 const RETRY_MS = 4000;
 
 let timer = 0;
+let isIn = false;
 
 /** Looks who is there, and shows what is for them. */
 async function start() {
@@ -19,6 +20,7 @@ async function start() {
     return;
   }
   setOffline("");
+  isIn = session.signed_in;
   const isWalking = session.fresh && sessionStorage.getItem("walk") !== "done";
   if (session.signed_in && !isWalking) {
     showFrame(session, start);
@@ -30,8 +32,17 @@ async function start() {
 }
 
 api.whenSignedOut(() => {
+  // Uploads go on asking: what is being typed into the sign-in is not taken away by that.
+  if (!isIn) return;
+  isIn = false;
   hideFrame();
   start();
+});
+// Another tab may have signed in meanwhile.
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden || isIn) return;
+  const session = await api.session().catch(() => null);
+  if (session?.signed_in && !isIn) start();
 });
 start();
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::files::{self as doing};
+use super::files::{self as doing, Removed, Weight};
 use super::jobs::problems;
 use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
@@ -51,14 +51,52 @@ const PATHS_MAX: usize = 1000;
 
 /// The list `paths`, where there is one.
 fn several(fields: &Fields) -> Result<Option<Vec<String>>, ApiResponse> {
-    if !fields.has("paths") {
+    several_of(fields, "paths")
+}
+
+/// A list of what one request may name, where there is one.
+fn several_of(fields: &Fields, name: &str) -> Result<Option<Vec<String>>, ApiResponse> {
+    if !fields.has(name) {
         return Ok(None);
     }
-    match fields.strs("paths") {
-        Some(paths) if (1..=PATHS_MAX).contains(&paths.len()) => Ok(Some(paths)),
+    match fields.strs(name) {
+        Some(some) if (1..=PATHS_MAX).contains(&some.len()) => Ok(Some(some)),
         _ => {
-            let why = format!("\"paths\" is a list of 1 to {PATHS_MAX} texts");
+            let why = format!("\"{name}\" is a list of 1 to {PATHS_MAX} texts");
             Err(ApiResponse::error(400, "bad_request", &why, "ask several times for more"))
+        }
+    }
+}
+
+/// What is to be brought back.
+enum Asked {
+    Path(String),
+    Id(String),
+}
+
+impl Asked {
+    fn want_back(&self, vault: &Vault) -> Result<Vec<NodeId>, VaultError> {
+        match self {
+            Self::Path(path) => doing::want_back(vault, Some(&from_wire(path)), None, None),
+            Self::Id(id) => match id.parse() {
+                Ok(id) => doing::want_back(vault, None, Some(id), None),
+                Err(_) => Err(VaultError::Refused(format!("{id} is no id of a file"))),
+            },
+        }
+    }
+
+    /// Folders come before what lies in them, which they bring along.
+    fn depth(&self, vault: &Vault) -> usize {
+        match self {
+            Self::Path(_) => 0,
+            Self::Id(id) => id.parse().ok().and_then(|id| doing::bin_depth(vault, id).ok()).unwrap_or(0),
+        }
+    }
+
+    fn refused(&self, why: &VaultError) -> String {
+        match self {
+            Self::Path(path) => one_of_several("path", path, &failure(why)),
+            Self::Id(id) => one_of_several("id", id, &failure(why)),
         }
     }
 }
@@ -160,6 +198,29 @@ pub(super) fn needs(field: &str) -> ApiResponse {
         &format!("the field \"{field}\" is missing or of another type"),
         "",
     )
+}
+
+/// How much a person was told would go, and meant: `confirmed` with the numbers. Without them nobody knows what was meant, and the
+/// brake counts as if nobody had been asked.
+fn meant_of(fields: &Fields) -> Result<Option<Weight>, ApiResponse> {
+    for name in ["files", "bytes"] {
+        if fields.has(name) && fields.num(name).is_none() {
+            return Err(needs(name));
+        }
+    }
+    let told = fields.num("files").zip(fields.num("bytes")).filter(|_| fields.bool("confirmed"));
+    Ok(told.map(|(files, bytes)| Weight { files, bytes }))
+}
+
+/// Nothing was done: there is more than a person was told.
+fn more_than_meant(now: Weight) -> ApiResponse {
+    let files = if now.files == 1 { "1 file".to_owned() } else { format!("{} files", now.files) };
+    let error = Obj::new()
+        .str("code", "more_files")
+        .str("message", &format!("there is more now than was confirmed: {files}, {} bytes", now.bytes))
+        .str("hint", "nothing of it was done; look at the number, and confirm it anew if it is meant");
+    let answer = Obj::new().raw("error", error.end()).num("files", now.files).num("bytes", now.bytes);
+    ApiResponse::json_text(409, answer.end())
 }
 
 /// A secret would go where others may read along.
@@ -314,7 +375,9 @@ impl Cell {
             (Method::Get, ["bin"]) => {
                 let after = request.param("after").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
                 let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
-                json(pool(vault, move |v| doing::list_bin(v, after.unwrap_or(FileId::ROOT), limit)).await)
+                let is_newest = number_param(&request, "newest") == Some(1);
+                let after = (!is_newest).then(|| after.unwrap_or(FileId::ROOT));
+                json(pool(vault, move |v| doing::list_bin(v, after, limit)).await)
             }
             (Method::Get, ["placement"]) => {
                 let wish = Wish {
@@ -334,7 +397,10 @@ impl Cell {
                 Err(answer) => answer,
                 Ok(None) => needs("paths"),
                 Ok(Some(paths)) => {
-                    let already = (fields.num("files").unwrap_or(0), fields.num("bytes").unwrap_or(0));
+                    let already = Weight {
+                        files: fields.num("files").unwrap_or(0),
+                        bytes: fields.num("bytes").unwrap_or(0),
+                    };
                     let places: Vec<Vec<u8>> = paths.iter().map(|path| from_wire(path)).collect();
                     json(pool(vault, move |v| doing::weigh_removal(v, &places, already)).await)
                 }
@@ -342,7 +408,7 @@ impl Cell {
             (Method::Post, ["restore"]) => self.restore(&fields),
             (Method::Post, ["verify"]) if fields.bool("peers") => self.verify_peers(),
             (Method::Post, ["verify"]) => self.verify(fields.bool("deep")),
-            (Method::Post, ["confirm"]) => json(self.confirm().await),
+            (Method::Post, ["confirm"]) => self.confirm(&fields).await,
             (Method::Post, ["drill"]) => self.drill(),
             (Method::Post, ["collect"]) => self.collect(),
             (Method::Post, ["phrase"]) if !request.is_private && !fields.bool("plain") => in_plain_sight(),
@@ -421,6 +487,7 @@ impl Cell {
             let watched = Rc::clone(&progress);
             let work = cell.keeper.keep(scope, true, true, &progress);
             let kept = cell.watched(work, || job.progress(watched.bytes.get(), 0, "bytes")).await?;
+            cell.release_brake().await?;
             cell.after_change();
             let mut all = added.problems;
             all.extend(kept.problems);
@@ -478,24 +545,29 @@ impl Cell {
             }
         };
         let places: Vec<Vec<u8>> = paths.iter().map(|path| from_wire(path)).collect();
-        let (local, is_meant) = (fields.bool("local"), fields.bool("confirmed"));
+        let meant = match meant_of(fields) {
+            Ok(meant) => meant,
+            Err(answer) => return answer,
+        };
+        let local = fields.bool("local");
         // A scan in between would find on disk what the tree has no more, and keep it anew.
         let held = self.keeper.hold().await;
         let outcome = pool(&self.vault, move |v| match local {
-            true => Ok(places.iter().map(|path| doing::free_locally(v, path)).collect()),
-            false => doing::remove(v, &places, is_meant),
+            true => Ok(Removed::Each(places.iter().map(|path| doing::free_locally(v, path)).collect())),
+            false => doing::remove(v, &places, meant),
         })
         .await;
         drop(held);
         self.after_change();
         let outcomes: Vec<doing::Removal> = match outcome {
-            Ok(outcomes) => outcomes,
+            Ok(Removed::Each(outcomes)) => outcomes,
+            Ok(Removed::More(now)) => return more_than_meant(now),
             Err(why) => return failure(&why),
         };
         let done = outcomes.iter().flatten();
-        let (files, bytes) = done.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let (files, bytes) = done.fold((0, 0), |sum, one| (sum.0 + one.files, sum.1 + one.bytes));
         let answer = |outcome: doing::Removal| {
-            json(outcome.map(|(files, bytes)| Obj::new().num("files", files).num("bytes", bytes).end()))
+            json(outcome.map(|one| Obj::new().num("files", one.files).num("bytes", one.bytes).end()))
         };
         let mut answers = outcomes.into_iter().map(answer);
         if is_one {
@@ -529,23 +601,29 @@ impl Cell {
                 return if is_no_id { no_id() } else { needs(name) };
             }
         }
-        match several(fields) {
+        let several = several(fields).and_then(|paths| Ok((paths, several_of(fields, "ids")?)));
+        match several {
             Err(answer) => return answer,
-            Ok(Some(_)) if path.is_some() || id.is_some() || to.is_some() || version.is_some() => {
-                return ApiResponse::error(400, "bad_request", "\"paths\" goes with nothing else", "");
+            Ok((Some(_), _) | (_, Some(_)))
+                if path.is_some() || id.is_some() || to.is_some() || version.is_some() =>
+            {
+                let why = "\"paths\" and \"ids\" go with nothing else";
+                return ApiResponse::error(400, "bad_request", why, "");
             }
-            Ok(Some(paths)) => {
+            Ok((paths, ids)) if paths.is_some() || ids.is_some() => {
+                let paths = paths.into_iter().flatten().map(Asked::Path);
+                let asked = paths.chain(ids.into_iter().flatten().map(Asked::Id)).collect();
                 return self.jobs.start(&self.executor, "restore", |job| async move {
                     job.say("bringing files back");
                     let told = |_files: u64, bytes: u64| job.progress(bytes, 0, "bytes");
-                    let (restored, refused) = cell.restore_each(paths, &told).await?;
+                    let (restored, refused) = cell.restore_each(asked, &told).await?;
                     cell.after_change();
                     let told = restored_json(&restored);
                     // One member more.
                     Ok(format!("{},\"refused\":{}}}", &told[..told.len() - 1], list(refused)))
                 });
             }
-            Ok(None) => {}
+            Ok(_) => {}
         }
         self.jobs.start(&self.executor, "restore", |job| async move {
             job.say("bringing files back");
@@ -628,10 +706,10 @@ impl Cell {
         Ok(restored)
     }
 
-    /// Brings back files and folders by their paths; and which are refused, as JSON.
+    /// Brings back files and folders; and which are refused, as JSON.
     async fn restore_each(
         self: &Rc<Self>,
-        paths: Vec<String>,
+        mut asked: Vec<Asked>,
         told: &dyn Fn(u64, u64),
     ) -> Result<(Restored, Vec<String>), VaultError> {
         let _one = self.restoring.lock().await;
@@ -639,10 +717,11 @@ impl Cell {
         self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await?;
         let (nodes, refused) = pool(&self.vault, move |v| {
             let (mut nodes, mut refused) = (Vec::new(), Vec::new());
-            for path in &paths {
-                match doing::want_back(v, Some(&from_wire(path)), None, None) {
+            asked.sort_by_cached_key(|one| one.depth(v));
+            for one in &asked {
+                match one.want_back(v) {
                     Ok(wanted) => nodes.extend(wanted),
-                    Err(why) => refused.push(one_of_several("path", path, &failure(&why))),
+                    Err(why) => refused.push(one.refused(&why)),
                 }
             }
             Ok((nodes, refused))
@@ -654,7 +733,7 @@ impl Cell {
     }
 
     /// What was deleted may be back.
-    async fn release_brake(self: &Rc<Self>) -> Result<(), VaultError> {
+    pub(super) async fn release_brake(self: &Rc<Self>) -> Result<(), VaultError> {
         if pool(&self.vault, doing::release_brake).await? {
             self.catch_up_sharing();
         }
@@ -717,21 +796,50 @@ impl Cell {
         })
     }
 
-    async fn confirm(&self) -> Result<String, VaultError> {
-        let was_on = pool(&self.vault, |v| {
-            Ok(v.db.change_durably(|t| -> Result<bool, DbError> {
+    /// What was lost is meant, and the clock is right; `what` says which of the two alone. With `files` what was lost is meant only as
+    /// long as it is no more than so many.
+    async fn confirm(&self, fields: &Fields) -> ApiResponse {
+        let (is_brake, is_clock) = match fields.str("what") {
+            None if !fields.has("what") => (true, true),
+            Some("brake") => (true, false),
+            Some("clock") => (false, true),
+            _ => return ApiResponse::error(400, "bad_request", "\"what\" is brake or clock", ""),
+        };
+        let most = fields.num("files");
+        if fields.has("files") && most.is_none() {
+            return needs("files");
+        }
+        let outcome = pool(&self.vault, move |v| {
+            Ok(v.db.change_durably(|t| -> Result<Result<bool, Weight>, DbError> {
                 let mut brake = brake::load(t)?;
                 let was_on = brake.is_on();
+                if !is_brake {
+                    return Ok(Ok(was_on));
+                }
+                let (files, bytes) = brake.lost();
+                if was_on && most.is_some_and(|most| files > most) {
+                    return Ok(Err(Weight { files, bytes }));
+                }
                 brake.confirm();
                 brake::save(t, &brake)?;
-                Ok(was_on)
+                Ok(Ok(was_on))
             })?)
         })
-        .await?;
-        self.vault.clear("brake");
-        self.catch_up_sharing();
-        pool(&self.vault, |v| Ok(v.accept_clock()?)).await?;
-        Ok(Obj::new().bool("was_on", was_on).end())
+        .await;
+        let was_on = match outcome {
+            Ok(Ok(was_on)) => was_on,
+            Ok(Err(now)) => return more_than_meant(now),
+            Err(why) => return failure(&why),
+        };
+        if is_brake {
+            self.vault.clear("brake");
+            self.catch_up_sharing();
+        }
+        let accepted = match is_clock {
+            true => pool(&self.vault, |v| Ok(v.accept_clock()?)).await,
+            false => Ok(()),
+        };
+        json(accepted.map(|()| Obj::new().bool("was_on", was_on).end()))
     }
 
     fn collect(self: &Rc<Self>) -> ApiResponse {
@@ -770,7 +878,12 @@ impl Cell {
                         is_varied: t.wants()?.len() > 1,
                     },
                 };
-                Ok((sums, t.bin_count()?, brake::load(t)?))
+                let brake = brake::load(t)?;
+                // While the database is held: whoever lets it go clears the alert after this.
+                if brake.is_on() {
+                    brake::raise(v, &brake);
+                }
+                Ok((sums, t.bin_count()?, brake))
             })?)
         })
         .await?;
@@ -778,9 +891,6 @@ impl Cell {
             self.status_sums.put((), sums, began, self.vault.clock.steady());
         }
         let StatusSums { totals, chunks, own, alone, is_varied } = sums;
-        if brake.is_on() {
-            brake::raise(&self.vault, &brake);
-        }
         let vault = Arc::clone(&self.vault);
         let space = pool::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
@@ -832,6 +942,8 @@ impl Cell {
                     .end(),
             )
             .num("bin", bin)
+            .num("bin_days", self.vault.config.bin_days)
+            .raw("brake", braked_json(&brake))
             .raw("drill", self.drill_json())
             .raw("job", self.jobs.running())
             .raw(
@@ -845,6 +957,15 @@ impl Cell {
             )
             .end())
     }
+}
+
+/// What was lost while the brake is on, else `null`.
+fn braked_json(brake: &brake::Brake) -> String {
+    if !brake.is_on() {
+        return "null".into();
+    }
+    let (files, bytes) = brake.lost();
+    Obj::new().num("files", files).num("bytes", bytes).end()
 }
 
 /// What is added up over all files and chunks.

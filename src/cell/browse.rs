@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Cell;
 use super::files::{find_versions, kind_text, least_copies, list_versions, node_at, path_names};
 use super::json::{Obj, list, text};
-use super::keeper::{Progress, Scope};
+use super::keeper::{Kept, Progress, Scope};
 use crate::copies::{self, Numbers};
 use crate::dashboard::api::ApiResponse;
 use crate::files::ignore::IgnoreRules;
@@ -612,17 +612,17 @@ impl Cell {
         };
         let path = to_wire(&names.join(&b'/'));
         match self.keep_at(names).await {
-            Ok(()) => ApiResponse::json_text(200, Obj::new().str("path", &path).end()),
+            Ok(_) => ApiResponse::json_text(200, Obj::new().str("path", &path).end()),
             Err(why) => super::api::failure(&why),
         }
     }
 
     /// Keeps what lies at a path now.
-    pub(super) async fn keep_at(self: &Rc<Self>, names: Vec<Vec<u8>>) -> Result<(), VaultError> {
+    pub(super) async fn keep_at(self: &Rc<Self>, names: Vec<Vec<u8>>) -> Result<Kept, VaultError> {
         let scope: Scope = self.scope_of(vec![names]).await?;
-        self.keeper.keep(scope, true, true, &Progress::default()).await?;
+        let kept = self.keeper.keep(scope, true, true, &Progress::default()).await?;
         self.after_change();
-        Ok(())
+        Ok(kept)
     }
 
     pub(super) async fn move_file(self: &Rc<Self>, from: &str, to: &str) -> ApiResponse {

@@ -1,5 +1,6 @@
 //! What a person does with files: add, list, read, remove, restore. Pool work unless it says otherwise.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,7 +17,7 @@ use crate::files::walk::Problem;
 use crate::files::{brake, deletion};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
-use crate::placement::{ChunkId, DbError, Extra, Node, NodeId, NodeState, Tables, Want};
+use crate::placement::{BinRow, ChunkId, DbError, Extra, Node, NodeId, NodeState, Tables, Want};
 use crate::publish;
 use crate::vault::{Vault, VaultError};
 
@@ -24,6 +25,10 @@ use crate::vault::{Vault, VaultError};
 const FREED_AT_ONCE: usize = 1024;
 /// Of what lies in the bin so much is looked at to see whether all is back: more of it is too much in any case.
 const BIN_LOOKED_AT: usize = 10_000;
+/// A deleted file with more versions is not taken for put back by hand.
+const BIN_VERSIONS: usize = 50;
+/// Folders above what was deleted.
+const FOLDERS_DEEP: usize = 4096;
 
 /// Folders in each other that a path in the bin is put together from, at most: more do not fit into a path.
 const FOLDERS_MAX: usize = 2048;
@@ -361,11 +366,14 @@ fn folder_path(t: &Tables<'_>, mut folder: FileId) -> Result<Option<Vec<Vec<u8>>
     Ok(None)
 }
 
-/// The Recycle Bin as JSON.
-pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, VaultError> {
+/// The Recycle Bin as JSON: by id what comes after one, or the newest first.
+pub fn list_bin(vault: &Vault, after: Option<FileId>, limit: usize) -> Result<String, VaultError> {
     let now = vault.now();
     vault.db.read(|t| {
-        let rows = t.bin_after(after, limit)?;
+        let rows = match after {
+            Some(after) => t.bin_after(after, limit)?,
+            None => t.bin_newest(limit)?,
+        };
         let more = rows.len() == limit;
         let mut entries = Vec::new();
         for row in rows {
@@ -390,63 +398,191 @@ pub fn list_bin(vault: &Vault, after: FileId, limit: usize) -> Result<String, Va
     })
 }
 
-/// What became of one of several: files and bytes, or why nothing was done.
-pub type Removal = Result<(u64, u64), VaultError>;
+/// Files and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Files and links.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Weight {
+    fn and(self, more: Self) -> Self {
+        Self { files: self.files.saturating_add(more.files), bytes: self.bytes.saturating_add(more.bytes) }
+    }
+
+    fn less(self, some: Self) -> Self {
+        Self { files: self.files.saturating_sub(some.files), bytes: self.bytes.saturating_sub(some.bytes) }
+    }
+
+    /// Whether it is no more than this, of either.
+    fn fits(self, most: Self) -> bool {
+        self.files <= most.files && self.bytes <= most.bytes
+    }
+}
+
+/// What became of one of several: what was done, or why nothing was.
+pub type Removal = Result<Weight, VaultError>;
+
+/// What became of a removal.
+#[derive(Debug)]
+pub enum Removed {
+    /// Each of several by itself.
+    Each(Vec<Removal>),
+    /// Nothing was removed: so much would go now, and a person meant less.
+    More(Weight),
+}
 
 /// Files and bytes that would go with these paths, together with so many already, and whether that would pull the brake.
-pub fn weigh_removal(vault: &Vault, paths: &[Vec<u8>], already: (u64, u64)) -> Result<String, VaultError> {
-    let mut sum = already;
-    for path in paths {
-        // What is gone meanwhile weighs nothing.
-        let Ok(node) = vault.db.read(|t| node_at(t, path)) else { continue };
-        let (files, bytes) = tree_weight(vault, node)?;
-        sum = (sum.0.saturating_add(files), sum.1.saturating_add(bytes));
-    }
+pub fn weigh_removal(vault: &Vault, paths: &[Vec<u8>], already: Weight) -> Result<String, VaultError> {
+    let sum = already.and(weigh_paths(vault, paths)?);
     let (brake, there) = vault.db.read(|t| Ok::<_, DbError>((brake::load(t)?, t.tree_size()?)))?;
     Ok(Obj::new()
-        .num("files", sum.0)
-        .num("bytes", sum.1)
+        .num("files", sum.files)
+        .num("bytes", sum.bytes)
         .num("all_files", there.0)
-        .bool("pulls_brake", brake.would_pull(sum, vault.now(), there))
+        .bool("pulls_brake", brake.would_pull((sum.files, sum.bytes), vault.now(), there))
         .end())
 }
 
-/// Files of a tree and their bytes.
-fn tree_weight(vault: &Vault, top: Node) -> Result<(u64, u64), VaultError> {
-    if top.kind != Kind::Folder {
-        return Ok((1, top.size));
+/// What lies at these paths and below them, each file once.
+fn weigh_paths(vault: &Vault, paths: &[Vec<u8>]) -> Result<Weight, VaultError> {
+    let mut sum = Weight::default();
+    for path in outermost(paths) {
+        // What is gone meanwhile weighs nothing.
+        let Ok(node) = vault.db.read(|t| node_at(t, path)) else { continue };
+        sum = sum.and(tree_weight(&node, |id, after| vault.db.read(|t| t.children(id, after, 500)))?);
     }
-    let (mut files, mut bytes) = (0, 0);
+    Ok(sum)
+}
+
+/// The paths that do not lie in another of them, each once.
+fn outermost(paths: &[Vec<u8>]) -> Vec<&[u8]> {
+    let all: BTreeSet<&[u8]> = paths.iter().map(Vec::as_slice).collect();
+    let is_inside = |path: &[u8]| {
+        let mut ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        ends.any(|end| all.contains(&path[..end]))
+    };
+    all.iter().copied().filter(|path| !is_inside(path)).collect()
+}
+
+/// What a tree weighs; `page` gives what comes after a name in a folder.
+fn tree_weight(
+    top: &Node,
+    page: impl Fn(NodeId, &[u8]) -> Result<Vec<Node>, DbError>,
+) -> Result<Weight, DbError> {
+    let mut sum = Weight::default();
+    if top.kind != Kind::Folder {
+        return Ok(Weight { files: 1, bytes: top.size });
+    }
     // Folders that are looked through, each up to a name.
     let mut stack = vec![(top.id, Vec::new())];
     while let Some((id, after)) = stack.pop() {
-        let page = vault.db.read(|t| t.children(id, &after, 500))?;
-        if let Some(last) = page.last() {
+        let some = page(id, &after)?;
+        if let Some(last) = some.last() {
             stack.push((id, last.name.clone()));
         }
-        for child in page {
+        for child in some {
             match child.kind {
                 Kind::Folder => stack.push((child.id, Vec::new())),
-                _ => (files, bytes) = (files + 1, bytes + child.size),
+                _ => sum = sum.and(Weight { files: 1, bytes: child.size }),
             }
         }
     }
-    Ok((files, bytes))
+    Ok(sum)
+}
+
+/// How many of the files that were deleted since are gone still; `None`: more than the brake lets go for.
+fn count_missing(vault: &Vault, since: u64) -> Result<Option<u64>, VaultError> {
+    let rows = vault.db.read(|t| t.bin_since(since, BIN_LOOKED_AT))?;
+    if rows.len() >= BIN_LOOKED_AT {
+        return Ok(None);
+    }
+    let mut missing = 0;
+    // The database is free in between.
+    for some in rows.chunks(100) {
+        missing += vault.db.read(|t| -> Result<u64, VaultError> {
+            let mut missing = 0;
+            for row in some {
+                let is_folder = manifest_at(vault, t, row.seq)?.is_some_and(|(m, _)| m.kind == Kind::Folder);
+                missing += u64::from(!is_folder && !is_put_back(vault, t, row)?);
+            }
+            Ok(missing)
+        })?;
+        if missing > BRAKE_FILES_FREE {
+            return Ok(None);
+        }
+    }
+    Ok(Some(missing))
+}
+
+/// Whether a deleted file was put back by hand: one of the same content lies where it lay. Not where the bin has another
+/// version of it, which would go with the bin and be nowhere else.
+fn is_put_back(vault: &Vault, t: &Tables<'_>, row: &BinRow) -> Result<bool, VaultError> {
+    let Some(node) = bin_path(t, row)?.map(|names| t.node_at(&names)).transpose()?.flatten() else {
+        return Ok(false);
+    };
+    let Some((there, _)) = manifest_at(vault, t, node.seq)? else { return Ok(false) };
+    let records = t.records_with_prefix(&version_key_prefix(row.file), BIN_VERSIONS + 1)?;
+    if records.len() > BIN_VERSIONS {
+        return Ok(false);
+    }
+    let mut is_there = false;
+    for (seq, _) in records {
+        let Some((old, _)) = manifest_at(vault, t, seq)? else { return Ok(false) };
+        // A file that is made is empty for a moment: nothing is lost with that.
+        let is_nothing = old.kind == Kind::File && old.size == 0 && there.size > 0;
+        if old.tombstone || is_nothing {
+            continue;
+        }
+        let is_same = old.kind == there.kind
+            && old.size == there.size
+            && old.target == there.target
+            && old.entries == there.entries;
+        if !is_same {
+            return Ok(false);
+        }
+        is_there = true;
+    }
+    Ok(is_there)
+}
+
+/// Where something deleted lay, by names: its folders may be deleted, too.
+fn bin_path(t: &Tables<'_>, row: &BinRow) -> Result<Option<Vec<Vec<u8>>>, DbError> {
+    let mut below = vec![row.name.clone()];
+    let mut parent = row.parent;
+    while below.len() < FOLDERS_DEEP {
+        if let Some(node) = t.node_of(parent)? {
+            let Some(mut names) = t.path(node.id)? else { return Ok(None) };
+            names.extend(below.into_iter().rev());
+            return Ok(Some(names));
+        }
+        let Some(folder) = t.bin(parent)? else { return Ok(None) };
+        below.push(folder.name);
+        parent = folder.parent;
+    }
+    Ok(None)
+}
+
+/// How deep something deleted lay; 0 for what is not in the bin.
+pub fn bin_depth(vault: &Vault, file: FileId) -> Result<usize, DbError> {
+    vault.db.read(|t| match t.bin(file)? {
+        Some(row) => Ok(bin_path(t, &row)?.map_or(0, |names| names.len())),
+        None => Ok(0),
+    })
 }
 
 /// Lets the brake go where all that was deleted is back. Whether it did.
 pub fn release_brake(vault: &Vault) -> Result<bool, VaultError> {
-    let Some(since) = vault.db.read(brake::load)?.on_since() else { return Ok(false) };
+    let seen = vault.db.read(brake::load)?;
+    let Some(since) = seen.on_since() else { return Ok(false) };
+    let Some(missing) = count_missing(vault, since)? else { return Ok(false) };
     let released = vault.db.change_durably(|t| -> Result<bool, VaultError> {
         let mut brake = brake::load(t)?;
-        let rows = t.bin_since(since, BIN_LOOKED_AT)?;
-        let mut missing = if rows.len() < BIN_LOOKED_AT { 0 } else { u64::MAX };
-        for row in rows {
-            let is_folder = manifest_at(vault, t, row.seq)?.is_some_and(|(m, _)| m.kind == Kind::Folder);
-            missing = missing.saturating_add(u64::from(!is_folder));
-            if missing > BRAKE_FILES_FREE {
-                return Ok(false);
-            }
+        // Whatever was deleted or rewritten while it was counted is counted at the next look.
+        if brake != seen {
+            return Ok(false);
         }
         let (files, bytes) = t.tree_size()?;
         let released = brake.release(missing, vault.now(), files, bytes);
@@ -463,11 +599,26 @@ pub fn release_brake(vault: &Vault) -> Result<bool, VaultError> {
 }
 
 /// Removes files and folders: from GroveHome into the Recycle Bin. Works on a full disk. Each goes or stays by itself; an error
-/// is about all of them. `is_meant`: a person was told how many go and confirmed it, which the brake takes for its answer.
-pub fn remove(vault: &Vault, paths: &[Vec<u8>], is_meant: bool) -> Result<Vec<Removal>, VaultError> {
+/// is about all of them. `meant`: a person was told that so much goes and confirmed it, which the brake takes for its answer;
+/// more than that does not go.
+pub fn remove(vault: &Vault, paths: &[Vec<u8>], meant: Option<Weight>) -> Result<Removed, VaultError> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     crate::files::marker::check(vault, &root)?;
-    let outcomes: Vec<_> = paths.iter().map(|path| take_out(vault, &root, path, is_meant)).collect();
+    if let Some(meant) = meant {
+        let now = weigh_paths(vault, paths)?;
+        if !now.fits(meant) {
+            return Ok(Removed::More(now));
+        }
+    }
+    let mut left = meant;
+    let mut outcomes = Vec::with_capacity(paths.len());
+    for path in paths {
+        let outcome = take_out(vault, &root, path, left);
+        if let (Some(left), Ok((_, gone))) = (&mut left, &outcome) {
+            *left = left.less(*gone);
+        }
+        outcomes.push(outcome);
+    }
     // The state is in the catalog before the files go.
     if outcomes.iter().any(Result::is_ok) {
         publish::publish(vault)?;
@@ -479,37 +630,50 @@ pub fn remove(vault: &Vault, paths: &[Vec<u8>], is_meant: bool) -> Result<Vec<Re
         }
         Ok(sums)
     };
-    Ok(outcomes.into_iter().map(|outcome| from_disk(outcome?)).collect())
+    Ok(Removed::Each(outcomes.into_iter().map(|outcome| from_disk(outcome?)).collect()))
 }
 
-/// The names of what was taken out, its files and bytes.
-type TakenOut = (Vec<Vec<u8>>, (u64, u64));
+/// The names of what was taken out, and what it weighs.
+type TakenOut = (Vec<Vec<u8>>, Weight);
 
-/// Takes a file or folder out of the tree, if it can be had back.
-fn take_out(vault: &Vault, root: &Folder, path: &[u8], is_meant: bool) -> Result<TakenOut, VaultError> {
+/// Takes a file or folder out of the tree, if it can be had back, and is no more than was `meant`.
+fn take_out(
+    vault: &Vault,
+    root: &Folder,
+    path: &[u8],
+    meant: Option<Weight>,
+) -> Result<TakenOut, VaultError> {
     let names = path_names(path)?;
     let node = vault.db.read(|t| node_at(t, path))?;
     if node.id == NodeId::ROOT {
         return Err(VaultError::Refused("GroveHome itself cannot be removed; name what is in it".into()));
     }
     // Only what is kept exactly as it is now goes: the bin gives back every byte.
-    let (bytes, unkept) = weigh(vault, root, &names, &node)?;
-    if let Some(unkept) = unkept {
+    if let Some(unkept) = first_unkept(vault, root, &names, &node)? {
         return Err(VaultError::Refused(format!(
             "{unkept} has changes that are not kept yet; run `grove add` on it, or wait a moment"
         )));
     }
-    let files = vault.db.change(|t| remove_tree(vault, t, node, is_meant))?;
-    Ok((names, (files, bytes)))
+    let gone = vault.db.change(|t| -> Result<Weight, VaultError> {
+        let weight = tree_weight(&node, |id, after| t.children(id, after, 500))?;
+        // Something came into it since all was weighed.
+        if meant.is_some_and(|meant| !weight.fits(meant)) {
+            let why = format!("more lies in {} than was confirmed; look at it and try again", show(&names));
+            return Err(VaultError::Refused(why));
+        }
+        remove_tree(vault, t, node, meant.is_some())?;
+        Ok(weight)
+    })?;
+    Ok((names, gone))
 }
 
-/// Bytes of a tree, and the first file in it that is not as it was kept.
-fn weigh(
+/// The first file of a tree that is not as it was kept.
+fn first_unkept(
     vault: &Vault,
     root: &Folder,
     names: &[Vec<u8>],
     node: &Node,
-) -> Result<(u64, Option<String>), VaultError> {
+) -> Result<Option<String>, VaultError> {
     if node.kind != Kind::Folder {
         let folder = root.walk(&names[..names.len() - 1]);
         let stat = folder.and_then(|folder| folder.stat_if_there(&node.name));
@@ -519,28 +683,25 @@ fn weigh(
             }
             _ => false,
         };
-        return Ok((node.size, changed.then(|| show(names))));
+        return Ok(changed.then(|| show(names)));
     }
-    let mut bytes = 0;
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.children(node.id, &after, 500))?;
-        let Some(last) = page.last() else { return Ok((bytes, None)) };
+        let Some(last) = page.last() else { return Ok(None) };
         after.clone_from(&last.name);
         for child in page {
             let mut path = names.to_vec();
             path.push(child.name.clone());
-            let (some, unkept) = weigh(vault, root, &path, &child)?;
-            bytes += some;
+            let unkept = first_unkept(vault, root, &path, &child)?;
             if unkept.is_some() {
-                return Ok((bytes, unkept));
+                return Ok(unkept);
             }
         }
     }
 }
 
-fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node, is_meant: bool) -> Result<u64, VaultError> {
-    let mut files = 0;
+fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node, is_meant: bool) -> Result<(), VaultError> {
     if node.kind == Kind::Folder {
         loop {
             let page = t.children(node.id, &[], 500)?;
@@ -548,19 +709,16 @@ fn remove_tree(vault: &Vault, t: &Tables<'_>, mut node: Node, is_meant: bool) ->
                 break;
             }
             for child in page {
-                files += remove_tree(vault, t, child, is_meant)?;
+                remove_tree(vault, t, child, is_meant)?;
             }
         }
-    } else {
-        files += 1;
     }
     node.state = NodeState::Present;
     match is_meant {
         true => brake::pass_deletion(vault, t, &node)?,
         false => brake::count_deletion(vault, t, &node)?,
     }
-    version::delete(vault, t, node)?;
-    Ok(files)
+    version::delete(vault, t, node)
 }
 
 fn delete_from_disk(folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
@@ -584,8 +742,8 @@ fn delete_from_disk(folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
 }
 
 /// Frees the local bytes of a file or of all files in a folder, where peers hold enough copies without them. The state is
-/// in the catalog before a file goes. Gives files and bytes freed.
-pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError> {
+/// in the catalog before a file goes. Gives what was freed.
+pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<Weight, VaultError> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     crate::files::marker::check(vault, &root)?;
     let top = vault.db.read(|t| node_at(t, path))?;
@@ -627,7 +785,7 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError
         Ok(())
     })?;
     publish::publish(vault)?;
-    let count = freed.len() as u64;
+    let files = freed.len() as u64;
     for node in freed {
         let Some(names) = vault.db.read(|t| t.path(node.id))? else { continue };
         let Some((name, folder)) = names.split_last() else { continue };
@@ -641,7 +799,7 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<(u64, u64), VaultError
         }
         drop_local_chunks(vault, &node)?;
     }
-    Ok((count, bytes))
+    Ok(Weight { files, bytes })
 }
 
 fn gather_files(vault: &Vault, node: Node, files: &mut Vec<Node>) -> Result<(), VaultError> {
@@ -974,4 +1132,29 @@ pub fn read_note(path: &Path) -> String {
         let _ = file.take(64 * 1024).read_to_string(&mut text);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_another_is_weighed_once() {
+        let paths: Vec<Vec<u8>> = ["a/b", "a", "a.txt", "c/d", "c/d/e/f", "a/b", "cc"]
+            .iter()
+            .map(|path| path.as_bytes().to_vec())
+            .collect();
+        let outer: Vec<&str> =
+            outermost(&paths).into_iter().map(|path| std::str::from_utf8(path).unwrap()).collect();
+        assert_eq!(outer, ["a", "a.txt", "c/d", "cc"]);
+        assert_eq!(outermost(&[b"".to_vec(), b"a".to_vec()]).len(), 2);
+    }
+
+    #[test]
+    fn more_of_either_is_more() {
+        let told = Weight { files: 3, bytes: 100 };
+        assert!(told.fits(told) && Weight { files: 2, bytes: 0 }.fits(told));
+        assert!(!Weight { files: 4, bytes: 100 }.fits(told) && !Weight { files: 3, bytes: 101 }.fits(told));
+        assert_eq!(told.less(Weight { files: 1, bytes: 200 }), Weight { files: 2, bytes: 0 });
+    }
 }

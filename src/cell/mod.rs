@@ -165,6 +165,16 @@ impl Cell {
             };
             pool::spawn(&self.executor, looking).detach();
         }
+        if self.vault.alerts().iter().any(|raised| raised.code == "brake") {
+            // What was deleted may have been put back by hand.
+            let cell = Rc::clone(self);
+            let looking = async move {
+                if let Err(why) = cell.release_brake().await {
+                    log::warn!("whether what was deleted is back cannot be told: {why}");
+                }
+            };
+            pool::spawn(&self.executor, looking).detach();
+        }
         if let Some(sync) = self.sync.borrow().as_ref() {
             sync.poke();
         }

@@ -4,7 +4,7 @@
 //! has come is what the file has; after a power cut it is what was made durable, for what came later may be zeros.
 
 use std::cell::{Cell as Slot, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -24,6 +24,7 @@ use crate::files::unix::{Folder, UPLOAD_PREFIX, UPLOADS_FOLDER, from_wire, show,
 use crate::id::{hex, unhex};
 use crate::keys::random;
 use crate::manifest::FileTime;
+use crate::placement::NodeState;
 use crate::pool;
 use crate::vault::{Vault, VaultError, write_whole};
 
@@ -39,6 +40,8 @@ const SYNC_BYTES: u64 = 64 * 1024 * 1024;
 const SPARE_BYTES: u64 = 32 * 1024 * 1024;
 /// Longest note of an upload.
 const NOTE_BYTES_MAX: u64 = 16 * 1024;
+/// Uploads that are kept and still told of, to whoever did not hear the answer.
+const KEPT_MAX: usize = 1024;
 
 /// What is known of an upload; kept in a file of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,15 +92,76 @@ struct Upload {
     file: Arc<File>,
 }
 
-/// All uploads that are not whole.
-#[derive(Default)]
+/// A whole upload, which lies in GroveHome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Whole {
+    id: [u8; 16],
+    path: Vec<u8>,
+    size: u64,
+    state: State,
+}
+
+/// How far a whole upload is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// It is being sealed.
+    Keeping,
+    /// It is not kept yet: why, and what to do.
+    Unkept(String, &'static str),
+    /// It is a version.
+    Kept,
+}
+
+/// What whole uploads have come to, the oldest first. Of those that are kept only the newest are remembered.
+#[derive(Debug, Default)]
+struct Wholes(VecDeque<Whole>);
+
+impl Wholes {
+    fn get(&mut self, id: &[u8; 16]) -> Option<&mut Whole> {
+        self.0.iter_mut().rev().find(|whole| whole.id == *id)
+    }
+
+    fn set(&mut self, id: &[u8; 16], state: State) {
+        if let Some(whole) = self.get(id) {
+            whole.state = state;
+        }
+        let kept = self.0.iter().filter(|whole| whole.state == State::Kept).count();
+        if kept > KEPT_MAX {
+            let oldest = self.0.iter().position(|whole| whole.state == State::Kept);
+            oldest.map(|at| self.0.remove(at));
+        }
+    }
+
+    fn unkept(&self) -> impl Iterator<Item = (&Whole, &String, &'static str)> {
+        self.0.iter().filter_map(|whole| match &whole.state {
+            State::Unkept(why, hint) => Some((whole, why, *hint)),
+            State::Keeping | State::Kept => None,
+        })
+    }
+}
+
+/// All uploads of this run.
 pub(super) struct Uploads {
+    /// Those that are not whole.
     all: RefCell<BTreeMap<[u8; 16], Rc<Mutex<Upload>>>>,
-    /// Whole ones that lie in GroveHome and are not sealed yet.
-    keeping: RefCell<BTreeSet<[u8; 16]>>,
+    whole: RefCell<Wholes>,
+    /// Tells this run of the cell from others, which know nothing of its whole ones.
+    run: String,
     /// What was left by the run before was looked at.
     is_loaded: Slot<bool>,
     loading: Mutex<()>,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self {
+            all: RefCell::default(),
+            whole: RefCell::default(),
+            run: hex(&random::<8>()),
+            is_loaded: Slot::default(),
+            loading: Mutex::default(),
+        }
+    }
 }
 
 /// Where uploads of a cell lie.
@@ -277,6 +341,27 @@ fn finish(vault: &Vault, id: &[u8; 16], note: &Note, file: &File) -> Result<(), 
     Ok(())
 }
 
+/// Why what lies at a path is not kept as it lies there; `None`: it is.
+fn why_unkept(vault: &Vault, path: &[u8]) -> Result<Option<&'static str>, VaultError> {
+    let names: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+    let (name, above) = names.split_last().expect("a path has a name");
+    let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
+    let stat = match root.walk(above).and_then(|folder| folder.stat_if_there(name)) {
+        Ok(Some(stat)) => stat,
+        Ok(None) => return Ok(Some("it is not in GroveHome any more")),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some("it is not in GroveHome any more"));
+        }
+        Err(why) => return Err(VaultError::Io { doing: "cannot look at the upload".into(), why }),
+    };
+    let is_kept = vault.db.read(|t| t.node_at(&names))?.is_some_and(|node| {
+        node.state == NodeState::Present
+            && Some(node.kind) == stat.kind
+            && (node.size, node.mtime) == (stat.size, stat.mtime)
+    });
+    Ok((!is_kept).then_some("it could not be read whole"))
+}
+
 /// `age_s`: so long ago it went on; `wall`: Unix time.
 fn upload_json(id: &[u8; 16], upload: &Upload, age_s: u64, wall: i64) -> Obj {
     Obj::new()
@@ -333,7 +418,7 @@ impl Cell {
             },
             (Method::Post, [_, "finish"]) => match known(id) {
                 Some((id, upload)) => self.finish_upload(&id, &upload).await,
-                None => no_upload(),
+                None => id.map_or_else(no_upload, |id| self.finish_again(&id)),
             },
             (Method::Post, [_, "cancel"]) => match known(id) {
                 Some((id, upload)) => {
@@ -388,8 +473,37 @@ impl Cell {
             let age_s = self.vault.expiry_now().saturating_sub(upload.note.touched);
             items.push(upload_json(&id, &upload, age_s, self.vault.clock.wall()).end());
         }
-        let keeping = list(self.uploads.keeping.borrow().iter().map(|id| super::json::text(&hex(id))));
-        ApiResponse::json_text(200, Obj::new().raw("uploads", list(items)).raw("keeping", keeping).end())
+        self.look_at_unkept().await;
+        let whole = self.uploads.whole.borrow();
+        let keeping = whole.0.iter().filter(|whole| whole.state == State::Keeping);
+        let keeping = list(keeping.map(|whole| super::json::text(&hex(&whole.id))));
+        let unkept = list(whole.unkept().map(|(whole, why, hint)| {
+            Obj::new()
+                .str("id", &hex(&whole.id))
+                .str("path", &to_wire(&whole.path))
+                .str("why", why)
+                .str("hint", hint)
+                .end()
+        }));
+        let answer = Obj::new().raw("uploads", list(items)).raw("keeping", keeping).raw("unkept", unkept);
+        ApiResponse::json_text(200, answer.str("run", &self.uploads.run).end())
+    }
+
+    /// What was not kept may be by now: scans and the watch on GroveHome try again.
+    async fn look_at_unkept(&self) {
+        let unkept: Vec<_> =
+            self.uploads.whole.borrow().unkept().map(|(whole, ..)| (whole.id, whole.path.clone())).collect();
+        if unkept.is_empty() {
+            return;
+        }
+        let vault = Arc::clone(&self.vault);
+        let kept: Vec<[u8; 16]> = pool::unblock(move || {
+            let is_kept = |path: &[u8]| matches!(why_unkept(&vault, path), Ok(None));
+            unkept.into_iter().filter(|(_, path)| is_kept(path)).map(|(id, _)| id).collect()
+        })
+        .await;
+        let mut whole = self.uploads.whole.borrow_mut();
+        kept.iter().for_each(|id| whole.set(id, State::Kept));
     }
 
     async fn begin_upload(&self, body: &[u8]) -> ApiResponse {
@@ -473,7 +587,7 @@ impl Cell {
     async fn finish_upload(self: &Rc<Self>, id: &[u8; 16], upload: &Rc<Mutex<Upload>>) -> ApiResponse {
         let upload = upload.lock().await;
         if !self.uploads.all.borrow().contains_key(id) {
-            return no_upload();
+            return self.finish_again(id);
         }
         if upload.offset != upload.note.size {
             return wrong_offset(upload.offset);
@@ -491,18 +605,63 @@ impl Cell {
             return why.answer();
         }
         self.uploads.all.borrow_mut().remove(id);
-        let answer = Obj::new().str("path", &to_wire(&upload.note.path)).num("size", upload.note.size).end();
+        let (path, size) = (upload.note.path.clone(), upload.note.size);
+        let whole = Whole { id: *id, path, size, state: State::Keeping };
+        let answer = self.whole_answer(&whole);
+        self.uploads.whole.borrow_mut().0.push_back(whole);
         // A large file takes a while to be sealed; whoever uploaded it need not wait for that.
-        self.uploads.keeping.borrow_mut().insert(*id);
-        let (cell, id) = (Rc::clone(self), *id);
+        self.keep_upload(*id, names);
+        answer
+    }
+
+    /// Whoever did not hear the first answer asks again; what was not kept then is tried anew.
+    fn finish_again(self: &Rc<Self>, id: &[u8; 16]) -> ApiResponse {
+        let Some(whole) = self.uploads.whole.borrow_mut().get(id).cloned() else { return no_upload() };
+        if matches!(whole.state, State::Unkept(..)) {
+            self.uploads.whole.borrow_mut().set(id, State::Keeping);
+            let names = whole.path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+            self.keep_upload(*id, names);
+        }
+        self.whole_answer(&whole)
+    }
+
+    fn whole_answer(&self, whole: &Whole) -> ApiResponse {
+        let answer = Obj::new().str("path", &to_wire(&whole.path)).num("size", whole.size);
+        ApiResponse::json_text(200, answer.str("run", &self.uploads.run).end())
+    }
+
+    /// Keeps a whole upload in the background, and notes what came of it.
+    fn keep_upload(self: &Rc<Self>, id: [u8; 16], names: Vec<Vec<u8>>) {
+        let cell = Rc::clone(self);
         let keeping = async move {
-            if let Err(why) = cell.keep_at(names).await {
+            let state = match cell.try_to_keep(names).await {
+                Ok(None) => State::Kept,
+                Ok(Some(why)) => State::Unkept(why, "The cell tries again by itself."),
+                Err(why) => State::Unkept(
+                    why.to_string(),
+                    if why.is_full() {
+                        "Free some space; the cell tries again by itself."
+                    } else {
+                        "The cell tries again by itself; its log says more."
+                    },
+                ),
+            };
+            if let State::Unkept(why, _) = &state {
                 log::warn!("an upload is not kept yet: {why}");
             }
-            cell.uploads.keeping.borrow_mut().remove(&id);
+            cell.uploads.whole.borrow_mut().set(&id, state);
         };
         pool::spawn(&self.executor, keeping).detach();
-        ApiResponse::json_text(200, answer)
+    }
+
+    /// Keeps what lies at a path. Why it is not kept after all, if so.
+    async fn try_to_keep(self: &Rc<Self>, names: Vec<Vec<u8>>) -> Result<Option<String>, VaultError> {
+        let path = names.join(&b'/');
+        let kept = self.keep_at(names).await?;
+        let vault = Arc::clone(&self.vault);
+        let why = pool::unblock(move || why_unkept(&vault, &path)).await?;
+        let told = kept.problems.into_iter().next().map(|problem| problem.why);
+        Ok(why.map(|why| told.unwrap_or_else(|| why.to_owned())))
     }
 }
 
@@ -528,6 +687,29 @@ mod tests {
         for bad in [&b""[..], b"{}", b"[]", b"{\"path\":\"a\"}", b"\xff"] {
             assert_eq!(Note::read(bad), None);
         }
+    }
+
+    #[test]
+    fn what_is_not_kept_is_told_of_however_many_are_kept_after_it() {
+        let mut wholes = Wholes::default();
+        let id = |n: usize| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            id
+        };
+        for n in 0..KEPT_MAX + 10 {
+            wholes.0.push_back(Whole { id: id(n), path: b"a".to_vec(), size: 1, state: State::Keeping });
+            let state = if n == 3 { State::Unkept("full".into(), "") } else { State::Kept };
+            wholes.set(&id(n), state);
+        }
+        assert_eq!(wholes.0.len(), KEPT_MAX + 1);
+        assert!(wholes.get(&id(0)).is_none() && wholes.get(&id(KEPT_MAX + 9)).is_some());
+        assert_eq!(
+            wholes.unkept().map(|(whole, why, _)| (whole.id, why.as_str())).collect::<Vec<_>>(),
+            [(id(3), "full")]
+        );
+        wholes.set(&id(3), State::Kept);
+        assert_eq!((wholes.unkept().count(), wholes.0.len()), (0, KEPT_MAX));
     }
 
     #[test]

@@ -445,23 +445,31 @@ impl Rm {
         let paths: Vec<String> =
             self.names.iter().map(|name| wire_name(context, name)).collect::<Result<_, _>>()?;
         let mut cell = context.cell()?;
-        let mut is_meant = self.yes;
-        if !self.local && !self.yes && context.terminals.input {
-            if let Some(question) = most_of_all(&mut *cell, &paths)? {
-                if !terminal::ask_yes(&question, context.input, context.err)? {
+        // What was confirmed and has not gone yet: no more than that goes.
+        let mut left = None;
+        if !self.local && (self.yes || context.terminals.input) {
+            let told = Weighed::of(&mut *cell, &paths)?;
+            if told.pulls_brake {
+                if !self.yes && !terminal::ask_yes(&told.question(), context.input, context.err)? {
                     writeln!(context.err, "nothing was removed")?;
                     return Err(CliError::Told);
                 }
-                is_meant = true;
+                left = Some((told.files, told.bytes));
             }
         }
         for path in paths {
             let mut body = vec![("path", Value::String(path.clone())), ("local", Value::Bool(self.local))];
-            if is_meant {
+            if let Some((files, bytes)) = left {
                 body.push(("confirmed", Value::Bool(true)));
+                body.push(("files", Value::Number(Number::U64(files))));
+                body.push(("bytes", Value::Number(Number::U64(bytes))));
             }
             let body = object_of(body);
             let answer = cell.ask(Method::Post, "/rm", &[], Some(body))?;
+            if let Some((files, bytes)) = &mut left {
+                *files = files.saturating_sub(answer.fields.number("files"));
+                *bytes = bytes.saturating_sub(answer.fields.number("bytes"));
+            }
             if self.json {
                 writeln!(context.out, "{}", answer.text)?;
                 continue;
@@ -480,22 +488,40 @@ impl Rm {
     }
 }
 
-/// What to ask before so many files are removed that the brake would be pulled; `None`: they are fewer.
-fn most_of_all(cell: &mut dyn Cell, paths: &[String]) -> Result<Option<String>, CliError> {
-    let (mut sums, mut pulls) = ((0, 0, 0), false);
-    for some in paths.chunks(1000) {
-        let names = some.iter().map(|path| Value::String(path.clone())).collect();
-        let body = object([
-            ("paths", Value::Array(names)),
-            ("files", Value::Number(Number::U64(sums.0))),
-            ("bytes", Value::Number(Number::U64(sums.1))),
-        ]);
-        let told = cell.ask(Method::Post, "/weigh", &[], Some(body))?.fields;
-        sums = (told.number("files"), told.number("bytes"), told.number("all_files"));
-        pulls = told.is("pulls_brake");
+/// What would be removed.
+struct Weighed {
+    files: u64,
+    bytes: u64,
+    all_files: u64,
+    pulls_brake: bool,
+}
+
+impl Weighed {
+    fn of(cell: &mut dyn Cell, paths: &[String]) -> Result<Self, CliError> {
+        let mut sum = Self { files: 0, bytes: 0, all_files: 0, pulls_brake: false };
+        for some in paths.chunks(1000) {
+            let names = some.iter().map(|path| Value::String(path.clone())).collect();
+            let body = object([
+                ("paths", Value::Array(names)),
+                ("files", Value::Number(Number::U64(sum.files))),
+                ("bytes", Value::Number(Number::U64(sum.bytes))),
+            ]);
+            let told = cell.ask(Method::Post, "/weigh", &[], Some(body))?.fields;
+            sum = Self {
+                files: told.number("files"),
+                bytes: told.number("bytes"),
+                all_files: told.number("all_files"),
+                pulls_brake: told.is("pulls_brake"),
+            };
+        }
+        Ok(sum)
     }
-    let files = show::of(sums.0, "file", "files");
-    Ok(pulls.then(|| format!("This removes {files} of {}, {}. Go on?", sums.2, show::bytes(sums.1))))
+
+    /// What to ask before so many files go that the brake would be pulled.
+    fn question(&self) -> String {
+        let files = show::of(self.files, "file", "files");
+        format!("This removes {files} of {}, {}. Go on?", self.all_files, show::bytes(self.bytes))
+    }
 }
 
 /// list the Recycle Bin
@@ -737,7 +763,7 @@ mod tests {
         assert_eq!(setup.grove("rm a", "").code, 0);
         setup.terminals.input = true;
         let few = r#"{"files":1,"bytes":8,"all_files":300,"pulls_brake":false}"#;
-        [many, many, few].into_iter().for_each(|told| setup.fake.answer("POST /weigh", told));
+        [many, many, few, many].into_iter().for_each(|told| setup.fake.answer("POST /weigh", told));
         let told = setup.grove("rm a b", "n\n");
         assert!(
             told.code == 1 && told.err.contains("This removes 260 files of 300, 2.0 KiB. Go on? [y/N]"),
@@ -752,10 +778,28 @@ mod tests {
                 r#"POST /rm {"local":false,"path":"a"}"#,
                 r#"POST /weigh {"bytes":0,"files":0,"paths":["a","b"]}"#,
                 r#"POST /weigh {"bytes":0,"files":0,"paths":["a"]}"#,
-                r#"POST /rm {"confirmed":true,"local":false,"path":"a"}"#,
+                r#"POST /rm {"bytes":2048,"confirmed":true,"files":260,"local":false,"path":"a"}"#,
                 r#"POST /weigh {"bytes":0,"files":0,"paths":["a"]}"#,
                 r#"POST /rm {"local":false,"path":"a"}"#,
-                r#"POST /rm {"confirmed":true,"local":false,"path":"a"}"#,
+                r#"POST /weigh {"bytes":0,"files":0,"paths":["a"]}"#,
+                r#"POST /rm {"bytes":2048,"confirmed":true,"files":260,"local":false,"path":"a"}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn rm_takes_no_more_than_was_confirmed_for_all_names_together() {
+        let mut setup = Setup::new();
+        setup.terminals.input = true;
+        setup.fake.answer("POST /weigh", r#"{"files":260,"bytes":2048,"all_files":300,"pulls_brake":true}"#);
+        setup.fake.answer("POST /rm", r#"{"files":200,"bytes":1000}"#);
+        setup.fake.answer("POST /rm", r#"{"files":60,"bytes":1048}"#);
+        assert_eq!(setup.grove("rm a b", "y\n").code, 0);
+        assert_eq!(
+            setup.fake.told.borrow()[1..],
+            [
+                r#"POST /rm {"bytes":2048,"confirmed":true,"files":260,"local":false,"path":"a"}"#,
+                r#"POST /rm {"bytes":1048,"confirmed":true,"files":60,"local":false,"path":"b"}"#,
             ]
         );
     }

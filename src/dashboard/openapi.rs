@@ -166,7 +166,7 @@ const TABLE: &[Route] = &[
         "/api/v1/status",
         "",
         Object(
-            "name:s,id:s,version:s,newer:o0,uptime_s:i,life:i,home:s,state:s,alerts:[o],files:o,chunks:o,held:o,disk:o,peers:[o],copies:o,bin:i,drill:o0,job:o0,scan:o",
+            "name:s,id:s,version:s,newer:o0,uptime_s:i,life:i,home:s,state:s,alerts:[o],files:o,chunks:o,held:o,disk:o,peers:[o],copies:o,bin:i,bin_days:i,brake:o0,drill:o0,job:o0,scan:o",
         ),
         &[409, 500],
         "The state of the cell.",
@@ -230,7 +230,13 @@ const TABLE: &[Route] = &[
         &[409, 500],
         "The versions of a file.",
     ),
-    get("/api/v1/bin", "after?:s,limit?:i", Object("entries:[o],more:b"), &[409, 500], "The Recycle Bin."),
+    get(
+        "/api/v1/bin",
+        "after?:s,limit?:i,newest?:i",
+        Object("entries:[o],more:b"),
+        &[409, 500],
+        "The Recycle Bin, by id; with \"newest\" 1 the newest first.",
+    ),
     get(
         "/api/v1/placement",
         "path?:s,after?:s,limit?:i,risky?:i",
@@ -277,11 +283,12 @@ const TABLE: &[Route] = &[
     post("/api/v1/add", Object("paths:[s],to?:s"), Job, &[], "Brings paths of this machine into GroveHome."),
     post(
         "/api/v1/rm",
-        Object("path?:s,paths?:[s],local?:b,confirmed?:b"),
+        Object("path?:s,paths?:[s],local?:b,confirmed?:b,files?:i,bytes?:i"),
         Object("files:i,bytes:i,results?:[o]"),
         CELL,
-        "Into the Recycle Bin; or only from this disk. One path, or up to 1,000, each with its result. \"confirmed\": a person was \
-         told how many files go and meant it, so that the brake does not count them.",
+        "Into the Recycle Bin; or only from this disk. One path, or up to 1,000, each with its result. \"confirmed\" with \"files\" \
+         and \"bytes\": a person was told that so much goes and meant it, so that the brake does not count it; if there is more now, \
+         nothing goes, and the error \"more_files\" has the new numbers. Without numbers nothing counts as confirmed.",
     ),
     post(
         "/api/v1/weigh",
@@ -292,17 +299,18 @@ const TABLE: &[Route] = &[
     ),
     post(
         "/api/v1/restore",
-        Object("path?:s,id?:s,version?:i,to?:s,paths?:[s]"),
+        Object("path?:s,id?:s,version?:i,to?:s,paths?:[s],ids?:[s]"),
         Job,
         &[],
-        "Brings files back: one, up to 1,000 paths, or all.",
+        "Brings files back: one, up to 1,000 paths and as many ids, or all.",
     ),
     get(
         "/api/v1/uploads",
         "",
-        Object("uploads:[o],keeping:[s]"),
+        Object("uploads:[o],keeping:[s],unkept:[o],run:s"),
         &[500],
-        "Uploads that are not whole yet; and which lie in GroveHome, but are not kept yet.",
+        "Uploads that are not whole yet; which are being kept; and which lie in GroveHome and could not be kept yet, with why. \
+         Whole ones are known to this run of the cell only.",
     ),
     post(
         "/api/v1/uploads",
@@ -324,9 +332,9 @@ const TABLE: &[Route] = &[
     post(
         "/api/v1/uploads/{id}/finish",
         Nothing,
-        Object("path:s,size:i"),
+        Object("path:s,size:i,run:s"),
         CELL,
-        "Puts a whole upload in place.",
+        "Puts a whole upload in place; tries again to keep one that could not be kept.",
     ),
     post("/api/v1/uploads/{id}/cancel", Nothing, Fine, &[404, 500], "Forgets an upload."),
     // Care.
@@ -337,7 +345,14 @@ const TABLE: &[Route] = &[
         &[409],
         "Looks whether every chunk is there, reads it, or asks peers for proofs.",
     ),
-    post("/api/v1/confirm", Nothing, Object("was_on:b"), CELL, "What the brake held up was meant so."),
+    post(
+        "/api/v1/confirm",
+        Object("what?:s,files?:i"),
+        Object("was_on:b"),
+        CELL,
+        "What the brake held up was meant so, and the clock is right; \"what\" says \"brake\" or \"clock\" for one of them. With \
+         \"files\" the brake is confirmed only if it holds no more than so many.",
+    ),
     post("/api/v1/drill", Nothing, Job, &[409], "Restores a sample from peers alone."),
     post("/api/v1/collect", Nothing, Job, &[], "Removes what nothing needs."),
     get("/api/v1/settings", "", Object("settings:[o]"), CELL, "Every setting, in words."),

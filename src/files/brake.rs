@@ -113,14 +113,18 @@ impl Brake {
     }
 
     /// Lets go by itself where what was deleted is back but for `missing` files, and what was rewritten is no more than people
-    /// save in a day. Given the files and bytes that are there. Tells whether it did.
+    /// save in a day, and both together would not have pulled it. Given the files and bytes that are there. Tells whether it
+    /// did.
     pub fn release(&mut self, missing: u64, now: u64, there_files: u64, there_bytes: u64) -> bool {
         let sum = self.sum();
         let (files, bytes) =
             (sum.files.saturating_sub(sum.deleted_files), sum.bytes.saturating_sub(sum.deleted_bytes));
         let is_rewritten =
             files > BRAKE_FILES_FREE && (files * FEW_PART > there_files || bytes * FEW_PART > there_bytes);
-        if !self.is_on || missing > BRAKE_FILES_FREE || is_rewritten {
+        // The sizes of what is missing are not asked for: at most all that was deleted.
+        let lost = (files.saturating_add(missing), bytes + if missing > 0 { sum.deleted_bytes } else { 0 });
+        let all = (there_files.saturating_add(missing), there_bytes + lost.1 - bytes);
+        if !self.is_on || missing > BRAKE_FILES_FREE || is_rewritten || is_too_much(lost, all) {
             return false;
         }
         (self.is_on, self.is_cut) = (false, false);
@@ -336,6 +340,21 @@ mod tests {
         // It counts from the beginning again.
         let pulled_at = (1..=60).find(|n| brake.count(DELETED, 90_200, 100 - n, (100 - n) * 100));
         assert_eq!(pulled_at, Some(51));
+    }
+
+    #[test]
+    fn a_few_deleted_and_a_few_rewritten_that_are_most_of_all_hold_it() {
+        let mut brake = Brake::default();
+        (1..=15).for_each(|n| {
+            brake.count(REWRITTEN, 90_000, 50, 5_000);
+            brake.count(DELETED, 90_000, 50 - n, (50 - n) * 100);
+        });
+        assert!(brake.is_on());
+        // Neither alone is much, and nobody did anything about it.
+        assert!(!brake.release(15, 90_100, 35, 3_500));
+        assert!(!brake.release(6, 90_100, 44, 4_400));
+        assert!(brake.release(5, 90_100, 45, 4_500));
+        assert_eq!(brake.lost().0, 20);
     }
 
     #[test]

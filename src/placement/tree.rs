@@ -439,6 +439,15 @@ impl Tables<'_> {
         )
     }
 
+    /// Up to `limit` deleted files, the newest first.
+    pub fn bin_newest(&self, limit: usize) -> Result<Vec<BinRow>, DbError> {
+        self.list(
+            "SELECT file, seq, at, parent, name FROM bin ORDER BY at DESC, seq DESC LIMIT ?1",
+            params![limit as i64],
+            bin_row,
+        )
+    }
+
     /// A deleted file.
     pub fn bin(&self, file: FileId) -> Result<Option<BinRow>, DbError> {
         self.one("SELECT file, seq, at, parent, name FROM bin WHERE file = ?1", [file.0], bin_row)

@@ -91,6 +91,19 @@ test("entries are dragged onto folders, the way to here and the tree, and go bac
   await page.locator(".toast").getByRole("button", { name: "Undo" }).click();
   await row(page, "a.txt").waitFor();
   assert.ok(cell.has("a.txt") && !cell.has("inner/a.txt"));
+  // What comes meanwhile does not take the drag away.
+  await drag(words("a.txt"), row(page, "inner"), async () => {
+    cell.put("0 first.txt", "new");
+    await row(page, "0 first.txt").waitFor();
+    await row(page, "a.txt").waitFor();
+    const box = await row(page, "inner").boundingBox();
+    await page.mouse.move(box.x + box.width / 2 - 6, box.y + box.height / 2, { steps: 3 });
+    await row(page, "inner").and(page.locator(".drop-here")).waitFor();
+  });
+  await row(page, "a.txt").waitFor({ state: "detached" });
+  assert.equal(cell.read("inner/a.txt").toString(), "a.txt");
+  await page.locator(".toast").getByRole("button", { name: "Undo" }).last().click();
+  await row(page, "a.txt").waitFor();
   // All that is selected goes along; a folder is none into which it is put itself.
   for (const name of ["a.txt", "b.txt", "inner"]) await row(page, name).locator("[data-role=check]").check();
   await drag(words("a.txt"), row(page, "inner"));
@@ -436,6 +449,60 @@ test("hundreds of files are moved, deleted and brought back at once, each with o
   assert.deepEqual([gone.files, gone.results[0].files, gone.results[1].error.code], [1, 1, "refused"]);
   await assert.rejects(cell.api("POST", "rm", { paths: Array.from({ length: 1001 }, (_, n) => `${n}`) }), /bad_request/);
   await assert.rejects(cell.api("POST", "restore", { paths: [] }), /bad_request/);
+  await page.done();
+  await cell.end();
+});
+
+test("no more is removed than was told", async () => {
+  const cell = await Cell.start("told");
+  await cell.setUp();
+  for (let n = 0; n < 30; n += 1) cell.put(`box/${n}.txt`, "seven!!");
+  cell.put("stays.txt", "stays");
+  await cell.settle();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  await choose(page, "box", "Remove from Grove");
+  await page.locator("dialog", { hasText: "That is 30 files of 31. They have 210 bytes." }).waitFor();
+  cell.put("box/late.txt", "late");
+  await cell.settle();
+  page.allow(/409/);
+  const press = () => page.locator("dialog").getByRole("button", { name: "Remove", exact: true }).click();
+  await press();
+  await page.locator("dialog", { hasText: "Meanwhile there is more than you were told" }).waitFor();
+  await page.locator("dialog", { hasText: "That is 31 files of 32. They have 214 bytes." }).waitFor();
+  await checkAxe(page, "being asked again");
+  assert.ok(cell.has("box/0.txt") && cell.has("box/late.txt"));
+  await press();
+  await page.getByText("Moved 1 entry to the Recycle Bin.").waitFor();
+  assert.ok(!cell.has("box") && cell.has("stays.txt"));
+  // All of it comes back at once, the folder before what was in it.
+  await page.getByRole("button", { name: "Recycle Bin" }).click();
+  await page.locator(".bin-row").nth(31).waitFor();
+  await page.getByLabel("Select all").check();
+  await checkAxe(page, "a selection in the Recycle Bin");
+  await page.getByRole("button", { name: "Restore what is selected" }).click();
+  await page.getByText("Brought back 32 entries.").waitFor();
+  assert.ok(cell.has("box/0.txt") && cell.has("box/late.txt"));
+  await page.getByText("The Recycle Bin is empty").waitFor();
+  assert.ok(!(await cell.api("GET", "status")).alerts.some((alert) => alert.code === "brake"));
+  await page.done();
+  await cell.end();
+});
+
+test("a folder that is not there says so once, and can be asked for again", async () => {
+  const cell = await Cell.start("nowhere");
+  await cell.setUp();
+  const page = await signIn(cell);
+  page.allow(/409/);
+  let asked = 0;
+  page.on("request", (request) => { if (request.url().includes("/api/v1/files?folder=later")) asked += 1; });
+  await goTo(page, "files/later");
+  await page.getByRole("button", { name: "Try again" }).waitFor();
+  await checkAxe(page, "a folder that is not there");
+  assert.ok(asked < 5, `asked ${asked} times`);
+  cell.put("later/here.txt", "now");
+  await cell.settle();
+  await row(page, "here.txt").waitFor();
   await page.done();
   await cell.end();
 });

@@ -45,7 +45,7 @@ test("Home says that files are safe once they are, and a trial restore proves it
   ann.put("keep/me.txt", "important ".repeat(500));
   await page.getByText("machine only").waitFor();
   await befriend(ann, bob);
-  await waitFor("Home says so", async () => /safe, each with 2/.test(await page.locator("#sentence").innerText()), 60_000);
+  await waitFor("Home says so", async () => /safe, with 2/.test(await page.locator("#sentence").innerText()), 60_000);
   await page.getByRole("button", { name: "Try now" }).click();
   await page.getByText("The trial restore has ended.").waitFor({ timeout: 60_000 });
   await page.getByText("Worked").waitFor();
@@ -64,10 +64,11 @@ test("most files deleted: Home says what to do, and it was me", async () => {
   const fs = await import("node:fs");
   for (let n = 0; n < 50; n += 1) fs.rmSync(`${cell.home}/all/${n}.txt`);
   await cell.settle();
-  await page.locator('.alert[data-code="brake"]').waitFor();
+  await page.locator('.alert[data-code="brake"]', { hasText: "50 files were deleted" }).waitFor();
   await page.getByText("Something is wrong that needs you now.").waitFor();
   await checkAxe(page, "an urgent alert");
   await page.getByRole("button", { name: "It was me" }).click();
+  await page.locator("dialog", { hasText: "That is 50 files with" }).waitFor();
   await page.locator("dialog").getByRole("button", { name: "It was me" }).click();
   await page.locator('.alert[data-code="brake"]').waitFor({ state: "detached" });
   await page.done();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import crypto from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
-import { checkAxe, goTo, signIn, signInAgain } from "./lib/browser.mjs";
+import { checkAxe, goTo, shot, signIn, signInAgain } from "./lib/browser.mjs";
 import { Cell } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
@@ -73,6 +73,71 @@ test("what has arrived is said to be kept only when it is, and stands in the lis
   await page.locator('.virtual > li[data-name="arrived.bin"]').waitFor();
   assert.deepEqual((await cell.api("GET", "uploads")).keeping, []);
   await settled;
+  await page.done();
+  await cell.end();
+});
+
+test("what cannot be kept yet is said to be so, with why, until it is; and what is never kept is left out", async () => {
+  const cell = await Cell.start("unkept");
+  await cell.setUp();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  const [chunks, aside] = [path.join(cell.dir, "chunks", "tmp"), path.join(cell.dir, "tmp-aside")];
+  fs.renameSync(chunks, aside);
+  await addFiles(page, [{ name: "letter.txt", mimeType: "text/plain", buffer: crypto.randomBytes(300_000) }]);
+  const seen = page.locator(".uploads li", { hasText: "letter.txt" });
+  await seen.and(page.locator(".unkept")).waitFor();
+  await page.getByText("Arrived in GroveHome, but not kept yet:").waitFor();
+  await page.locator(".uploads .strong", { hasText: "Arrived, but not kept yet: 1 file" }).waitFor();
+  await checkAxe(page, "an upload that is not kept");
+  await shot(page, "unkept");
+  fs.rmSync(chunks, { recursive: true, force: true });
+  fs.renameSync(aside, chunks);
+  await seen.getByRole("button", { name: "Try again" }).click();
+  await seen.and(page.locator(".done")).waitFor();
+  await page.locator('.virtual > li[data-name="letter.txt"]').waitFor();
+  page.allow(/409/);
+  await addFiles(page, [{ name: "film.part", mimeType: "text/plain", buffer: Buffer.from("half") }]);
+  await page.locator(".uploads li.left_out", { hasText: "Left out: Grove keeps no files of this name." }).waitFor();
+  assert.ok(!cell.has("film.part"));
+  await page.done();
+  await cell.end();
+});
+
+test("another tab leaves an upload alone, and what is typed to sign in again stays while it waits", async () => {
+  const cell = await Cell.start("tabs");
+  await cell.setUp();
+  const page = await signIn(cell);
+  await goTo(page, "files");
+  const session = await page.context().newCDPSession(page);
+  await session.send("Network.enable");
+  await session.send("Network.emulateNetworkConditions", { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: 500_000 });
+  await addFiles(page, [{ name: "slow.bin", mimeType: "application/octet-stream", buffer: crypto.randomBytes(8_000_000) }]);
+  await waitFor("a part has arrived", async () => (await cell.api("GET", "uploads")).uploads[0]?.offset > 0);
+  const other = await page.context().newPage();
+  const told = other.waitForResponse((response) => response.url().endsWith("/api/v1/uploads"));
+  await other.goto(`${cell.url}/#/files`);
+  await other.locator(".files").waitFor();
+  await told;
+  // Long enough for what was told to be shown.
+  await checkAxe(other, "another tab");
+  assert.equal(await other.getByText("Not finished. Choose the file again to go on.").count(), 0);
+  page.allow(/401|413|ERR_/);
+  const refused = () => page.waitForResponse((response) => [401, 413].includes(response.status()) && response.url().includes("/uploads/"), { timeout: 60_000 });
+  const first = refused();
+  await cell.api("POST", "sessions/revoke", { others: true });
+  await first;
+  await page.getByLabel("Password").fill("half a pass");
+  await refused();
+  // Whatever else the page asks for is refused, too.
+  await page.evaluate(async () => (await import("/api.js")).get("status").catch(() => {}));
+  await refused();
+  assert.equal(await page.getByLabel("Password").inputValue(), "half a pass");
+  await other.close();
+  await signInAgain(page);
+  await session.send("Network.emulateNetworkConditions", { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  await waitFor("it arrives", () => cell.has("slow.bin"), 60_000);
+  page.once("dialog", (dialog) => dialog.accept());
   await page.done();
   await cell.end();
 });

@@ -17,6 +17,7 @@ export class Listing {
     this.pages = new Map();
     this.busy = new Map();
     this.wanted = [];
+    this.failed = new Set();
     this.abort = new AbortController();
     this.epoch = 0;
   }
@@ -57,7 +58,7 @@ export class Listing {
   want(first, last) {
     this.wanted = [];
     for (let page = Math.floor(first / PAGE); page <= Math.floor(Math.max(first, last) / PAGE); page += 1) {
-      if ((this.pages.get(page)?.epoch ?? -1) < this.epoch) this.wanted.push(page);
+      if ((this.pages.get(page)?.epoch ?? -1) < this.epoch && !this.failed.has(page)) this.wanted.push(page);
     }
     this.pump();
   }
@@ -65,13 +66,18 @@ export class Listing {
   pump() {
     while (this.busy.size < PAGES_AT_ONCE && this.wanted.length > 0) {
       const page = this.wanted.shift();
-      if (!this.busy.has(page)) this.load(page).catch((error) => this.onError?.(error));
+      if (!this.busy.has(page)) this.load(page).catch((error) => {
+        // It is not asked for again and again: only after a change, or when one asks for it.
+        this.failed.add(page);
+        this.onError?.(error);
+      });
     }
   }
 
   /** What is shown stays until the newer is there. */
   stale() {
     this.epoch += 1;
+    this.failed.clear();
   }
 
   /** Every entry, in order; for "select all". */
@@ -104,6 +110,8 @@ export class VirtualList {
     this.listing = null;
     this.active = 0;
     this.frame = 0;
+    // A row that is being dragged stays: without it the browser tells nobody that the drag has ended.
+    this.held = null;
     const soon = () => { this.frame ||= requestAnimationFrame(() => { this.frame = 0; this.paint(); }); };
     addEventListener("scroll", soon, { passive: true, signal });
     addEventListener("resize", soon, { signal });
@@ -119,8 +127,23 @@ export class VirtualList {
   }
 
   clear() {
-    for (const { node } of this.nodes.values()) node.remove();
+    for (const { node } of this.nodes.values()) this.drop(node);
     this.nodes.clear();
+  }
+
+  /** Takes a row away; one that is being dragged only from sight. */
+  drop(node) {
+    if (node !== this.held) return void node.remove();
+    node.classList.add("held");
+    delete node.dataset.name;
+    delete node.dataset.drop;
+    return undefined;
+  }
+
+  /** From now on this row is being dragged; without one, none is. */
+  hold(row = null) {
+    if (this.held?.classList.contains("held")) this.held.remove();
+    this.held = row;
   }
 
   paint() {
@@ -140,7 +163,7 @@ export class VirtualList {
     for (const [n, { node }] of this.nodes) {
       if (n < first || n > last) {
         if (n < total && node.contains(document.activeElement)) continue;
-        node.remove();
+        this.drop(node);
         this.nodes.delete(n);
       }
     }
@@ -158,8 +181,11 @@ export class VirtualList {
       node.style.setProperty("height", `${height}px`);
       node.style.setProperty("left", `${(n % columns) * width}%`);
       node.style.setProperty("width", `${width}%`);
-      if (known) known.node.replaceWith(node);
-      else this.insert(n, node);
+      if (known && known.node !== this.held) known.node.replaceWith(node);
+      else {
+        if (known) this.drop(known.node);
+        this.insert(n, node);
+      }
       this.nodes.set(n, { node, key, place, total });
       if (hadFocus) node.querySelector(`[data-role="${hadFocus}"]`)?.focus({ preventScroll: true });
     }

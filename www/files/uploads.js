@@ -13,15 +13,25 @@ const AT_ONCE = 2;
 const RETRY_MS = [1000, 2000, 4000, 8000];
 const SHOWN_MAX = 30;
 const KEEPING_MS = 700;
+const UNKEPT_MS = 4000;
+const OTHERS_MS = 200;
 
 let shared = null;
 
-const hasArrived = (item) => ["keeping", "done"].includes(item.state);
+/** Nothing more is sent of these. */
+const hasArrived = (item) => ["keeping", "unkept", "done", "left_out"].includes(item.state);
+
+/** Where other tabs of this page are heard. */
+const tabs = "BroadcastChannel" in window ? new BroadcastChannel("grove-uploads") : null;
+
+/** Whether the cell has a file as it was uploaded. */
+const isListed = ({ path, size, file }) => api.get("file", { path })
+  .then((there) => there.size === size && Math.abs(there.modified_unix_ms - file.lastModified) < 2000, () => false);
 
 /**
- * All uploads of this page. An item: `{path, file, size, offset, id, state, error}`; its state is one of `queued`, `running`, `paused`,
- * `waiting` (for the cell), `taken` (the name is), `keeping` (it has arrived and is being sealed), `done`, `failed`, and `left` (begun
- * before the page was loaded; needs its file again).
+ * All uploads of this page. An item: `{path, file, size, offset, id, run, state, error}`; its state is one of `queued`, `running`, `paused`,
+ * `waiting` (for the cell), `taken` (the name is), `keeping` (it has arrived and is being sealed), `unkept` (it has arrived and could not
+ * be kept yet), `done`, `failed`, `left_out` (of its name none are kept), and `left` (begun before the page was loaded; needs its file again).
  */
 export class Uploads {
   static shared() {
@@ -37,7 +47,12 @@ export class Uploads {
     this.frame = 0;
     this.forAll = null;
     this.asking = 0;
+    this.askAt = Infinity;
+    this.isAsking = false;
     addEventListener("beforeunload", (event) => { if (this.isBusy) event.preventDefault(); });
+    tabs?.addEventListener("message", ({ data }) => {
+      if (data.who) tabs.postMessage({ here: this.items.filter((each) => each.id && each.state !== "left").map((each) => each.id) });
+    });
   }
 
   get count() { return this.items.length; }
@@ -60,7 +75,7 @@ export class Uploads {
 
   /** Sums for the heading: bytes, files, rate in bytes a second, seconds left. */
   sums() {
-    const live = this.items.filter((each) => !["left", "cancelled"].includes(each.state));
+    const live = this.items.filter((each) => !["left", "cancelled", "left_out"].includes(each.state));
     const bytes = live.reduce((sum, each) => sum + each.size, 0);
     const sent = live.reduce((sum, each) => sum + (hasArrived(each) ? each.size : each.offset), 0);
     const now = performance.now();
@@ -90,17 +105,22 @@ export class Uploads {
     this.pump();
   }
 
-  /** What was begun before and is not whole. */
+  /** What was begun before and is not whole, and is not another tab's. */
   async loadLeft() {
+    const others = new Set();
+    const hear = ({ data }) => { for (const id of data.here ?? []) others.add(id); };
     try {
-      const { uploads } = await api.get("uploads");
+      tabs?.addEventListener("message", hear);
+      tabs?.postMessage({ who: true });
+      const [{ uploads }] = await Promise.all([api.get("uploads"), new Promise((done) => setTimeout(done, tabs ? OTHERS_MS : 0))]);
       for (const { id, path, size, offset } of uploads ?? []) {
-        if (!this.items.some((each) => each.id === id)) this.items.push({ path, file: null, size, offset, id, state: "left", error: "" });
+        if (!others.has(id) && !this.items.some((each) => each.id === id)) this.items.push({ path, file: null, size, offset, id, state: "left", error: "" });
       }
       this.tell();
     } catch {
       // Without it they are begun anew.
     }
+    tabs?.removeEventListener("message", hear);
   }
 
   pump() {
@@ -125,27 +145,54 @@ export class Uploads {
         if (item.id) await api.post(`uploads/${item.id}/cancel`).catch(() => {});
       } else if (error.stop === "paused") item.state = "paused";
       else if (error.code === "exists") await this.taken(item);
+      else if (error.code === "not_kept") item.state = "left_out";
       else Object.assign(item, { state: "failed", error: error.status === undefined ? t("upload.unreadable") : errorText(error) });
+      // What the cell knows nothing of is begun anew when it is tried again.
+      if (error.status === 404) Object.assign(item, { id: null, offset: 0 });
       if (error.status === undefined && !error.stop) console.warn(error);
     }
     this.pump();
   }
 
-  /** Asks which of those that have arrived are kept by now, until all are. */
-  askSoon() {
-    this.asking ||= setTimeout(async () => {
-      const waiting = this.items.filter((each) => each.state === "keeping");
-      const keeping = await api.get("uploads").then((told) => new Set(told.keeping ?? []), () => null);
-      this.asking = 0;
-      // A cell that was started anew keeps what lies in its folder by itself.
-      const kept = keeping ? waiting.filter((each) => !keeping.has(each.id)) : [];
-      for (const each of kept) each.state = "done";
-      if (kept.length > 0) {
-        live.changed("files");
+  /** Asks in so many ms, or before, which of those that have arrived are kept by now, until all are. */
+  askSoon(ms = KEEPING_MS) {
+    const at = performance.now() + ms;
+    if (this.isAsking || this.askAt <= at) return;
+    this.askAt = at;
+    clearTimeout(this.asking);
+    this.asking = setTimeout(async () => {
+      this.isAsking = true;
+      // Of what arrives while the cell is asked the answer knows nothing.
+      const waiting = this.items.filter((each) => ["keeping", "unkept"].includes(each.state));
+      const told = await api.get("uploads").catch(() => null);
+      for (const each of told ? waiting : []) {
+        const [state, error] = await this.look(each, told);
+        if (state === each.state && error === each.error) continue;
+        Object.assign(each, { state, error });
+        if (state === "done") live.changed("files");
         this.tell();
       }
+      Object.assign(this, { isAsking: false, askAt: Infinity });
       if (this.items.some((each) => each.state === "keeping")) this.askSoon();
-    }, KEEPING_MS);
+      else if (this.items.some((each) => each.state === "unkept")) this.askSoon(UNKEPT_MS);
+    }, ms);
+  }
+
+  /** What has become of one that has arrived: its state, and why it is not kept. */
+  async look(item, { keeping = [], unkept = [], run }) {
+    const why = unkept.find((each) => each.id === item.id);
+    if (why) return ["unkept", `${format.sentence(why.why)} ${why.hint}`];
+    // A cell that was started anew knows nothing of it, and keeps what lies in its folder by itself: then its list has it.
+    const isKept = !keeping.includes(item.id) && (run === item.run || await isListed(item));
+    return [isKept ? "done" : "keeping", ""];
+  }
+
+  /** Tries again to keep what has arrived. */
+  async keepAgain(item) {
+    item.state = "keeping";
+    this.tell();
+    await api.post(`uploads/${item.id}/finish`).then((told) => { item.run = told.run; }, () => {});
+    this.askSoon();
   }
 
   async send(item) {
@@ -191,7 +238,12 @@ export class Uploads {
       }
       this.tell();
     }
-    await patiently(() => api.post(`uploads/${item.id}/finish`, {}, { limit: 120000 }));
+    try {
+      item.run = (await patiently(() => api.post(`uploads/${item.id}/finish`, {}, { limit: 120000 }))).run;
+    } catch (error) {
+      // It was put in place, the answer was lost, and the cell was started anew.
+      if (error.status !== 404 || !await isListed(item)) throw error;
+    }
   }
 
   check(item) {
@@ -335,15 +387,15 @@ export function dropZone(run) {
 
 // Seen
 
-const STATE_TEXT = { queued: "upload.queued", paused: "upload.paused", waiting: "upload.waiting", keeping: "upload.keeping", done: "upload.done", left: "upload.left" };
+const STATE_TEXT = { queued: "upload.queued", paused: "upload.paused", waiting: "upload.waiting", keeping: "upload.keeping", done: "upload.done", left: "upload.left", left_out: "upload.left_out" };
 
 function row(uploads, item) {
   const name = shown(split(item.path)[1]);
   const done = hasArrived(item);
-  const text = item.state === "failed" ? item.error : item.state === "taken" ? t("upload.taken")
+  const text = item.state === "failed" ? item.error : item.state === "unkept" ? t("upload.unkept", { why: item.error }) : item.state === "taken" ? t("upload.taken")
     : item.state === "running" ? t("upload.of", { done: format.bytes(item.offset), total: format.bytes(item.size) }) : t(STATE_TEXT[item.state] ?? "wait");
   return el("li", { className: `upload ${item.state}`, data: { path: item.path } },
-    icon(item.state === "done" ? "check" : item.state === "failed" || item.state === "taken" ? "warn" : "file"),
+    icon(item.state === "done" ? "check" : ["failed", "taken", "unkept"].includes(item.state) ? "warn" : "file"),
     el("div", { className: "upload-words" }, el("p", { className: "cut", title: shown(item.path) }, name), el("p", { className: "small muted" }, text),
       item.state === "taken" && el("div", { className: "actions" },
         button(t("upload.replace"), () => uploads.settle(item, "replace"), { className: "button small-button" }),
@@ -352,6 +404,7 @@ function row(uploads, item) {
         uploads.items.filter((each) => each.state === "taken").length > 1 && button(t("upload.both_all"), () => uploads.settle(item, "both", true), { className: "button small-button" })),
       ["running", "paused", "waiting", "left"].includes(item.state) && meter(item.offset, item.size || 1, name)),
     item.state === "failed" && item.file && iconButton("refresh", t("retry"), () => uploads.retry(item)),
+    item.state === "unkept" && iconButton("refresh", t("retry"), () => uploads.keepAgain(item)),
     item.state === "left" && button(t("upload.choose"), () => choose((found) => uploads.add(found.map(({ file }) => ({ file, path: name })), split(item.path)[0])), { className: "button small-button" }),
     !done && iconButton("close", t("upload.cancel", { name }), () => uploads.cancel(item)));
 }
@@ -385,16 +438,18 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
   const live = el("p", { className: "sr", attrs: { role: "status" } });
   const root = el("section", { className: `uploads ${tray ? "tray" : ""}`, aria: { label: t("upload.title") }, hidden: true },
     el("header", {}, el("div", { className: "upload-words" }, heading, told), pause, tray && fold, end), bar, list, live);
-  let wasAt = 0;
+  let wasAt = "";
   uploads.watch(() => {
     root.hidden = !uploads.items.some((each) => each.state !== "cancelled");
     if (root.hidden) return;
     const { bytes, sent, rate, left, done, files } = uploads.sums();
-    const open = uploads.items.filter((each) => !["keeping", "done", "cancelled"].includes(each.state));
-    const keeping = uploads.items.filter((each) => each.state === "keeping").length;
+    const open = uploads.items.filter((each) => !hasArrived(each) && each.state !== "cancelled");
+    const of = (state) => uploads.items.filter((each) => each.state === state).length;
+    const keeping = of("keeping");
+    const arrived = [["keeping", "upload.keeping_all"], ["unkept", "upload.unkept_all"], ["done", "upload.finished"], ["left_out", "upload.left_out_all"]].find(([state]) => of(state) > 0) ?? ["done", "upload.finished"];
     const busy = uploads.isBusy;
     heading.textContent = busy ? t("upload.busy", { done: format.number(done), files: format.counted(files, "count.file") })
-      : open.some((each) => each.state === "paused") ? t("upload.is_paused") : open.length > 0 ? t("upload.attention") : keeping > 0 ? t("upload.keeping_all", { files: format.counted(keeping, "count.file") }) : t("upload.finished", { files: format.counted(done, "count.file") });
+      : open.some((each) => each.state === "paused") ? t("upload.is_paused") : open.length > 0 ? t("upload.attention") : t(arrived[1], { files: format.counted(of(arrived[0]), "count.file") });
     told.textContent = busy ? [t("upload.of", { done: format.bytes(sent), total: format.bytes(bytes) }), rate > 0 && format.rate(rate),
       rate > 0 && Number.isFinite(left) && t("upload.time", { span: format.left(left) })].filter(Boolean).join(" · ") : bytes > 0 ? format.bytes(bytes) : "";
     Object.assign(bar, { max: bytes || 1, value: sent });
@@ -404,11 +459,11 @@ export function uploadList(uploads, { signal, tray = false } = {}) {
     pause.replaceChildren(icon(canGo && !busy ? "play" : "pause"));
     pause.setAttribute("aria-label", t(canGo && !busy ? "upload.resume" : "upload.pause"));
     pause.title = pause.getAttribute("aria-label");
-    const rank = { taken: 0, failed: 1, running: 2, waiting: 2, left: 3, paused: 4, queued: 5, keeping: 6, done: 7 };
+    const rank = { taken: 0, failed: 1, unkept: 1, running: 2, waiting: 2, left: 3, paused: 4, queued: 5, keeping: 6, done: 7, left_out: 8 };
     const items = uploads.items.filter((each) => each.state !== "cancelled").sort((a, b) => rank[a.state] - rank[b.state]).slice(0, SHOWN_MAX);
     patch(list, uploads, items);
     // Told to readers when it begins, when all has arrived, and when all is kept.
-    const stage = busy ? 2 : keeping > 0 ? 1 : 0;
+    const stage = busy ? "busy" : keeping > 0 ? "keeping" : of("unkept") > 0 ? "unkept" : "";
     if (wasAt !== stage) live.textContent = heading.textContent;
     wasAt = stage;
   }, signal);

@@ -8,6 +8,8 @@ const PAGE = 50;
 const MARKS = { sent: "chat.mark.sent", delivered: "chat.mark.delivered", read: "chat.mark.read" };
 
 let current = null;
+/** What is written and not sent yet, by friend: it outlives a look at another tab. */
+const drafts = new Map();
 
 class ChatPage {
   constructor(root, ctx) {
@@ -16,7 +18,6 @@ class ChatPage {
     this.peer = null;
     this.messages = [];
     this.conversations = [];
-    this.drafts = new Map();
     this.search = el("input", { type: "search", placeholder: t("chat.search"), aria: { label: t("chat.search") }, on: { input: () => this.searchSoon() } });
     this.list = el("ul", { className: "talks" });
     this.side = el("section", { className: "card chat-side", aria: { label: t("chat.talks") } }, el("div", { className: "search-box" }, ctx.icon("search"), this.search), this.list);
@@ -82,9 +83,13 @@ class ChatPage {
     return undefined;
   }
 
+  keepDraft() {
+    if (this.peer && this.input) drafts.set(this.peer, this.input.value);
+  }
+
   async show(peer, at) {
     const { ctx } = this;
-    if (this.peer && this.input) this.drafts.set(this.peer, this.input.value);
+    this.keepDraft();
     this.peer = peer ?? null;
     this.body.classList.toggle("open", Boolean(peer));
     this.talksText = "";
@@ -168,7 +173,7 @@ class ChatPage {
     this.messagesText = "";
     this.head = el("header", { className: "chat-head" });
     this.log = el("div", { className: "chat-log", attrs: { role: "log", tabindex: "0" }, aria: { label: t("chat.messages"), live: "polite" } }, waiting());
-    this.input = el("textarea", { rows: 1, placeholder: t("chat.say"), aria: { label: t("chat.say") }, maxLength: 60000, value: this.drafts.get(this.peer) ?? "", on: {
+    this.input = el("textarea", { rows: 1, placeholder: t("chat.say"), aria: { label: t("chat.say") }, maxLength: 60000, value: drafts.get(this.peer) ?? "", on: {
       input: () => this.grow(),
       keydown: (event) => {
         // On a phone Enter is a new line, and the button sends.
@@ -362,6 +367,7 @@ export function moved(path, ctx) {
 }
 
 export function close() {
+  current?.keepDraft();
   current = null;
 }
 

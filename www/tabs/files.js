@@ -14,6 +14,11 @@ const kept = { view: localStorage.getItem("files.view") ?? "list", sort: localSt
 // Paths of one request, and how long one about so many may take.
 const PATHS_MAX = 1000;
 const LONG = { limit: 300_000 };
+// Entries of the Recycle Bin that are shown at once.
+const BIN_STEP = 100;
+const BIN_MAX = 1000;
+/** What tells entries that are dragged from all else that may be. */
+const DRAGGED = "application/x-grove-entries";
 
 let page = null;
 
@@ -72,6 +77,7 @@ class FilesPage {
       if (scrollY > 0) scrollTo(0, 0);
     }
     this.paintCrumbs();
+    this.openTree();
     this.paintTree();
     const asked = query.get("show");
     if (asked) this.details(join(folder, asked));
@@ -95,7 +101,8 @@ class FilesPage {
     this.listing = new Listing(read, () => this.changed());
     this.listing.onError = (error) => {
       if (error.status === -1) return;
-      this.note.replaceChildren(empty("warn", error.message, error.hint, button(this.ctx.t("files.up"), () => this.ctx.go("files"))));
+      this.note.replaceChildren(empty("warn", this.ctx.format.sentence(error.message), this.ctx.format.sentence(error.hint), button(this.ctx.t("retry"), () => this.openListing(), { icon: "refresh" }),
+        this.folder && button(this.ctx.t("files.up"), () => this.ctx.go("files"))));
       this.listing.total ??= 0;
       this.list.paint();
     };
@@ -182,6 +189,14 @@ class FilesPage {
     } catch (error) {
       if (error.status !== -1) console.warn(error);
     }
+  }
+
+  /** The folders above this one are open in the tree. */
+  openTree() {
+    this.treeOpen ??= new Set([""]);
+    const before = this.treeOpen.size;
+    for (let [above] = split(this.folder); above; [above] = split(above)) this.treeOpen.add(above);
+    if (this.treeOpen.size > before) this.buildTree();
   }
 
   paintTree() {
@@ -393,17 +408,26 @@ class FilesPage {
     // A folder takes neither itself, nor what holds it, nor what is in it already.
     const goes = (entry, to) => split(entry.path)[0] !== to && to !== entry.path && !to.startsWith(`${entry.path}/`);
     const target = (event) => {
-      const found = dragged && event.target.closest?.("[data-drop]");
+      // Of a drag that ended unseen something may be left: files of the machine are none of it.
+      const found = dragged && event.dataTransfer.types.includes(DRAGGED) && event.target.closest?.("[data-drop]");
       return found && dragged.every((entry) => entry.path !== found.dataset.drop) && dragged.some((entry) => goes(entry, found.dataset.drop)) ? found : null;
     };
     const on = (name, listener) => frame.addEventListener(name, listener, { signal: this.ctx.signal });
+    const end = () => {
+      dragged = null;
+      paint(null);
+      this.list.hold();
+    };
     on("dragstart", (event) => {
+      end();
       const row = event.target.closest?.(".virtual > li[draggable]");
       const entry = row && this.listing.at(Number(row.dataset.at));
       if (!entry) return;
+      this.list.hold(row);
       dragged = this.selected.has(entry.path) ? [...this.selected.values()] : [entry];
       const { dataTransfer } = event;
       dataTransfer.clearData();
+      dataTransfer.setData(DRAGGED, "");
       dataTransfer.setData("text/plain", dragged.map((each) => each.name).join("\n"));
       dataTransfer.effectAllowed = "move";
       if (dragged.length > 1) {
@@ -423,18 +447,15 @@ class FilesPage {
     on("dragleave", (event) => { if (!frame.contains(event.relatedTarget)) paint(null); });
     on("drop", (event) => {
       const found = target(event);
-      paint(null);
-      if (!found) return;
+      if (!found) return void paint(null);
       event.preventDefault();
       const to = found.dataset.drop;
       const moving = dragged.filter((entry) => goes(entry, to));
-      dragged = null;
+      end();
       this.moveTo(moving, to);
+      return undefined;
     });
-    on("dragend", () => {
-      dragged = null;
-      paint(null);
-    });
+    on("dragend", end);
   }
 
   // Search
@@ -516,12 +537,13 @@ class FilesPage {
 
   /**
    * Asks about all of them, up to 1,000 paths a request; says what failed. `undo` is offered with the paths that were done.
-   * `ask` gives each path's result.
+   * `ask` gives each path's result. Gives those that a person must be asked about anew, for there is more than was told.
    */
   async each(entries, ask, doneKey, undo) {
     const { t, format } = this.ctx;
     const done = [];
     let problem = null;
+    let rest = [];
     for (let n = 0; n < entries.length; n += PATHS_MAX) {
       const slice = entries.slice(n, n + PATHS_MAX);
       try {
@@ -531,7 +553,8 @@ class FilesPage {
           else if (!problem) problem = new ApiError(409, result.error.code, result.error.message, result.error.hint);
         }
       } catch (error) {
-        problem = error;
+        if (error.code === "more_files") rest = entries.slice(n);
+        else problem = error;
         break;
       }
     }
@@ -544,6 +567,7 @@ class FilesPage {
     this.paintSelection();
     this.ctx.events.changed("files");
     this.ctx.refresh();
+    return rest;
   }
 
   async move(entries) {
@@ -583,14 +607,23 @@ class FilesPage {
   }
 
   async remove(entries) {
-    const { t, format, ask } = this.ctx;
-    const what = entries.length === 1 ? entries[0].name : format.counted(entries.length, "count.entry");
-    const { files, all_files: all, pulls_brake: isMost } = await this.weigh(entries);
-    const most = isMost && t("files.remove.many", { files: format.counted(files, "count.file"), all: format.number(all) });
-    if (!await ask(t("files.remove"), [t("files.remove.ask", { what }), most, t("files.remove.note")].filter(Boolean), t("files.remove.do"), { danger: true })) return;
-    // What was told before is confirmed by this; what was not is for the brake to ask about.
-    const more = isMost ? { confirmed: true } : {};
-    await this.each(entries, async (paths) => (await this.ctx.api.post("rm", { paths, ...more }, LONG)).results, "files.removed", (paths) => this.undelete(paths));
+    const { t, format, ask, api } = this.ctx;
+    for (let [rest, isAgain] = [entries, false]; rest.length > 0; isAgain = true) {
+      const what = rest.length === 1 ? rest[0].name : format.counted(rest.length, "count.entry");
+      const { files, bytes, all_files: all, pulls_brake: isMost } = await this.weigh(rest);
+      const sum = { files: format.counted(files ?? 0, "count.file"), bytes: format.bytes(bytes ?? 0), all: format.number(all ?? 0) };
+      const lines = [isAgain && t("files.remove.again"), t("files.remove.ask", { what }),
+        isMost ? t("files.remove.many", sum) : files !== undefined && (files > 1 || rest[0].kind === "folder") && t("files.remove.sum", sum), t("files.remove.note", { span: binSpan(this.ctx) })];
+      if (!await ask(t("files.remove"), lines.filter(Boolean), t("files.remove.do"), { danger: true })) return;
+      // What was told is confirmed by this, and nothing beyond it; where nothing was told the brake may ask.
+      const left = { files, bytes };
+      rest = await this.each(rest, async (paths) => {
+        const told = await api.post("rm", { paths, ...(isMost ? { confirmed: true, ...left } : {}) }, LONG);
+        left.files -= told.files;
+        left.bytes -= told.bytes;
+        return told.results;
+      }, "files.removed", (paths) => this.undelete(paths));
+    }
   }
 
   /** How many files go with these, and whether that is so much that the brake would be pulled. */
@@ -664,41 +697,93 @@ const el2 = (ctx, drawing, label) => ctx.el("span", { className: "mark", title: 
 
 // The Recycle Bin
 
+const binSpan = (ctx) => ctx.format.counted(ctx.state.status?.bin_days ?? 30, "time.day");
+
 async function openBin(root, ctx) {
   const { el, t, format } = ctx;
   const { root: frame, body } = ctx.page(t("files.bin"), el("a", { className: "button", href: ctx.href("files") }, ctx.icon("back"), el("span", {}, t("files.to_files"))));
+  const text = el("p", { className: "muted" });
   const list = el("ul", { className: "card lines bin" });
-  body.append(el("p", { className: "muted" }, t("bin.text")), list);
+  const chosen = new Set();
+  const all = el("input", { type: "checkbox", on: { change: () => pick(all.checked ? known : []) } });
+  const some = button(t("bin.restore_some"), () => restoreChosen(), { kind: "main", icon: "restore", className: "button main small-button", disabled: true });
+  const bar = el("div", { className: "row bin-bar", hidden: true }, el("label", { className: "actions" }, all, el("span", {}, t("files.select_all"))), some);
+  const more = button(t("bin.more"), () => { count = Math.min(BIN_MAX, count + BIN_STEP); load().catch(ctx.fail); }, { hidden: true });
+  body.append(text, bar, list, more);
   root.append(frame);
-  let shown = "";
-  const load = async () => {
-    const { entries, more } = await ctx.api.get("bin", { limit: 500 }, { signal: ctx.signal });
-    if (JSON.stringify(entries.map((each) => each.id)) === shown) return;
-    shown = JSON.stringify(entries.map((each) => each.id));
-    list.replaceChildren(...entries.map((told) => {
-      const entry = { ...told, name: show(told.name), folder: show(told.folder) };
-      const restore = button(t("bin.restore"), async () => {
-        restore.disabled = true;
-        try {
-          await ctx.api.job("restore", { id: entry.id });
-          ctx.toast(t("bin.restored", { name: entry.name }));
-          shown = "";
-          await load();
-          ctx.refresh();
-        } catch (error) {
-          ctx.fail(error);
-          restore.disabled = false;
-        }
-      }, { icon: "restore", className: "button small-button" });
-      return el("li", { className: "bin-row" }, el("span", { className: "picture" }, ctx.icon(iconOf(entry))),
-        el("div", { className: "file-words" }, el("p", { className: "strong cut", title: entry.name }, entry.name),
-          el("p", { className: "small muted" }, [entry.folder || t("files.root"), entry.size > 0 && format.bytes(entry.size), t("bin.deleted", { span: format.ago(entry.deleted_s_ago) })].filter(Boolean).join(" · "))), restore);
-    }));
-    list.hidden = entries.length === 0;
+  ctx.onStatus(() => { text.textContent = t("bin.text", { span: binSpan(ctx) }); });
+  let known = [];
+  let count = BIN_STEP;
+
+  function pick(ids) {
+    chosen.clear();
+    for (const id of ids) chosen.add(id);
+    for (const box of list.querySelectorAll("[data-id] > input")) box.checked = chosen.has(box.parentElement.dataset.id);
+    paintBar();
+  }
+
+  function paintBar() {
+    bar.hidden = known.length < 2;
+    some.disabled = chosen.size === 0;
+    all.checked = chosen.size > 0 && chosen.size === known.length;
+    all.indeterminate = chosen.size > 0 && !all.checked;
+  }
+
+  async function restoreChosen() {
+    const ids = [...chosen];
+    some.disabled = true;
+    try {
+      const { refused = [] } = await ctx.api.job("restore", { ids });
+      if (refused.length < ids.length) ctx.toast(t("files.undone", { entries: format.counted(ids.length - refused.length, "count.entry") }));
+      if (refused.length > 0) fail(new ApiError(409, refused[0].error.code, refused[0].error.message, refused[0].error.hint));
+      await load();
+      ctx.refresh();
+    } catch (error) {
+      ctx.fail(error);
+    }
+    paintBar();
+  }
+
+  function row(told) {
+    const entry = { ...told, name: show(told.name), folder: show(told.folder) };
+    const restore = button(t("bin.restore"), async () => {
+      restore.disabled = true;
+      const at = [...list.children].findIndex((each) => each.contains(restore));
+      try {
+        await ctx.api.job("restore", { id: entry.id });
+        ctx.toast(t("bin.restored", { name: entry.name }));
+        await load();
+        // Keys go on where they were.
+        list.querySelectorAll(".bin-row button")[Math.min(at, list.children.length - 1)]?.focus({ preventScroll: true });
+        ctx.refresh();
+      } catch (error) {
+        ctx.fail(error);
+        restore.disabled = false;
+      }
+    }, { icon: "restore", className: "button small-button", aria: { label: `${t("bin.restore")}: ${entry.name}` } });
+    const box = el("input", { type: "checkbox", checked: chosen.has(entry.id), aria: { label: t("files.select", { name: entry.name }) }, on: { change: () => {
+      chosen[box.checked ? "add" : "delete"](entry.id);
+      paintBar();
+    } } });
+    return el("li", { className: "bin-row", data: { id: entry.id } }, box, el("span", { className: "picture" }, ctx.icon(iconOf(entry))),
+      el("div", { className: "file-words" }, el("p", { className: "strong cut", title: entry.name }, entry.name),
+        el("p", { className: "small muted" }, [entry.folder || t("files.root"), entry.size > 0 && format.bytes(entry.size), t("bin.deleted", { span: format.ago(entry.deleted_s_ago) })].filter(Boolean).join(" · "))), restore);
+  }
+
+  async function load() {
+    const told = await ctx.api.get("bin", { newest: 1, limit: count }, { signal: ctx.signal });
+    more.hidden = !told.more || count >= BIN_MAX;
+    const ids = told.entries.map((each) => each.id);
+    if (ids.join() === known.join() && list.childElementCount > 0) return;
+    known = ids;
+    for (const id of chosen) if (!ids.includes(id)) chosen.delete(id);
+    paintBar();
+    list.replaceChildren(...told.entries.map(row));
+    if (told.more && count >= BIN_MAX) list.append(el("li", { className: "muted" }, t("bin.older")));
+    list.hidden = told.entries.length === 0;
     frame.querySelector(".bin-empty")?.remove();
-    if (entries.length === 0) body.append(el("div", { className: "card bin-empty" }, empty("trash", t("bin.empty"), t("bin.empty.text"))));
-    if (more) list.append(el("li", { className: "muted" }, t("bin.more")));
-  };
+    if (told.entries.length === 0) body.append(el("div", { className: "card bin-empty" }, empty("trash", t("bin.empty"), t("bin.empty.text"))));
+  }
   await load();
   ctx.events.on("files", () => load().catch(() => {}));
 }

@@ -11,17 +11,15 @@ const REMEDIES = {
   "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"], "older": ["settings", "about"],
 };
 
-/** With a capital letter and a full stop. */
-const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
-
 /** One sentence, from the state alone: `[mood, key, values]`. */
 export function verdict({ alerts, copies, files, peers, job }, format) {
   // The cell counts copies by pieces: of files it is known that all have theirs, or that some have not.
   const pieces = format.counted(copies.full + copies.short, "count.piece");
   const urgent = alerts.some((alert) => alert.level === "urgent");
+  const one = files.count === 1 ? ".one" : "";
   if (urgent) return ["bad", "home.urgent", {}];
   if (files.count === 0) return ["calm", "home.empty", {}];
-  if (peers.length === 0) return ["warn", "home.alone", { files: format.counted(files.count, "count.file") }];
+  if (peers.length === 0) return ["warn", `home.alone${one}`, { files: format.counted(files.count, "count.file") }];
   if (copies.wanted < 2) return ["warn", "home.single", {}];
   const waits = copies.short + files.waiting;
   if (waits > 0 && (job || !alerts.some((alert) => alert.code === "copies"))) {
@@ -30,8 +28,8 @@ export function verdict({ alerts, copies, files, peers, job }, format) {
   if (copies.short > 0) return ["warn", "home.short", { short: format.number(copies.short), total: pieces }];
   if (alerts.some((alert) => alert.level === "warn")) return ["warn", copies.varied ? "home.varied_but" : "home.safe_but", { copies: format.counted(copies.wanted, "count.copy") }];
   if (copies.alone > 0) return ["good", "home.varied_alone", { alone: format.number(copies.alone), total: pieces }];
-  if (copies.varied) return ["good", "home.varied", { files: format.counted(files.count, "count.file") }];
-  return ["good", "home.safe", { files: format.counted(files.count, "count.file"), copies: format.counted(copies.wanted, "count.copy") }];
+  if (copies.varied) return ["good", `home.varied${one}`, { files: format.counted(files.count, "count.file") }];
+  return ["good", `home.safe${one}`, { files: format.counted(files.count, "count.file"), copies: format.counted(copies.wanted, "count.copy") }];
 }
 
 export function open(root, ctx) {
@@ -55,15 +53,18 @@ export function open(root, ctx) {
       ctx.refresh();
     } catch (error) {
       ctx.fail(error);
+      ctx.refresh();
     }
   }
 
-  function remedy(alert) {
+  function remedy(alert, brake) {
     const [tab, ...path] = REMEDIES[alert.code] ?? [];
     if (alert.code === "brake" || alert.code === "clock") {
       return button(t(`alert.${alert.code}.do`), async () => {
-        if (await ctx.ask(t(`alert.${alert.code}.do`), t(`alert.${alert.code}.ask`), t(`alert.${alert.code}.do`))) {
-          await act(() => ctx.api.post("confirm"), "alert.confirmed");
+        const sum = brake ? { files: format.counted(brake.files, "count.file"), bytes: format.bytes(brake.bytes) } : {};
+        if (await ctx.ask(t(`alert.${alert.code}.do`), [alert.code === "brake" && brake && t("alert.brake.sum", sum), t(`alert.${alert.code}.ask`)].filter(Boolean), t(`alert.${alert.code}.do`))) {
+          // What came after these words is not meant by them.
+          await act(() => ctx.api.post("confirm", { what: alert.code, ...(alert.code === "brake" && brake ? { files: brake.files } : {}) }), "alert.confirmed");
         }
       }, { kind: "plain" });
     }
@@ -73,15 +74,15 @@ export function open(root, ctx) {
     return el("a", { className: "button", href: ctx.href(tab, ...path) }, t(`alert.${alert.code}.do`));
   }
 
-  function alertList(alerts) {
+  function alertList({ alerts, brake }) {
     return el("section", { className: "alerts", hidden: alerts.length === 0, aria: { label: t("home.alerts") } }, alerts.map((alert) => {
       const known = REMEDIES[alert.code];
       return el("article", { className: `card alert ${alert.level}`, data: { code: alert.code } }, icon(alert.level === "info" ? "info" : "warn"),
         el("div", { className: "stack tight" },
-          el("h2", {}, known ? t(`alert.${alert.code}`) : sentence(alert.text)),
-          known && el("p", { className: "alert-text" }, sentence(alert.text)),
-          el("p", {}, known ? t(`alert.${alert.code}.remedy`) : sentence(alert.remedy)),
-          el("div", { className: "actions" }, remedy(alert), el("span", { className: "small" }, t("home.since", { span: format.ago(alert.since_s) })))));
+          el("h2", {}, known ? t(`alert.${alert.code}`) : format.sentence(alert.text)),
+          known && el("p", { className: "alert-text" }, format.sentence(alert.text)),
+          el("p", {}, known ? t(`alert.${alert.code}.remedy`) : format.sentence(alert.remedy)),
+          el("div", { className: "actions" }, remedy(alert, brake), el("span", { className: "small" }, t("home.since", { span: format.ago(alert.since_s) })))));
     }));
   }
 
@@ -156,7 +157,7 @@ export function open(root, ctx) {
     const peers = status.peers.map(({ name, online, id }) => ({ name, online, id }));
     const alerts = status.alerts.map((alert) => ({ ...alert, since_s: coarse(alert.since_s) }));
     parts.put("hero", verdict(status, format), hero);
-    parts.put("alerts", alerts, alertList);
+    parts.put("alerts", { alerts, brake: status.brake }, alertList);
     parts.put("begin", { count: status.files.count, home: status.home, hasPeers: peers.length > 0 }, nothingYet);
     parts.put("job", status.job, jobCard);
     const drill = status.drill ? { ...status.drill, age_s: coarse(status.drill.age_s) } : null;

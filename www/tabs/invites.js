@@ -4,6 +4,15 @@ import { button, copy, copyBox, empty, errorText, field, pill, qr, waiting } fro
 
 const SPANS = [[3600, "invite.hour"], [86400, "invite.day"], [7 * 86400, "invite.week"], [30 * 86400, "invite.month"]];
 
+/** Of a link; a message in which a percent sign stands is none. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 export async function open(root, ctx) {
   const { el, t, format, api, icon } = ctx;
   const { root: page, body } = ctx.page(t("tab.invites"));
@@ -50,7 +59,7 @@ export async function open(root, ctx) {
     joinButton.disabled = true;
     try {
       // A link around the invitation is taken as the invitation in it.
-      const text = decodeURIComponent(token.input.value.trim()).match(/grove:\S+/)?.[0] ?? token.input.value.trim();
+      const text = decoded(token.input.value.trim()).match(/grove:\S+/)?.[0] ?? token.input.value.trim();
       const peer = await api.post("join", { token: text }, { limit: 60000 });
       token.input.value = "";
       ctx.toast(t("invite.joined", { name: peer.name }), { action: { label: t("feed.show"), run: () => ctx.go("fleet", peer.id) } });

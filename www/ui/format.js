@@ -17,6 +17,9 @@ export function bytes(count) {
   return `${count.toFixed(digits)}\u00a0${t(UNITS[unit])}`;
 }
 
+/** With a capital letter and a full stop. */
+export const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…:]$/.test(text) ? "" : "."}` : "");
+
 export const number = (count) => Number(count).toLocaleString(lang);
 export const rate = (perSecond) => t("unit.rate", { bytes: bytes(perSecond) });
 export const percent = (share) => `${Math.round(share * 100)}\u00a0%`;

@@ -1,6 +1,7 @@
 // Pieces that every tab uses: dialogs, toasts, menus, fields, meters.
 
 import { el, icon, svg } from "./dom.js";
+import { sentence } from "./format.js";
 import { t } from "../texts.js";
 
 /** A button with a drawing and a word. `kind`: "main", "plain" (default), "quiet", "danger". */
@@ -47,7 +48,7 @@ export function toggle(label, checked, onChange, note = "") {
 }
 
 /** What went wrong, as text: the message, and what to do. */
-export const errorText = (error) => [error.message, error.hint].filter(Boolean).join(" ");
+export const errorText = (error) => [error.message, error.hint].filter(Boolean).map(sentence).join(" ");
 
 /** A bar; without a number it only shows that something goes on. */
 export function meter(value, max, label, className = "") {
