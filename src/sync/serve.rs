@@ -969,10 +969,7 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::Revocations { len } => return sync.answer_revocations(owner, len, stream).await,
         Request::TakenBack => return sync.answer_taken_back(owner, stream).await,
         Request::GetByTicket { ticket, chunks } => {
-            if sync.answer_ticket(owner, ticket, chunks, stream).await? && caller.is_bearer {
-                sync.note_bearer(&owner);
-            }
-            return Ok(());
+            return sync.answer_ticket(owner, ticket, chunks, stream).await;
         }
         Request::Friendship(told) => match sync.answer_wish(&owner, &told).await {
             Ok(Some(now)) => Ok(Reply::Friendship(now)),
