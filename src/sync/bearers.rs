@@ -76,6 +76,9 @@ impl Sync {
         len: u32,
         stream: &mut Stream,
     ) -> Answered {
+        let Some(_place) = self.link(&owner).and_then(|link| link.body()) else {
+            return reply(stream, &super::serve::too_much_at_once()).await;
+        };
         let mut bytes = Vec::new();
         message::read_body(stream, len as usize, &mut bytes).await?;
         if !self.link(&owner).is_some_and(|link| link.may_list(self.vault.clock.steady())) {
