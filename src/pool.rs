@@ -49,6 +49,14 @@ enum Kind<T> {
 }
 
 impl<T> Job<T> {
+    /// Whether its outcome is there: awaiting it then waits for nothing.
+    pub fn is_finished(&self) -> bool {
+        match &self.0 {
+            Kind::Pool(task) => task.is_finished(),
+            Kind::Done { .. } => true,
+        }
+    }
+
     /// Lets it run to its end unseen.
     pub fn detach(self) {
         if let Kind::Pool(task) = self.0 {

@@ -392,7 +392,8 @@ impl Pass<'_> {
     }
 
     async fn prepare(&mut self, small: Vec<Candidate>) -> Result<(), VaultError> {
-        while self.preparing.len() >= self.keeper.jobs {
+        // Some may be done before the oldest is.
+        while self.preparing.len() >= 2 * self.keeper.jobs {
             self.collect_one().await?;
         }
         let permit = self.keeper.permits.acquire_arc().await;
@@ -436,9 +437,12 @@ impl Pass<'_> {
     }
 
     async fn commit_if_due(&mut self, all: bool) -> Result<(), VaultError> {
-        let is_due = self.ready_bytes.0 >= COMMIT_SMALL_BYTES
-            || self.ready_bytes.1 >= COMMIT_BYTES
-            || self.ready.len() >= COMMIT_FILES;
+        // While one commit lasts there is time to make ready for two.
+        let is_busy = self.committing.as_ref().is_some_and(|commit| !commit.is_finished());
+        let most = if is_busy { 2 } else { 1 };
+        let is_due = self.ready_bytes.0 >= most * COMMIT_SMALL_BYTES
+            || self.ready_bytes.1 >= most * COMMIT_BYTES
+            || self.ready.len() >= most * COMMIT_FILES;
         if self.seen.len() >= COMMIT_FILES || (all && !self.seen.is_empty()) {
             let (vault, seen) = (Arc::clone(&self.keeper.vault), std::mem::take(&mut self.seen));
             pool::unblock(move || import::note_seen(&vault, seen)).await?;

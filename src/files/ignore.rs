@@ -36,8 +36,59 @@ impl Pattern {
             Self::Exact(pattern) => text == pattern,
             Self::Begins(pattern) => text.starts_with(pattern),
             Self::Ends(pattern) => text.ends_with(pattern),
-            Self::Glob(pattern) => glob(pattern, text),
+            Self::Glob(pattern) => text.starts_with(plain_head(pattern)) && glob(pattern, text),
         }
+    }
+}
+
+/// What a pattern begins with that stands for itself.
+fn plain_head(pattern: &[u8]) -> &[u8] {
+    let len = pattern.iter().position(|c| matches!(c, b'*' | b'?' | b'['));
+    &pattern[..len.unwrap_or(pattern.len())]
+}
+
+/// Which names a rule may match at all, by their first and last bytes: nearly no name gets further.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Ends {
+    first: Bytes,
+    last: Bytes,
+}
+
+/// A set of bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Bytes([u64; 4]);
+
+impl Bytes {
+    /// `None` stands for all of them.
+    fn add(&mut self, byte: Option<&u8>) {
+        match byte {
+            Some(byte) => self.0[usize::from(byte >> 6)] |= 1 << (byte & 63),
+            None => self.0 = [u64::MAX; 4],
+        }
+    }
+
+    fn has(&self, byte: Option<&u8>) -> bool {
+        byte.is_none_or(|byte| self.0[usize::from(byte >> 6)] >> (byte & 63) & 1 == 1)
+    }
+}
+
+impl Ends {
+    fn of(rules: &[Rule]) -> Self {
+        let mut ends = Self::default();
+        for rule in rules {
+            match &rule.pattern {
+                // Its text is the whole path.
+                _ if rule.tied => ends.first.add(None),
+                Pattern::Exact(text) | Pattern::Begins(text) => ends.first.add(text.first()),
+                Pattern::Ends(text) => ends.last.add(text.last()),
+                Pattern::Glob(text) => ends.first.add(plain_head(text).first()),
+            }
+        }
+        ends
+    }
+
+    fn may_match(&self, name: &[u8]) -> bool {
+        self.first.has(name.first()) || self.last.has(name.last())
     }
 }
 
@@ -46,6 +97,7 @@ impl Pattern {
 pub struct IgnoreRules {
     rules: Vec<Rule>,
     has_tied: bool,
+    ends: Ends,
 }
 
 /// Leftovers that nobody wants kept.
@@ -89,7 +141,8 @@ impl IgnoreRules {
         let rules = BUILT_IN.as_bytes().split(|c| *c == b'\n').chain(text.split(|c| *c == b'\n'));
         let rules: Vec<Rule> = rules.filter_map(Rule::parse).collect();
         let has_tied = rules.iter().any(|rule| rule.tied);
-        Self { rules, has_tied }
+        let ends = Ends::of(&rules);
+        Self { rules, has_tied, ends }
     }
 
     /// Whether what lies at `path` (names from GroveHome down) is left out. A folder left out is not looked into.
@@ -101,6 +154,9 @@ impl IgnoreRules {
         // What is on its way from friends, and their bin.
         if path.len() == 2 && path[0] == super::kept::SHARED && name == super::kept::OWN {
             return true;
+        }
+        if !self.ends.may_match(name) {
+            return false;
         }
         let joined = if self.has_tied { path.join(&b'/') } else { Vec::new() };
         let last = self.rules.iter().rev().find(|rule| {
@@ -242,6 +298,34 @@ mod tests {
             assert!(!ignores(rules, path), "{path}");
         }
         assert!(!ignores("!*~\n", "notes.txt~"));
+    }
+
+    #[test]
+    fn short_cut_by_ends_of_names_leaves_out_what_all_rules_do() {
+        let rules = "*.iso\n!keep.iso\n*x*\n?b\n[cd]e\nf[\nq*r\n";
+        let all = IgnoreRules::new(rules.as_bytes());
+        for rules in [rules, "", "q*r\n", "*\n", "/a/b\n"] {
+            let short = IgnoreRules::new(rules.as_bytes());
+            let full = IgnoreRules {
+                ends: Ends { first: Bytes([u64::MAX; 4]), last: Bytes::default() },
+                ..short.clone()
+            };
+            for name in all.rules.iter().map(|rule| match &rule.pattern {
+                Pattern::Exact(text) | Pattern::Begins(text) | Pattern::Ends(text) | Pattern::Glob(text) => {
+                    text
+                }
+            }) {
+                for name in [name.clone(), [b"a", &name[..]].concat(), [&name[..], b"a"].concat()] {
+                    for path in [vec![name.clone()], vec![b"a".to_vec(), name]] {
+                        assert_eq!(
+                            short.ignores(&path, false),
+                            full.ignores(&path, false),
+                            "{path:?} with {rules:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]
