@@ -23,6 +23,9 @@ use crate::wire::message::{self, AskError, GrantStatus, Request};
 use crate::wire::session::{self, Limits, Session};
 use crate::world::Timer;
 
+/// A chunk as one asks for it by ticket: its name, its sealed bytes, and the proof that the ticket covers it.
+type Wanted = (ChunkName, u32, Vec<u8>);
+
 const ANN: usize = 0;
 const BOB: usize = 1;
 const EVE: usize = 2;
@@ -178,7 +181,7 @@ impl World {
         session: &Session,
         holder: usize,
         ticket: &[u8],
-        chunks: &[(ChunkName, u32, Vec<u8>)],
+        chunks: &[Wanted],
     ) -> Checked<String> {
         let (session, ticket, chunks) = (session.clone(), ticket.to_vec(), chunks.to_vec());
         ask(&mut self.sim, holder, async move {
@@ -208,7 +211,7 @@ impl World {
         &mut self,
         session: &Session,
         holder: usize,
-        (ticket, chunks): (&[u8], &[(ChunkName, u32, Vec<u8>)]),
+        (ticket, chunks): (&[u8], &[Wanted]),
         pause: Duration,
     ) -> Rc<Cell<usize>> {
         let (session, ticket, chunks) = (session.clone(), ticket.to_vec(), chunks.to_vec());
@@ -364,7 +367,7 @@ fn rogue_again(world: &mut World, from: usize, to: usize) -> Checked<Session> {
     rogue(&mut world.sim, from, to)
 }
 
-fn chunks_of(opened: &Opened) -> Vec<(ChunkName, u32, Vec<u8>)> {
+fn chunks_of(opened: &Opened) -> Vec<Wanted> {
     let entries = &opened.manifest.entries;
     let asked = |at: usize| {
         let len = padded_len(entries[at].len() as usize) + TAG_BYTES;
