@@ -12,30 +12,16 @@ use grove::grant::{GrantMade, GrantReceived, ShareMade, Ticket};
 use grove::id::{BodyHash, CellId, FileId, hex, unhex};
 use miniserde::json::{self, Value};
 
+mod common;
 #[path = "../fuzz/feeds.rs"]
 mod feeds;
+
+use common::Chance;
 
 /// Changed bytes for each reader. `GROVE_FEED=100000` feeds more, `GROVE_FEED_FIRST` others.
 const CHANGED: u64 = 4000;
 /// Numbers at which lengths and counts go wrong.
 const EDGES: [u64; 8] = [0, 1, 0x7f, 0xff, 0x7fff_ffff, 0xffff_ffff, i64::MAX as u64, u64::MAX];
-
-/// SplitMix64: the same seed gives the same bytes.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Less than `n`, or 0.
-    fn below(&mut self, n: usize) -> usize {
-        (self.roll() % n.max(1) as u64) as usize
-    }
-}
 
 /// All that the vectors hold: bytes, and texts.
 fn samples() -> Vec<Vec<u8>> {
@@ -102,24 +88,24 @@ fn records_of(ticket: Ticket) -> Vec<Vec<u8>> {
     vec![share.to_bytes(), received.to_bytes(), made.to_bytes()]
 }
 
-fn changed(sample: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
+fn changed(sample: &[u8], other: &[u8], dice: &mut Chance) -> Vec<u8> {
     let mut bytes = sample.to_vec();
-    for _ in 0..=dice.below(3) {
-        let at = dice.below(bytes.len() + 1);
-        match dice.below(8) {
-            0 if at < bytes.len() => bytes[at] ^= 1 << dice.below(8),
-            1 if at < bytes.len() => bytes[at] = dice.roll() as u8,
+    for _ in 0..=dice.index(3) {
+        let at = dice.index(bytes.len() + 1);
+        match dice.index(8) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << dice.index(8),
+            1 if at < bytes.len() => bytes[at] = dice.next() as u8,
             2 => bytes.truncate(at),
-            3 => bytes.insert(at, dice.roll() as u8),
+            3 => bytes.insert(at, dice.next() as u8),
             4 if at < bytes.len() => drop(bytes.remove(at)),
             5 => {
-                let width = 1 << dice.below(4);
-                let edge = EDGES[dice.below(EDGES.len())].wrapping_add(dice.roll() % 3).to_le_bytes();
+                let width = 1 << dice.index(4);
+                let edge = EDGES[dice.index(EDGES.len())].wrapping_add(dice.next() % 3).to_le_bytes();
                 let len = bytes.len();
                 bytes.splice(at..(at + width).min(len), edge[..width].iter().copied());
             }
             6 => {
-                let from = dice.below(other.len() + 1);
+                let from = dice.index(other.len() + 1);
                 bytes.splice(at.., other[from..].iter().copied());
             }
             _ => {
@@ -145,14 +131,14 @@ fn readers_take_what_is_sound_and_nothing_makes_them_panic() {
     for (at, (name, reader)) in feeds::FEEDS.iter().enumerate() {
         let sound: Vec<_> = samples.iter().filter(|sample| feed(name, *reader, sample)).collect();
         assert!(!sound.is_empty(), "no sample is a {name}");
-        let mut dice = Dice((first << 8) + at as u64);
+        let mut dice = Chance((first << 8) + at as u64);
         for _ in 0..count {
             // What it takes brings it further than what is of another kind.
-            let sample = match dice.below(4) {
-                0 => &samples[dice.below(samples.len())],
-                _ => sound[dice.below(sound.len())],
+            let sample = match dice.index(4) {
+                0 => &samples[dice.index(samples.len())],
+                _ => sound[dice.index(sound.len())],
             };
-            let other = &samples[dice.below(samples.len())];
+            let other = &samples[dice.index(samples.len())];
             feed(name, *reader, &changed(sample, other, &mut dice));
         }
     }

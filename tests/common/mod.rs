@@ -116,6 +116,11 @@ impl Chance {
         self.next() % end.max(1)
     }
 
+    /// Less than `len`, or 0.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 8);
         while bytes.len() < len {
