@@ -90,6 +90,16 @@ fn grants_that_do_not_hold_are_refused_by_a_running_cell() {
 }
 
 #[test]
+fn bearer_on_a_slow_line_reads_on_until_what_it_reads_is_taken_back() {
+    refusals::slow_bearer(1).unwrap_or_else(|broken| panic!("{broken}"));
+}
+
+#[test]
+fn bearer_that_takes_a_byte_now_and_then_holds_up_no_other() {
+    refusals::trickling_bearer(1).unwrap_or_else(|broken| panic!("{broken}"));
+}
+
+#[test]
 fn tickets_that_do_not_hold_are_refused_by_a_running_cell_each_in_its_own_words() {
     refusals::tickets(1).unwrap_or_else(|broken| panic!("{broken}"));
 }

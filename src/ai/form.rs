@@ -450,7 +450,7 @@ impl Ask {
             options.set("num_predict", &max.to_string());
         }
         // Ollama cuts a longer prompt without a word.
-        let needed = self.prompt_tokens.saturating_mul(4) / 3 + left.unwrap_or(1024);
+        let needed = (self.prompt_tokens.saturating_mul(4) / 3).saturating_add(left.unwrap_or(1024));
         if needed > OLLAMA_CONTEXT {
             let wanted = needed.checked_next_power_of_two().unwrap_or(needed);
             let wanted = if context > 0 { wanted.min(context) } else { wanted };
@@ -1128,6 +1128,8 @@ mod tests {
         let long = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "word ".repeat(9000));
         assert!(chat(&long).to_ollama("m", 0, None).contains("\"num_ctx\":16384"));
         assert!(chat(&long).to_ollama("m", 8192, None).contains("\"num_ctx\":8192"));
+        let endless = r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":4294967295}"#;
+        assert!(chat(endless).to_ollama("m", 8192, None).contains("\"num_ctx\":8192"));
     }
 
     #[test]

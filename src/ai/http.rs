@@ -213,10 +213,9 @@ pub struct Body {
 impl Body {
     /// Reads more behind what is held.
     async fn fill(&mut self) -> io::Result<usize> {
-        if self.at == self.held.len() {
-            self.held.clear();
-            self.at = 0;
-        }
+        // What was taken goes, also where a line is not whole yet: a stream need never end between two of them.
+        self.held.drain(..self.at);
+        self.at = 0;
         let before = self.held.len();
         self.held.resize(before + PIECE_BYTES, 0);
         let read = self.stream.read(&mut self.held[before..]).await;
@@ -481,6 +480,21 @@ mod tests {
                 &answer[..30.min(answer.len())]
             );
         }
+    }
+
+    #[test]
+    fn stream_that_never_ends_between_two_lines_is_held_no_longer_than_it_is_used() {
+        smol::block_on(async {
+            let (mut server, client, _link) = crate::wire::memory::link(1 << 16);
+            let left = Left::Size { is_first: true };
+            let mut body = Body { stream: Box::new(client), held: Vec::new(), at: 0, left };
+            server.write_all(b"5").await.unwrap();
+            for _ in 0..10_000 {
+                server.write_all(b"\r\nhello\r\n5").await.unwrap();
+                assert_eq!(body.piece().await.unwrap(), Some(&b"hello"[..]));
+            }
+            assert!(body.held.capacity() <= 4 * PIECE_BYTES, "{}", body.held.capacity());
+        });
     }
 
     #[test]

@@ -6,6 +6,9 @@ use miniserde::json::{self, Array, Number, Object, Value};
 /// Objects and lists within each other, at most. Deeper ones are refused.
 const DEPTH_MAX: u32 = 64;
 
+/// Members of one object, at most: each is looked for among those before it.
+const MEMBERS_MAX: usize = 4096;
+
 /// The members of an object in their order, each value as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members(Vec<(String, String)>);
@@ -13,6 +16,9 @@ pub struct Members(Vec<(String, String)>);
 /// Reads a JSON object twice over: as members in order, and as a value to look at.
 pub fn read(text: &str) -> Result<(Members, Object), &'static str> {
     let object = read_object(text)?;
+    if object.len() > MEMBERS_MAX {
+        return Err("its JSON object has too many members");
+    }
     let members = Members::split(text).ok_or("it is not a JSON object")?;
     Ok((members, object))
 }
@@ -221,6 +227,16 @@ mod tests {
         assert!(read(&deep(60)).is_ok());
         assert!(read(&deep(64)).is_err());
         assert!(read(&deep(1_000_000)).is_err());
+    }
+
+    #[test]
+    fn object_of_very_many_members_is_refused_before_they_are_compared() {
+        let object = |n: usize| {
+            let members: Vec<String> = (0..n).map(|at| format!("\"{at}\":1")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert_eq!(read(&object(MEMBERS_MAX)).unwrap().1.len(), MEMBERS_MAX);
+        assert!(read(&object(MEMBERS_MAX + 1)).is_err());
     }
 
     #[test]

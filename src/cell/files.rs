@@ -30,9 +30,6 @@ const BIN_VERSIONS: usize = 50;
 /// Folders above what was deleted.
 const FOLDERS_DEEP: usize = 4096;
 
-/// Folders in each other that a path in the bin is put together from, at most: more do not fit into a path.
-const FOLDERS_MAX: usize = 2048;
-
 /// Splits a path below GroveHome into names; refuses what leads out of it.
 pub fn path_names(path: &[u8]) -> Result<Vec<Vec<u8>>, VaultError> {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
@@ -351,21 +348,6 @@ pub fn pick_version(
     })
 }
 
-/// Names from GroveHome down to a folder, which may be deleted itself; `None`: one of those above it is not known any more.
-fn folder_path(t: &Tables<'_>, mut folder: FileId) -> Result<Option<Vec<Vec<u8>>>, DbError> {
-    let mut below = Vec::new();
-    for _ in 0..FOLDERS_MAX {
-        if let Some(node) = t.node_of(folder)? {
-            let names = t.path(node.id)?;
-            return Ok(names.map(|names| names.into_iter().chain(below.into_iter().rev()).collect()));
-        }
-        let Some(row) = t.bin(folder)? else { break };
-        below.push(row.name);
-        folder = row.parent;
-    }
-    Ok(None)
-}
-
 /// The Recycle Bin as JSON: by id what comes after one, or the newest first.
 pub fn list_bin(vault: &Vault, after: Option<FileId>, limit: usize) -> Result<String, VaultError> {
     let now = vault.now();
@@ -382,8 +364,10 @@ pub fn list_bin(vault: &Vault, after: Option<FileId>, limit: usize) -> Result<St
                 Some((seq, _)) => manifest_at(vault, t, *seq)?.map_or(0, |(m, _)| m.size),
                 None => 0,
             };
-            let folder = folder_path(t, row.parent)?
-                .map_or("(deleted folder)".into(), |names| to_wire(&names.join(&b'/')));
+            let folder = bin_path(t, &row)?.map_or("(deleted folder)".into(), |mut names| {
+                names.pop();
+                to_wire(&names.join(&b'/'))
+            });
             entries.push(
                 Obj::new()
                     .str("id", &row.file.to_string())

@@ -127,6 +127,10 @@ fn piped(context: &mut Context<'_>) -> Result<String, CliError> {
     let mut bytes = Vec::new();
     let most = TEXT_BYTES_MAX as u64 + 2;
     (&mut *context.input).take(most).read_to_end(&mut bytes).map_err(CliError::io("reading the input"))?;
+    // Before it is looked at as text: what was cut off may be half a letter.
+    if bytes.len() > TEXT_BYTES_MAX + 1 {
+        return Err(CliError::new("a message has at most 64 KiB", "share a file instead"));
+    }
     let mut text =
         String::from_utf8(bytes).map_err(|_| CliError::new("what is piped in is not UTF-8", ""))?;
     if text.ends_with('\n') {

@@ -60,7 +60,7 @@ pub struct Limits {
     pub bytes_per_s: u64,
     /// Connects of one address (of IPv6: one network of 64 bits) in a minute. From this machine as many as come.
     pub connects_per_minute: u64,
-    /// Bytes held for all receivers together.
+    /// Bytes held for all receivers together, see `switch::Limits`.
     pub held_bytes: usize,
 }
 
@@ -661,6 +661,11 @@ impl ClientTask {
             flushed?;
         }
         if !self.may_read(cx) {
+            // What was sent made room for others, and there may be more of it: neither waits for what is read from here.
+            self.hub.wake();
+            if !is_sent {
+                cx.waker().wake_by_ref();
+            }
             return Ok(());
         }
         let has_read = self.read(cx)?;

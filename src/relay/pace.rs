@@ -94,7 +94,11 @@ impl Backoff {
                 self.replaced = self.replaced.saturating_add(1);
                 least + part(least / 2, chance)
             }
-            Gone::Restart(span) => part(span.min(RESTART_SPAN_MAX), chance),
+            Gone::Restart(span) => {
+                let wait = part(span.min(RESTART_SPAN_MAX), chance);
+                // A relay that is hardly up and starts anew again and again is not run after.
+                if stayed >= GOOD_AFTER { wait } else { wait.max(self.after(Gone::Failed, stayed, chance)) }
+            }
         }
     }
 }
@@ -180,5 +184,15 @@ mod tests {
         }
         assert!(counts.iter().all(|count| (120..280).contains(count)), "{counts:?}");
         assert!(Backoff::default().after(Gone::Restart(u32::MAX * S), S, u64::MAX) <= 300 * S);
+    }
+
+    #[test]
+    fn relay_that_starts_anew_again_and_again_is_asked_more_and_more_seldom() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> =
+            (0..10).map(|_| backoff.after(Gone::Restart(Duration::ZERO), Duration::ZERO, 299_000)).collect();
+        assert!(waits[0] >= S && waits[9] > 60 * S, "{waits:?}");
+        // After a good connection its word counts again.
+        assert_eq!(backoff.after(Gone::Restart(Duration::ZERO), 61 * S, 77), Duration::ZERO);
     }
 }

@@ -68,7 +68,8 @@ impl Status {
 pub struct Limits {
     /// Circuits of one client, opened by it or to it.
     pub circuits: usize,
-    /// Bytes held for all clients together; over this no circuit is joined.
+    /// Bytes held for all clients together; over this no circuit is joined, and over twice as much one whose receiver does
+    /// not take what comes is reset.
     pub held_bytes: usize,
 }
 
@@ -461,10 +462,11 @@ impl Switch {
             end.moved_at = now;
             self.give_credit(circuit, 1 - side);
         } else {
-            end.received += u64::from(length);
-            if end.received > end.granted {
+            // Looked at before it counts: until the client is gone, what it may send is still reckoned with.
+            if u64::from(length) > end.granted - end.received {
                 return Err(Violation("more bytes than credit"));
             }
+            end.received += u64::from(length);
             if end.has_ended && length > 0 {
                 return Err(Violation("bytes after the end of a stream"));
             }
@@ -540,8 +542,15 @@ impl Switch {
             to.moved_at = now;
         }
         to.queue.extend(bytes);
+        let waiting = to.queue.len();
         self.held += bytes.len();
         self.totals.bytes += bytes.len() as u64;
+        // Circuits that were joined while there was room may all fill at once.
+        if self.held > self.limits.held_bytes.saturating_mul(2) && waiting > TURN_BYTES {
+            self.totals.stalled += 1;
+            self.drop_circuit(circuit, None);
+            return;
+        }
         self.make_ready(circuit, 1 - side);
     }
 
@@ -948,6 +957,38 @@ mod tests {
         // More than was given is against the rules.
         let more = vec![7; WINDOW_BYTES_MAX as usize + 1];
         assert!(world.try_say(world.ann, DATA, 0, 1, more.len() as u32, &more).is_err());
+    }
+
+    #[test]
+    fn client_that_sends_more_than_its_credit_is_still_reckoned_with_until_it_is_gone() {
+        let mut world = World::joined(Limits::default());
+        assert!(world.try_say(world.ann, DATA, 0, 1, u32::MAX, &[]).is_err());
+        // Her task says its farewell meanwhile; Bob goes on.
+        world.say(world.bob, WINDOW_UPDATE, 0, 2, 1 << 20, &[]);
+        world.data(world.bob, 2, b"more");
+        world.switch.leave(world.ann);
+        assert_eq!((world.switch.circuits(), world.switch.held_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn circuits_that_fill_all_at_once_are_reset_before_the_hub_holds_much_more_than_it_should() {
+        let limits = Limits { held_bytes: 100_000, ..Limits::default() };
+        let mut world = World::joined(limits);
+        for stream in [3, 5, 7] {
+            world.call(world.ann, stream, BOB);
+        }
+        // Bob's socket takes nothing.
+        for stream in [1, 3, 5] {
+            world.data(world.ann, stream, &[7; 60_000]);
+        }
+        assert_eq!((world.switch.circuits(), world.switch.totals().stalled), (4, 0));
+        world.data(world.ann, 7, &[7; 60_000]);
+        assert_eq!((world.switch.circuits(), world.switch.totals().stalled), (3, 1));
+        assert_eq!(world.sent(world.ann), [(DATA, RST, 7, 0, vec![])]);
+        // One whose receiver takes what comes goes on.
+        world.data(world.bob, 2, &[9; 10_000]);
+        assert_eq!(world.switch.circuits(), 3);
+        assert!(world.switch.held_bytes() <= 200_000);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What a running cell refuses of grants, tickets and lists of revocations, one attack after the other: by dishonest peers,
 //! over sessions in memory. `grant/tests.rs` changes the formats field by field; here the whole cell stands behind them.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use smol::io::AsyncReadExt;
+
 use super::rules::{ask, rogue};
-use super::{Broken, Checked, Sim};
+use super::{Broken, Checked, Sim, files};
 use crate::files::version::hash_of;
 use crate::grant::{
     self, Holder, Opened, Party, Place, Private, READ, Ranges, Revocations, RevocationsBody, Share, Ticket,
@@ -18,6 +21,10 @@ use crate::seal::{TAG_BYTES, padded_len};
 use crate::vault::VaultError;
 use crate::wire::message::{self, AskError, GrantStatus, Request};
 use crate::wire::session::{self, Limits, Session};
+use crate::world::Timer;
+
+/// A chunk as one asks for it by ticket: its name, its sealed bytes, and the proof that the ticket covers it.
+type Wanted = (ChunkName, u32, Vec<u8>);
 
 const ANN: usize = 0;
 const BOB: usize = 1;
@@ -174,7 +181,7 @@ impl World {
         session: &Session,
         holder: usize,
         ticket: &[u8],
-        chunks: &[(ChunkName, u32, Vec<u8>)],
+        chunks: &[Wanted],
     ) -> Checked<String> {
         let (session, ticket, chunks) = (session.clone(), ticket.to_vec(), chunks.to_vec());
         ask(&mut self.sim, holder, async move {
@@ -190,6 +197,35 @@ impl World {
                 }
             }
         })
+    }
+
+    /// Ann makes the photo so large that no wire holds a chunk of it.
+    fn enlarge(&mut self) -> Checked {
+        let plains: Vec<Vec<u8>> = (0..4u8).map(|n| vec![n; 100_000]).collect();
+        self.sim.ask(ANN, move |vault| files::keep(vault, b"photo.jpg", &plains))?;
+        self.sim.turns(3)
+    }
+
+    /// Begins to read chunks over a slow line, one each so often; how many have come so far.
+    fn read_slowly(
+        &mut self,
+        session: &Session,
+        holder: usize,
+        (ticket, chunks): (&[u8], &[Wanted]),
+        pause: Duration,
+    ) -> Rc<Cell<usize>> {
+        let (session, ticket, chunks) = (session.clone(), ticket.to_vec(), chunks.to_vec());
+        let count = Rc::new(Cell::new(0));
+        let told = Rc::clone(&count);
+        self.sim.spawn(holder, async move {
+            let Ok(mut getting) = message::get_by_ticket(&session, ticket, chunks).await else { return };
+            let mut bytes = Vec::new();
+            while let Ok(Some((_, message::GetStatus::Found))) = getting.next(&mut bytes).await {
+                told.set(told.get() + 1);
+                Timer::after(pause).await;
+            }
+        });
+        count
     }
 
     fn expect(&self, about: &str, is_so: bool, found: &dyn std::fmt::Debug) -> Checked {
@@ -331,7 +367,7 @@ fn rogue_again(world: &mut World, from: usize, to: usize) -> Checked<Session> {
     rogue(&mut world.sim, from, to)
 }
 
-fn chunks_of(opened: &Opened) -> Vec<(ChunkName, u32, Vec<u8>)> {
+fn chunks_of(opened: &Opened) -> Vec<Wanted> {
     let entries = &opened.manifest.entries;
     let asked = |at: usize| {
         let len = padded_len(entries[at].len() as usize) + TAG_BYTES;
@@ -466,4 +502,69 @@ pub fn tickets(seed: u64) -> Result<(), Broken> {
     world.sim.pass(Duration::from_secs(60))?;
     let is_alive = idle.is_alive();
     world.expect("a bearer who shows nothing is let go", !is_alive, &is_alive)
+}
+
+/// Who reads by ticket over a slow line is not taken for idle; what is taken back meanwhile is served no further.
+pub fn slow_bearer(seed: u64) -> Result<(), Broken> {
+    let mut world = World::new(seed)?;
+    world.enlarge()?;
+    let draft = world.draft(BOB)?;
+    let (ann, bob) = (world.identity(ANN), world.identity(BOB));
+    let party = Party { id: &ann.id(), x25519: ann.x_public() };
+    let opened = grant::open(&draft.bytes(), &bob, party).map_err(|why| Broken(why.to_string()))?;
+    let once = chunks_of(&opened);
+    let (ticket, chunks) = (opened.ticket.as_bytes().to_vec(), [&once[..], &once[..]].concat());
+
+    let pause = Duration::from_secs(25);
+    let session = world.bearer(CID, bob.id())?;
+    let count = world.read_slowly(&session, CID, (&ticket, &chunks), pause);
+    world.sim.pass(pause * 9)?;
+    world.expect("all has come in the end", count.get() == chunks.len(), &count)?;
+
+    let session = world.bearer(CID, bob.id())?;
+    let count = world.read_slowly(&session, CID, (&ticket, &chunks), pause);
+    world.sim.pass(pause * 2)?;
+    let mut ranges = Ranges::default();
+    ranges.add(draft.ticket.number);
+    let body =
+        RevocationsBody { creator: ann.id(), number: 1 << 40, revoked: ranges, extensions: Vec::new() };
+    let list = Revocations::sign(&ann, body).expect("it is short").as_bytes().to_vec();
+    let from_ann = rogue(&mut world.sim, ANN, CID)?;
+    let held =
+        ask(&mut world.sim, CID, async move { message::put_revocations(&from_ann, &list).await.ok() })?;
+    world.expect("the list is taken", held == Some(1 << 40), &held)?;
+    let before = count.get();
+    world.sim.pass(pause * 9)?;
+    // One is on its way already.
+    world.expect("hardly more has come", (before..=before + 1).contains(&count.get()), &(before, &count))
+}
+
+/// Who takes a byte now and then holds no place for ever: others are served.
+pub fn trickling_bearer(seed: u64) -> Result<(), Broken> {
+    let mut world = World::new(seed)?;
+    world.enlarge()?;
+    let ann = world.identity(ANN);
+    let party = Party { id: &ann.id(), x25519: ann.x_public() };
+    let mut granted = Vec::new();
+    for to in [EVE, BOB] {
+        let (draft, recipient) = (world.draft(to)?, world.identity(to));
+        let opened = grant::open(&draft.bytes(), &recipient, party).map_err(|why| Broken(why.to_string()))?;
+        granted.push((recipient.id(), opened.ticket.as_bytes().to_vec(), chunks_of(&opened)));
+    }
+    let [(eve, its_ticket, its_chunks), (bob, ticket, chunks)] = &granted[..] else { unreachable!("two") };
+
+    let session = world.bearer(CID, *eve)?;
+    let request = Request::GetByTicket { ticket: its_ticket.clone(), chunks: its_chunks.clone() };
+    world.sim.spawn(CID, async move {
+        let Ok(mut stream) = session.open().await else { return };
+        let asked = message::write_head(&mut stream, &request.to_bytes()).await;
+        while asked.is_ok() && matches!(stream.read(&mut [0]).await, Ok(1)) {
+            Timer::after(Duration::from_secs(20)).await;
+        }
+    });
+    world.sim.pass(Duration::from_secs(40))?;
+    let session = world.bearer(CID, *bob)?;
+    let count = world.read_slowly(&session, CID, (ticket, chunks), Duration::ZERO);
+    world.sim.pass(Duration::from_secs(60))?;
+    world.expect("another one is served", count.get() == chunks.len(), &count)
 }

@@ -101,6 +101,9 @@ impl Sync {
     /// A friend asks this cell's models. Nothing of it is kept.
     pub(super) async fn answer_question(&self, owner: CellId, len: u32, stream: &mut Stream) -> Done {
         assert!(len as usize <= QUESTION_BYTES_MAX, "longer ones are refused when they are read");
+        let Some(_place) = self.link(&owner).and_then(|link| link.body()) else {
+            return reply(stream, &super::serve::too_much_at_once()).await;
+        };
         // Read whatever becomes of it, so that the asker hears the answer.
         let mut question = Vec::new();
         message::read_body(stream, len as usize, &mut question).await?;

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::books::{Books, PeerRow};
 use super::driver::Sync;
@@ -14,9 +15,12 @@ use crate::id::{CellId, ChunkName};
 use crate::placement::{DbError, HoldState, Own};
 use crate::pool::unblock;
 use crate::vault::{Vault, VaultError};
-use crate::wire::message::{self, AskError, ErrorCode, GetStatus, GrantStatus, Refusal, Reply};
+use crate::wire::message::{self, ErrorCode, GetStatus, GrantStatus, Refusal, Reply};
 use crate::wire::session::Stream;
-use crate::world::{Sabotage, is_sabotaged};
+use crate::world::{Sabotage, Timer, is_sabotaged};
+
+/// While a chunk is on its way to a bearer, that counts as a sign of life this often.
+const NOTED_EVERY: Duration = Duration::from_secs(10);
 
 impl Sync {
     /// A friend offers grants.
@@ -72,6 +76,9 @@ impl Sync {
         len: u32,
         stream: &mut Stream,
     ) -> Answered {
+        let Some(_place) = self.link(&owner).and_then(|link| link.body()) else {
+            return reply(stream, &super::serve::too_much_at_once()).await;
+        };
         let mut bytes = Vec::new();
         message::read_body(stream, len as usize, &mut bytes).await?;
         if !self.link(&owner).is_some_and(|link| link.may_list(self.vault.clock.steady())) {
@@ -108,15 +115,14 @@ impl Sync {
         }
     }
 
-    /// Somebody shows a ticket and wants chunks of its creator. Gives whether the ticket holds.
+    /// Somebody shows a ticket and wants chunks of its creator.
     pub(super) async fn answer_ticket(
         self: &Rc<Self>,
         caller: CellId,
         ticket: Vec<u8>,
         chunks: Vec<(ChunkName, u32, Vec<u8>)>,
         stream: &mut Stream,
-    ) -> Result<bool, AskError> {
-        let _permit = self.permits.giving.acquire().await;
+    ) -> Answered {
         let (books, now) = (Arc::clone(&self.books), self.unix_now());
         let own_id = self.vault.id();
         // Whom this cell knows as an owner: others, anybody could make up.
@@ -129,8 +135,8 @@ impl Sync {
                     false => Err(GrantError::NotFromCreator),
                 });
             let (seen, list) = match &ticket {
-                Ok(ticket) if !is_sabotaged(Sabotage::ServesTakenBack) => books.list_of(&ticket.creator)?,
-                _ => (0, None),
+                Ok(ticket) => list_shown(&books, &ticket.creator)?,
+                Err(_) => (0, None),
             };
             let verdict = ticket.and_then(|ticket| {
                 let presented =
@@ -148,29 +154,61 @@ impl Sync {
             Ok(Err(why)) => {
                 self.refusals.note(format_args!("{}: ticket refused: {why}", caller.short()));
                 let refusal = Refusal::new(ErrorCode::NotAllowed, &why.to_string(), hint(&why));
-                reply(stream, &Reply::Error(refusal)).await?;
-                return Ok(false);
+                return reply(stream, &Reply::Error(refusal)).await;
             }
-            Err(why) => {
-                reply(stream, &super::serve::failed(&why)).await?;
-                return Ok(false);
-            }
+            Err(why) => return reply(stream, &super::serve::failed(&why)).await,
         };
-        let creator = ticket.creator;
+        self.note_bearer(&caller);
+        let _permit = self.permits.lending.acquire().await;
+        let (creator, ticket) = (ticket.creator, Arc::new(ticket));
         message::write_reply(stream, &Reply::Get { count: chunks.len() as u32 }).await?;
         for (name, len, _) in chunks {
-            let keeper = Arc::clone(&self.keeper);
-            let read = unblock(move || keeper.read_granted(&creator, creator == own_id, &name, len));
+            let (keeper, books, shown) =
+                (Arc::clone(&self.keeper), Arc::clone(&self.books), Arc::clone(&ticket));
+            let now = self.unix_now();
+            let read = unblock(move || -> Result<_, VaultError> {
+                // What is taken back while it is read, or waits for its turn, is served no further.
+                if !still_holds(&books, &shown, &caller, now)? {
+                    return Ok((GetStatus::Missing, Vec::new()));
+                }
+                keeper.read_granted(&creator, creator == own_id, &name, len)
+            });
             let (status, bytes) = read.await.unwrap_or_else(|why| {
                 log::warn!("a chunk for a ticket cannot be read: {why}");
                 (GetStatus::Damaged, Vec::new())
             });
-            message::write_got(stream, status, &bytes).await?;
+            self.lend(&caller, stream, (status, &bytes)).await?;
             buffers::give(bytes);
         }
-        message::finish(stream).await?;
-        Ok(true)
+        Ok(message::finish(stream).await?)
     }
+
+    /// Writes one chunk to a bearer. A slow line is no idleness: how slow it may be is bounded where it is written.
+    async fn lend(
+        &self,
+        caller: &CellId,
+        stream: &mut Stream,
+        (status, bytes): (GetStatus, &[u8]),
+    ) -> std::io::Result<()> {
+        let noting = async {
+            loop {
+                self.note_bearer(caller);
+                Timer::after(NOTED_EVERY).await;
+            }
+        };
+        smol::future::or(message::write_got(stream, status, bytes), noting).await
+    }
+}
+
+/// The creator's list by which tickets are judged, and the number of the newest that was seen.
+fn list_shown(books: &Books, creator: &CellId) -> Result<(u64, Option<Revocations>), VaultError> {
+    if is_sabotaged(Sabotage::ServesTakenBack) { Ok((0, None)) } else { Ok(books.list_of(creator)?) }
+}
+
+/// Whether a ticket that held when it was shown still does.
+fn still_holds(books: &Books, ticket: &Ticket, caller: &CellId, now: u64) -> Result<bool, VaultError> {
+    let (seen, list) = list_shown(books, &ticket.creator)?;
+    Ok(allows(Presented { ticket, caller, list: list.as_ref(), seen, now }).is_ok())
 }
 
 fn hint(why: &GrantError) -> &'static str {

@@ -77,6 +77,8 @@ const INVITE_S_MAX: u64 = 366 * 86_400;
 /// sides: so whoever waits for bytes waits for somebody who has his place, and nobody waits in a circle.
 pub(super) struct Permits {
     pub(super) giving: Semaphore,
+    /// Giving by ticket: whoever reads slowly there, and may be anybody, holds up no peer that asks for its own.
+    pub(super) lending: Semaphore,
     pub(super) taking: Semaphore,
     pub(super) pushing: Semaphore,
     pub(super) pulling: Semaphore,
@@ -329,6 +331,7 @@ impl Sync {
             refusals: RefusalLog::new(),
             permits: Permits {
                 giving: streams(),
+                lending: Semaphore::new(vault.config.jobs().div_ceil(2).max(1)),
                 taking: streams(),
                 pushing: streams(),
                 pulling: streams(),

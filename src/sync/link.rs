@@ -47,6 +47,11 @@ const WISHES_MAX: u32 = 60;
 const SETTLED_MAX: u32 = 60;
 /// Lists of its revocations that are taken of a peer in `MEASURED_EVERY`.
 const LISTS_MAX: u32 = 600;
+/// New cards that are taken of a peer in `MEASURED_EVERY`: each is a write here and in the catalog, and friends hear of it. Its
+/// addresses are looked at every 15 s there, and when its network changes.
+const CARDS_MAX: u32 = 600;
+/// Requests of one peer whose bodies are in memory at once, beside chunks and what has a bound of its own.
+const BODIES_MAX: u32 = 16;
 /// Bytes of grants that are taken of a friend in `MEASURED_EVERY`: each is a write here and in the catalog.
 const OFFERED_BYTES_MAX: u64 = 256 << 20;
 
@@ -144,6 +149,15 @@ pub(super) enum For {
     Small,
 }
 
+/// A body of a peer's that is in memory.
+pub(super) struct BodyPlace(Rc<Link>);
+
+impl Drop for BodyPlace {
+    fn drop(&mut self) {
+        self.0.bodies.set(self.0.bodies.get() - 1);
+    }
+}
+
 /// A peer with whom there was a connection since the start.
 pub(super) struct Link {
     pub(super) peer: CellId,
@@ -174,6 +188,10 @@ pub(super) struct Link {
     offered: Cell<(Duration, u64)>,
     /// Since when, and how many lists of revocations were taken.
     listed: Cell<(Duration, u32)>,
+    /// Since when, and how many new cards of its were taken.
+    carded: Cell<(Duration, u32)>,
+    /// Bodies of its requests that are in memory.
+    bodies: Cell<u32>,
     pub(super) is_introduced: Cell<bool>,
     /// Our wish as it was told since it was connected.
     pub(super) told_wish: Cell<Option<Wish>>,
@@ -248,6 +266,8 @@ impl Link {
             told_at: Cell::new(None),
             offered: Cell::new((Duration::ZERO, 0)),
             listed: Cell::new((Duration::ZERO, 0)),
+            carded: Cell::new((Duration::ZERO, 0)),
+            bodies: Cell::new(0),
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
             wished: Cell::new((Duration::ZERO, 0)),
@@ -365,7 +385,12 @@ impl Link {
     /// Waits for the next change of the lines.
     pub(super) async fn changed(&self) {
         let (ring, rung) = channel::bounded(1);
-        self.waiters.borrow_mut().push(ring);
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            // Whoever waited for something else as well is gone.
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(ring);
+        }
         let _ = rung.recv().await;
     }
 
@@ -532,6 +557,26 @@ impl Link {
         let may = count < LISTS_MAX;
         self.listed.set((since, count + u32::from(may)));
         may
+    }
+
+    /// Whether one more card of the peer is looked at, at steady time `now`.
+    pub(super) fn may_card(&self, now: Duration) -> bool {
+        let (since, count) = match self.carded.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = count < CARDS_MAX;
+        self.carded.set((since, count + u32::from(may)));
+        may
+    }
+
+    /// A place for a body that is held whole, until it is dropped; `None`: there are too many.
+    pub(super) fn body(self: &Rc<Self>) -> Option<BodyPlace> {
+        let may = self.bodies.get() < BODIES_MAX;
+        may.then(|| {
+            self.bodies.set(self.bodies.get() + 1);
+            BodyPlace(Rc::clone(self))
+        })
     }
 
     /// The peer is none any more: all connections end, and no round begins.

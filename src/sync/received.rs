@@ -69,6 +69,15 @@ pub enum Reception {
     Full,
 }
 
+/// How many grants of a friend, and bytes of them, are kept when one more comes, in the place of one of so many bytes if it is
+/// known; `None`: there is no room. What is no longer than the one before always has room.
+fn with_one_more((count, bytes): (u64, u64), before: Option<u64>, len: u64) -> Option<(u64, u64)> {
+    let after = bytes.saturating_sub(before.unwrap_or(0)) + len;
+    let is_full = before.is_none() && count >= RECEIVED_MAX;
+    let is_over = after > RECEIVED_BYTES_MAX && after > bytes;
+    (!is_full && !is_over).then_some((count + u64::from(before.is_none()), after))
+}
+
 pub(super) const RECEIVED_COLUMNS: &str =
     "n, creator, file, ticket, number, version, share, size, expires, received, verified, kept, grant_bytes";
 
@@ -173,7 +182,7 @@ impl Books {
     ) -> Result<Vec<Reception>, VaultError> {
         let Some(creator) = rows.first().map(|row| row.creator) else { return Ok(Vec::new()) };
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
-        let (mut count, mut bytes) = self
+        let mut kept = self
             .list(
                 "SELECT count(*), coalesce(sum(length(grant_bytes)), 0) FROM grants_received WHERE creator = ?1",
                 [creator.0],
@@ -199,12 +208,12 @@ impl Books {
                     outcome.push(Reception::Known);
                     continue;
                 }
-                let len = row.grant.len() as u64;
-                if known.is_none() && (count >= RECEIVED_MAX || bytes + len > RECEIVED_BYTES_MAX) {
+                let before = known.as_ref().map(|known| known.grant.len() as u64);
+                let Some(after) = with_one_more(kept, before, row.grant.len() as u64) else {
                     outcome.push(Reception::Full);
                     continue;
-                }
-                (count, bytes) = (count + u64::from(known.is_none()), bytes + len);
+                };
+                kept = after;
                 let is_verified =
                     known.as_ref().is_some_and(|known| known.version == row.version && known.is_verified);
                 // The same once more tells of other holders: it is no news, and stays where it stands in the Feed.
@@ -228,8 +237,8 @@ impl Books {
                         .prepare_cached("INSERT OR IGNORE INTO kept_anew VALUES (?1, ?2)")?
                         .execute(params![row.creator.0, row.file.0])?;
                 }
-                let kept = GrantReceived { received: row.received, is_kept, grant: row.grant.clone() };
-                records.push((received_key(&row.creator, &row.ticket), Some(kept.to_bytes())));
+                let record = GrantReceived { received: row.received, is_kept, grant: row.grant.clone() };
+                records.push((received_key(&row.creator, &row.ticket), Some(record.to_bytes())));
                 outcome.push(Reception::Taken);
             }
             change.commit()?;
@@ -350,4 +359,30 @@ pub(super) fn insert_received(
         row.grant
     ])
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_of_a_friend_have_bounds_whether_they_are_new_or_newer() {
+        let most = RECEIVED_BYTES_MAX;
+        assert_eq!(with_one_more((0, 0), None, 300), Some((1, 300)));
+        assert_eq!(with_one_more((1, 300), Some(300), 500), Some((1, 500)));
+        assert_eq!(with_one_more((9, most - 300), None, 301), None);
+        assert_eq!(
+            with_one_more((9, most - 300), Some(300), 601),
+            None,
+            "one that grows counts like a new one"
+        );
+        assert_eq!(with_one_more((9, most - 300), Some(300), 600), Some((9, most)));
+        assert_eq!(
+            with_one_more((9, most + 900), Some(300), 300),
+            Some((9, most + 900)),
+            "kept before there was a bound"
+        );
+        assert_eq!(with_one_more((RECEIVED_MAX, 300), None, 1), None);
+        assert_eq!(with_one_more((RECEIVED_MAX, 300), Some(3), 4), Some((RECEIVED_MAX, 301)));
+    }
 }

@@ -43,8 +43,8 @@ pub(super) struct Relays {
     options: Options,
     own: RefCell<Vec<(Keeper, Task<()>)>>,
     visits: RefCell<Vec<Visit>>,
-    /// One visit begins at a time: two dials to one relay share it.
-    visiting: Mutex<()>,
+    /// One visit to a relay begins at a time: two dials to it share it. Another relay does not wait for one that is dead.
+    doors: RefCell<Vec<(Url, Rc<Mutex<()>>)>>,
     knocks: Cell<usize>,
     limiter: RefCell<HandshakeLimiter>,
 }
@@ -66,7 +66,7 @@ impl Relays {
             options: Options::of(config),
             own: RefCell::default(),
             visits: RefCell::default(),
-            visiting: Mutex::new(()),
+            doors: RefCell::default(),
             knocks: Cell::new(0),
             limiter: RefCell::new(HandshakeLimiter::new(instant())),
         }
@@ -87,6 +87,19 @@ impl Relays {
         let visit = visits.iter().find(|visit| is_same(&visit.url, url) && visit.client.is_alive())?;
         visit.used_at.set(instant());
         Some(visit.client.clone())
+    }
+
+    /// What is locked while a visit to a relay begins.
+    fn door(&self, url: &Url) -> Rc<Mutex<()>> {
+        let mut doors = self.doors.borrow_mut();
+        // Nobody is at those any more.
+        doors.retain(|(_, door)| Rc::strong_count(door) > 1);
+        if let Some((_, door)) = doors.iter().find(|(known, _)| is_same(known, url)) {
+            return Rc::clone(door);
+        }
+        let door = Rc::new(Mutex::new(()));
+        doors.push((url.clone(), Rc::clone(&door)));
+        door
     }
 
     /// Ends visits that are over, and those that nothing came of.
@@ -233,18 +246,18 @@ impl Sync {
 
     /// A connection to a relay where this cell does not wait.
     async fn visit(self: &Rc<Self>, url: &Url) -> Result<Client, HandshakeError> {
-        let _alone = self.relays.visiting.lock().await;
+        let door = self.relays.door(url);
+        let _alone = door.lock().await;
         if let Some(client) = self.relays.visit(url) {
             return Ok(client);
         }
         self.tidy_relays();
-        if self.relays.visits.borrow().len() >= VISITS_MAX {
-            let full = "too many relays are in use at once; it is tried again";
-            return Err(HandshakeError::Unreachable(std::io::Error::other(full)));
-        }
+        self.has_room_for_visit()?;
         let connected = connect(url, &self.vault.identity, &self.relays.options).await;
         let (client, driver) =
             connected.map_err(|why| HandshakeError::Unreachable(std::io::Error::other(why.to_string())))?;
+        // Others may have begun meanwhile.
+        self.has_room_for_visit()?;
         let (sync, visited) = (Rc::clone(self), client.clone());
         let accept = async move {
             while let Some((from, circuit)) = visited.accept().await {
@@ -264,6 +277,14 @@ impl Sync {
         Ok(client)
     }
 
+    fn has_room_for_visit(&self) -> Result<(), HandshakeError> {
+        if self.relays.visits.borrow().len() < VISITS_MAX {
+            return Ok(());
+        }
+        let full = "too many relays are in use at once; it is tried again";
+        Err(HandshakeError::Unreachable(std::io::Error::other(full)))
+    }
+
     /// Leaves relays that are of no use any more.
     pub(super) fn tidy_relays(&self) {
         self.relays.tidy();
@@ -273,5 +294,25 @@ impl Sync {
         for peer in self.gate.peers() {
             self.wake_dialer(&peer.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visits_wait_for_others_of_the_same_relay_only() {
+        let relays = Relays::new(&Config::default());
+        let url = |text: &str| text.parse::<Url>().unwrap();
+        let (one, other) = (url("wss://one.example"), url("wss://other.example"));
+        let door = relays.door(&one);
+        let begun = door.try_lock();
+        assert!(begun.is_some() && relays.door(&one).try_lock().is_none());
+        assert!(relays.door(&other).try_lock().is_some());
+        drop(begun);
+        drop(door);
+        assert!(relays.door(&one).try_lock().is_some());
+        assert_eq!(relays.doors.borrow().len(), 1, "doors with nobody at them are forgotten");
     }
 }

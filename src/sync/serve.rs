@@ -155,10 +155,12 @@ struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(account) = lock(&self.keeper.accounts).get_mut(&self.owner) {
-            match self.class {
-                HoldClass::Chunk => account.reserved -= self.bytes,
-                HoldClass::Segment => account.reserved_segments -= self.bytes,
-            }
+            let reserved = match self.class {
+                HoldClass::Chunk => &mut account.reserved,
+                HoldClass::Segment => &mut account.reserved_segments,
+            };
+            // The owner may have been parted with, and come back, since.
+            *reserved = reserved.saturating_sub(self.bytes);
         }
     }
 }
@@ -882,6 +884,15 @@ fn may_sum(sync: &Sync, owner: &CellId, request: &Request) -> bool {
     sync.link(owner).is_some_and(|link| link.may_sum(parts, sync.vault.clock.steady()))
 }
 
+fn may_card(sync: &Sync, owner: &CellId) -> bool {
+    sync.link(owner).is_some_and(|link| link.may_card(sync.vault.clock.steady()))
+}
+
+/// The body of the request is not read: whoever has so many under way waits for none of their answers.
+pub(super) fn too_much_at_once() -> Reply {
+    Reply::Error(Refusal::new(ErrorCode::Busy, "too much is sent at once", "try again later"))
+}
+
 async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut Stream) -> Answered {
     let request = match message::read_request(stream).await {
         Ok(request) => request,
@@ -915,6 +926,9 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::Put { class, entries } => return answer_put(sync, owner, class, entries, stream).await,
         Request::Heads => return answer_heads(keeper, owner, stream).await,
         Request::PutHead { len } => {
+            let Some(_place) = sync.link(&owner).and_then(|link| link.body()) else {
+                return reply(stream, &too_much_at_once()).await;
+            };
             let mut bytes = Vec::new();
             message::read_body(stream, len as usize, &mut bytes).await?;
             unblock(move || keeper.put_head(&owner, bytes)).await.map(Reply::PutHead)
@@ -955,6 +969,10 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
             }
             return message::answer_measure(stream, up, down).await;
         }
+        Request::Card { .. } if !may_card(sync, &owner) => {
+            let refusal = Refusal::new(ErrorCode::Busy, "enough cards came for this hour", "");
+            return reply(stream, &Reply::Error(refusal)).await;
+        }
         Request::Card { bytes } => match take_card(sync, &owner, &bytes).await {
             Ok(()) => Ok(Reply::Done),
             Err(why) => {
@@ -969,10 +987,7 @@ async fn answer(sync: &Rc<Sync>, session: &Session, caller: Caller, stream: &mut
         Request::Revocations { len } => return sync.answer_revocations(owner, len, stream).await,
         Request::TakenBack => return sync.answer_taken_back(owner, stream).await,
         Request::GetByTicket { ticket, chunks } => {
-            if sync.answer_ticket(owner, ticket, chunks, stream).await? && caller.is_bearer {
-                sync.note_bearer(&owner);
-            }
-            return Ok(());
+            return sync.answer_ticket(owner, ticket, chunks, stream).await;
         }
         Request::Friendship(told) => match sync.answer_wish(&owner, &told).await {
             Ok(Some(now)) => Ok(Reply::Friendship(now)),

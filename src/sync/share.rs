@@ -300,9 +300,16 @@ fn take_back(
     for slice in files.chunks(FILES_AT_ONCE) {
         vault.db.change_durably(|t| {
             slice.iter().try_for_each(|file| -> Result<(), VaultError> {
-                let versions = t.records_with_prefix(&version_key_prefix(*file), FILES_AT_ONCE)?;
-                let Some((seq, _)) = versions.last() else { return Ok(()) };
-                let Some(bytes) = t.record_at(*seq)?.filter(|bytes| bytes.len() > 64) else { return Ok(()) };
+                let seq = match t.node_of(*file)? {
+                    Some(node) => Some(node.seq),
+                    // It is deleted, and may be restored.
+                    None => {
+                        let versions = t.records_with_prefix(&version_key_prefix(*file), FILES_AT_ONCE)?;
+                        versions.last().map(|(seq, _)| *seq)
+                    }
+                };
+                let Some(seq) = seq else { return Ok(()) };
+                let Some(bytes) = t.record_at(seq)?.filter(|bytes| bytes.len() > 64) else { return Ok(()) };
                 let manifest = Manifest::open(&bytes, &vault.master, Check::Trusted)?;
                 Ok(burn_salt(t, *file, &manifest.salt)?)
             })

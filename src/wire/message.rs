@@ -83,7 +83,7 @@ pub const STORE_TIME_MAX: Duration = Duration::from_secs(180);
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// A model may think so long before its next word.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(1800);
-/// A body that comes slower than this many bytes a second is given up.
+/// A body that comes, or is taken, slower than this many bytes a second is given up.
 pub const BODY_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
 
 macro_rules! byte_enum {
@@ -1135,9 +1135,8 @@ pub async fn read_body<S: AsyncRead + Unpin>(
     // What a reused buffer holds need not be wiped first.
     buf.truncate(len);
     buf.resize(len, 0);
-    let limit = PROGRESS_TIME_MAX + Duration::from_secs(len as u64 / BODY_BYTES_PER_SECOND_MIN);
     let work = read_full(stream, buf, PROGRESS_TIME_MAX);
-    within(limit, work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+    within(body_time_max(len), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
 // ---- The answering side ----
@@ -1176,8 +1175,17 @@ pub async fn write_got<S: AsyncWrite + Unpin>(
 async fn write_entry<S: AsyncWrite + Unpin>(stream: &mut S, status: u8, bytes: &[u8]) -> io::Result<()> {
     let mut head = Writer::new();
     head.u8(status).u32(bytes.len() as u32);
-    write_full(stream, head.as_slice(), PROGRESS_TIME_MAX).await?;
-    write_full(stream, bytes, PROGRESS_TIME_MAX).await
+    let work = async {
+        write_full(stream, head.as_slice(), PROGRESS_TIME_MAX).await?;
+        write_full(stream, bytes, PROGRESS_TIME_MAX).await
+    };
+    // Whoever takes a byte now and then would hold a place of all who are given something.
+    within(body_time_max(bytes.len()), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A body of so many bytes comes, or is taken, within this.
+fn body_time_max(len: usize) -> Duration {
+    PROGRESS_TIME_MAX + Duration::from_secs(len as u64 / BODY_BYTES_PER_SECOND_MIN)
 }
 
 /// Ends our side of an answered stream in order.
