@@ -29,6 +29,8 @@ use crate::store::{ChunkStore, StoreError};
 
 /// Until this observed second the clock was sure; what is stamped later waits for the credit of a stop.
 const SURE_KEY: &str = "time_sure_at";
+/// The time is made durable this often where something durable goes by it. s.
+const ANCHOR_S: u64 = 600;
 /// Credits of less than this are not taken off anybody's age. s.
 const CREDIT_SHIFTS_S: u64 = 3600;
 
@@ -116,10 +118,11 @@ pub struct Vault {
     retired: AtomicBool,
     placing: Mutex<()>,
     publishing: Mutex<()>,
+    merging: Mutex<()>,
     marks: Mutex<Option<Marks>>,
     raised: Mutex<Option<Marks>>,
     counting: Mutex<crate::copies::Counting>,
-    large_imports: Arc<AtomicUsize>,
+    large_imports: Arc<LargeImports>,
     tree_size: Mutex<TreeSize>,
     alerts: Mutex<AlertBook>,
     /// Wakes whoever tells of alerts.
@@ -130,6 +133,8 @@ pub struct Vault {
     losses: AtomicU64,
     /// Credited for a stop and not yet taken off the age of what was stamped since. Seconds.
     credit_s: AtomicU64,
+    /// When the time was made durable last. Observed seconds; 0: not since the start.
+    anchored_at: AtomicU64,
 }
 
 impl fmt::Debug for Vault {
@@ -146,13 +151,23 @@ struct TreeSize {
     uses: u64,
 }
 
+/// Large files that are being read, or wait for their version to be recorded.
+#[derive(Debug, Default)]
+struct LargeImports {
+    running: AtomicUsize,
+    /// Since the start.
+    ended: AtomicU64,
+}
+
 /// See `Vault::begin_large_import`.
 #[derive(Debug)]
-pub struct LargeImport(Arc<AtomicUsize>);
+pub struct LargeImport(Arc<LargeImports>);
 
 impl Drop for LargeImport {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        // In this order: whoever finds none running finds that this one has ended.
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -213,6 +228,7 @@ impl Vault {
             retired: AtomicBool::new(retired),
             placing: Mutex::new(()),
             publishing: Mutex::new(()),
+            merging: Mutex::new(()),
             marks: Mutex::new(None),
             raised: Mutex::new(None),
             counting: Mutex::default(),
@@ -224,6 +240,7 @@ impl Vault {
             damage: Mutex::default(),
             losses: AtomicU64::new(0),
             credit_s: AtomicU64::new(0),
+            anchored_at: AtomicU64::new(0),
         };
         vault.look_at_clock();
         if retired {
@@ -308,6 +325,23 @@ impl Vault {
 
     /// Credits time switched off when sure of the clock, says so when it is doubted, and saves how far observed time is.
     pub fn save_time(&self) -> Result<(), DbError> {
+        self.write_time(false)
+    }
+
+    /// Saves the time, and with it all that was changed before, so that a loss of power does not take it, unless that was done
+    /// within the last ten minutes.
+    pub fn anchor_time(&self) -> Result<(), DbError> {
+        let now = self.now();
+        let last = self.anchored_at.load(Ordering::Relaxed);
+        if last > 0 && (last..last.saturating_add(ANCHOR_S)).contains(&now) {
+            return Ok(());
+        }
+        self.write_time(true)?;
+        self.anchored_at.store(now.max(1), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write_time(&self, is_durable: bool) -> Result<(), DbError> {
         let is_sure = self.look_at_clock();
         // Taken whole, and given back where the database cannot be written.
         let credit_s = self.credit_s.swap(0, Ordering::Relaxed);
@@ -317,24 +351,24 @@ impl Vault {
             alerts.settle(observed);
             alerts.take_changed()
         };
-        self.db
-            .change(|t| {
-                if let Some(text) = &alerts {
-                    t.set_meta("alerts", text.as_bytes())?;
-                }
-                if credit_s >= CREDIT_SHIFTS_S {
-                    t.make_younger(t.meta_u64(SURE_KEY)?.unwrap_or(0), credit_s)?;
-                }
-                if is_sure {
-                    t.set_meta_u64(SURE_KEY, observed)?;
-                }
-                t.set_meta_u64("observed", observed)?;
-                t.set_meta_u64("wall", wall as u64)
-            })
-            .inspect_err(|_| {
-                lock(&self.alerts).note_unsaved();
-                self.credit_s.fetch_add(credit_s, Ordering::Relaxed);
-            })
+        let write = |t: &Tables<'_>| {
+            if let Some(text) = &alerts {
+                t.set_meta("alerts", text.as_bytes())?;
+            }
+            if credit_s >= CREDIT_SHIFTS_S {
+                t.make_younger(t.meta_u64(SURE_KEY)?.unwrap_or(0), credit_s)?;
+            }
+            if is_sure {
+                t.set_meta_u64(SURE_KEY, observed)?;
+            }
+            t.set_meta_u64("observed", observed)?;
+            t.set_meta_u64("wall", wall as u64)
+        };
+        let written = if is_durable { self.db.change_durably(write) } else { self.db.change(write) };
+        written.inspect_err(|_| {
+            lock(&self.alerts).note_unsaved();
+            self.credit_s.fetch_add(credit_s, Ordering::Relaxed);
+        })
     }
 
     /// A person says that the clock is right.
@@ -375,6 +409,11 @@ impl Vault {
     /// One publication at a time.
     pub fn publishing(&self) -> MutexGuard<'_, ()> {
         lock(&self.publishing)
+    }
+
+    /// One takes in records of another catalog at a time. Taken before `publishing` and `placing`.
+    pub fn merging(&self) -> MutexGuard<'_, ()> {
+        lock(&self.merging)
     }
 
     /// Marks of a running garbage collection, if one runs.
@@ -431,16 +470,21 @@ impl Vault {
         Ok((size.files, size.bytes))
     }
 
-    /// A large file is being read until this is dropped: its chunks are here before a version names them, so nothing is
-    /// collected meanwhile.
+    /// A large file is being read, or its version is to be recorded, until this is dropped: its chunks are here before a version
+    /// names them, so nothing is collected meanwhile.
     pub fn begin_large_import(&self) -> LargeImport {
-        self.large_imports.fetch_add(1, Ordering::AcqRel);
+        self.large_imports.running.fetch_add(1, Ordering::AcqRel);
         LargeImport(Arc::clone(&self.large_imports))
     }
 
-    /// Whether a large file is being read.
+    /// Whether a large file is being read, or its version is to be recorded.
     pub fn has_large_imports(&self) -> bool {
-        self.large_imports.load(Ordering::Acquire) > 0
+        self.large_imports.running.load(Ordering::Acquire) > 0
+    }
+
+    /// How many large files were read since the start, and their versions recorded or given up.
+    pub fn large_imports_ended(&self) -> u64 {
+        self.large_imports.ended.load(Ordering::Acquire)
     }
 
     /// Raises or renews an alert; `code` names it for good.

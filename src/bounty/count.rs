@@ -34,6 +34,8 @@ pub struct Sums {
 pub struct Seen {
     /// Observed seconds.
     pub now: u64,
+    /// Since when both are connected without a break. Observed seconds.
+    pub since: u64,
     /// What is seen.
     pub sums: Sums,
 }
@@ -115,7 +117,7 @@ impl Counts {
 
     /// Counts on to what is seen now.
     pub fn take(&mut self, seen: &Seen) {
-        let Seen { now, sums } = *seen;
+        let Seen { now, since, sums } = *seen;
         let before = self.sums;
         self.sums = sums;
         if self.at == 0 || now.saturating_add(BACK_S) < self.at {
@@ -161,7 +163,8 @@ impl Counts {
         let (fewer, more) = (before.held_bytes.min(sums.held_bytes), before.held_bytes.max(sums.held_bytes));
         self.claim.high += over(more, passed);
         if passed <= STEADY_S {
-            self.claim.low += over(fewer, passed);
+            // An owner that was off has perhaps not counted that time.
+            self.claim.low += over(fewer, passed.min(now.saturating_sub(since)));
         }
         self.claim.peak_bytes = self.claim.peak_bytes.max(more);
     }
@@ -277,11 +280,11 @@ mod tests {
 
     fn seen(now: u64, proven: u64, unproven: u64) -> Seen {
         let sums = Sums { proven_bytes: proven, unproven_bytes: unproven, lost_id: 7, ..Sums::default() };
-        Seen { now, sums }
+        Seen { now, since: 0, sums }
     }
 
     fn kept(now: u64, held: u64) -> Seen {
-        Seen { now, sums: Sums { held_bytes: held, ..Sums::default() } }
+        Seen { now, since: 0, sums: Sums { held_bytes: held, ..Sums::default() } }
     }
 
     #[test]
@@ -361,6 +364,21 @@ mod tests {
         assert_eq!((counts.claim.low(), counts.claim.high()), (0, 50 * GIB));
         counts.take(&kept(1 + 2 * 3600 + 86_400, 2 * GIB));
         assert_eq!(counts.claim.low(), GIB, "the owner takes off what was lost first");
+    }
+
+    #[test]
+    fn a_holder_does_not_claim_the_time_of_an_outage_however_short() {
+        let mut counts = Counts::default();
+        counts.take(&kept(1, GIB));
+        // An hour and a half ago it was counted last; half an hour ago the owner came back.
+        counts.take(&Seen { since: 1 + 3600, ..kept(1 + 5400, GIB) });
+        assert_eq!((counts.claim.low(), counts.claim.high()), (GIB / 2, GIB * 3 / 2));
+        // Without another break all time counts again.
+        counts.take(&Seen { since: 1 + 3600, ..kept(1 + 9000, GIB) });
+        assert_eq!(counts.claim.low(), GIB * 3 / 2);
+        // A clock that went back is no time together.
+        counts.take(&Seen { since: 20_000, ..kept(1 + 9900, GIB) });
+        assert_eq!(counts.claim.low(), GIB * 3 / 2);
     }
 
     #[test]

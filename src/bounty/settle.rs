@@ -478,7 +478,7 @@ mod tests {
         let mut counts = Counts::default();
         let sums = Sums { held_bytes: held, ..Sums::default() };
         for hour in 0..=hours {
-            counts.take(&Seen { now: 1 + hour * 3600, sums });
+            counts.take(&Seen { now: 1 + hour * 3600, since: 0, sums });
         }
         counts.claim
     }

@@ -368,7 +368,7 @@ impl World {
     // ---- Figures ----
 
     fn count(&mut self, us: usize, them: usize) {
-        let seen = Seen { now: self.now, sums: self.sums(us, them) };
+        let seen = Seen { now: self.now, since: 0, sums: self.sums(us, them) };
         let counts = &mut self.account(us, them).counts;
         let before = *counts;
         counts.take(&seen);

@@ -94,9 +94,9 @@ pub fn numbers(seed: u64) -> Outcome {
                 act(sim, &mut now)?;
             }
             if sim.dice.percent(15) {
-                // What was asked for is done after a crash, too. No power cut: the books of the last minutes would be gone with it, and
-                // a peer whose own books say otherwise takes nothing new.
-                sim.stop(0, false);
+                // What was asked for is done after a crash, too, and after a loss of power: `ask` has published it.
+                let is_power_cut = sim.dice.percent(50);
+                sim.stop(0, is_power_cut);
                 sim.pass(HOUR / 4)?;
                 sim.switch_on(0)?;
             }

@@ -123,16 +123,21 @@ struct Counting {
     keeper: Arc<Keeper>,
     peer: CellId,
     cell: CellNumber,
+    /// Since when the two are connected. Observed seconds.
+    since: u64,
 }
 
 impl Counting {
     /// Counts on to this moment. Blocks.
     fn count(&self, book: &mut PeerBook) -> Result<(), VaultError> {
+        // Up to when it was counted is durable in the books: were the time itself lost with the power, nothing would be counted
+        // until it has come so far again, and the holder would find that it is short.
+        self.vault.anchor_time()?;
         let cell = self.cell;
         let (proven_bytes, unproven_bytes, lost_id, lost) = self.vault.db.read(|t| t.bounty_sums(cell))?;
         let held_bytes = self.keeper.totals(&self.peer)?.bytes;
         let sums = Sums { proven_bytes, unproven_bytes, held_bytes, lost_id, lost };
-        book.counts.take(&Seen { now: self.vault.now(), sums });
+        book.counts.take(&Seen { now: self.vault.now(), since: self.since, sums });
         Ok(())
     }
 }
@@ -306,6 +311,7 @@ impl Sync {
                 keeper: Arc::clone(&self.keeper),
                 peer: link.peer,
                 cell: link.cell,
+                since: link.connected_at.get(),
             },
         }
     }

@@ -671,7 +671,7 @@ impl Sync {
     ) -> Rc<Line> {
         let (peer, session) = (link.peer, new.session.clone());
         let was_alive = link.is_alive();
-        let line = link.add(new);
+        let line = link.add(new, self.vault.now());
         if line.is_ours {
             let wall = self.vault.clock.wall();
             self.routes.borrow_mut().note_success(&peer, &line.address, line.kind, wall);

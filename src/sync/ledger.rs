@@ -486,7 +486,7 @@ pub(super) mod tests {
             let books = Books::in_memory().unwrap();
             let mut book = PeerBook::default();
             books.take_statement(&high(), Side::Low, &first, &mut book).unwrap();
-            let seen = |now| Seen { now, sums: Sums { proven_bytes: 10, ..Sums::default() } };
+            let seen = |now| Seen { now, since: 0, sums: Sums { proven_bytes: 10, ..Sums::default() } };
             book.counts.take(&seen(1000));
             books.save_counts(&high(), &book).unwrap();
             books.fuse.set(Some(step));

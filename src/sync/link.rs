@@ -201,6 +201,8 @@ pub(super) struct Link {
     pub(super) is_deaf_to_figures: Cell<bool>,
     /// Figures were exchanged since it was connected.
     pub(super) has_told_figures: Cell<bool>,
+    /// Since when there was a connection all the time. Observed seconds.
+    pub(super) connected_at: Cell<u64>,
     /// Since when, and how often it has told figures.
     settled: Cell<(Duration, u32)>,
     /// Wakes whoever brings it what is said.
@@ -273,6 +275,7 @@ impl Link {
             wished: Cell::new((Duration::ZERO, 0)),
             is_deaf_to_figures: Cell::new(false),
             has_told_figures: Cell::new(false),
+            connected_at: Cell::new(0),
             settled: Cell::new((Duration::ZERO, 0)),
             talk,
             level_with: Cell::new(None),
@@ -320,9 +323,10 @@ impl Link {
         let _ = self.talk.try_send(());
     }
 
-    /// Takes a connection in. Where there are too many, the oldest that is not in use is closed.
-    pub(super) fn add(&self, new: NewLine) -> Rc<Line> {
+    /// Takes a connection in at observed second `now`. Where there are too many, the oldest that is not in use is closed.
+    pub(super) fn add(&self, new: NewLine, now: u64) -> Rc<Line> {
         if !self.is_alive() {
+            self.connected_at.set(now);
             // What the peer was told and what it said may be forgotten there.
             self.is_introduced.set(false);
             self.told_wish.set(None);
