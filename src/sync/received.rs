@@ -116,10 +116,13 @@ impl Books {
                 Err(VaultError::Refused("the list is another cell's".into()))
             };
         }
-        put_list(&lock(&self.conn), list).map_err(wrong)?;
         vault.db.change_durably(|t| {
             t.put_record(&revocations_key(creator), &revocations_to_bytes(list)).map(drop)
         })?;
+        // The list counts as taken last: whoever ends in the middle is given it again, and does all of it again.
+        self.drop_received(vault, creator, Some(&list.revoked))?;
+        put_list(&lock(&self.conn), list).map_err(wrong)?;
+        // What came meanwhile was held against the list before.
         self.drop_received(vault, creator, Some(&list.revoked))?;
         vault.changes.note(Part::Feed);
         Ok(list.number)
@@ -247,7 +250,7 @@ impl Books {
         let outcome = work().map_err(wrong)?;
         drop(conn);
         gone.iter().for_each(|ticket| unmirror(vault, &creator, ticket));
-        vault.db.change(|t| {
+        vault.db.change_durably(|t| {
             records.iter().try_for_each(|(key, body)| match body {
                 Some(body) => t.put_record(key, body).map(drop),
                 None => t.forget_record(key),
