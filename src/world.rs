@@ -41,6 +41,8 @@ pub enum Sabotage {
     PaysWithoutProof,
     /// However much is deleted at once, nothing is held back.
     NeverBrakes,
+    /// Whatever a peer gives as a proof is taken for one.
+    BelievesProofs,
 }
 
 struct World {

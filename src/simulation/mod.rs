@@ -11,7 +11,7 @@
 //! Promise: the same seed gives the same run, to the byte.
 
 pub mod bounty;
-mod files;
+pub(crate) mod files;
 mod machine;
 pub mod numbers;
 pub mod refusals;
@@ -480,6 +480,31 @@ impl Sim {
         }
         self.settle()?;
         self.connect_all();
+        self.settle()
+    }
+
+    /// Who came back from a catalog that is older than a friendship does not know that peer, and what only that one has does not come
+    /// back by itself: its person invites it again.
+    fn invite_the_forgotten(&mut self) -> Checked {
+        let pairs: Vec<(usize, usize)> =
+            self.friends.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]).collect();
+        for (own, other) in pairs {
+            let (Some(here), Some(there)) = (&self.machines[own].running, &self.machines[other].running)
+            else {
+                continue;
+            };
+            let (sync, card) = (Rc::clone(&here.sync), there.sync.card());
+            let id = self.machines[other].master.identity(0, 0).id();
+            if sync.proofs().iter().any(|view| view.id == id) {
+                continue;
+            }
+            self.note(format_args!("{own} has forgotten {other}, and invites it again"));
+            self.spawn(own, async move {
+                if let Err(why) = sync.befriend(&card).await {
+                    log::warn!("{why}");
+                }
+            });
+        }
         self.settle()
     }
 

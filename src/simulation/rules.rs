@@ -307,6 +307,42 @@ pub fn dropping(seed: u64) -> Outcome {
     )
 }
 
+/// A peer that has dropped what it holds for another and makes proofs up is found out within 30 days, and gets nothing new then.
+pub fn forging(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    run(
+        seed,
+        2,
+        |_, _| {},
+        |sim| {
+            if let Some(what) = sabotage {
+                sim.sabotage(what);
+            }
+            for number in 0..20 {
+                sim.write(0, format!("file {number}").as_bytes())?;
+            }
+            sim.turns(3)?;
+            let held = held_by(sim, 0, 1);
+            let forger = sim.machines[1].master.identity(0, 0).id();
+            for name in &held {
+                sim.machines[1].disk.store.lose(*name);
+            }
+            sim.guard.forge(Some(forger));
+            sim.note(format_args!("1 drops all {} chunks, and makes proofs up", held.len()));
+            let until = sim.now() + DAY * 30;
+            while sim.now() < until {
+                sim.turn()?;
+                let proofs = sim.machines[0].running.as_ref().map(|running| running.sync.proofs());
+                if proofs.unwrap_or_default().iter().any(|proof| proof.proved.wrong > 0 && proof.is_suspended)
+                {
+                    return Ok(());
+                }
+                sim.pass(HOUR * 6)?;
+            }
+            sim.broken(format_args!("1 has made proofs up for 30 days and was not found out"))
+        },
+    )
+}
+
 /// Whatever happens to lines and machines, a correct peer is never said to have lost or forged anything, and in the end its
 /// copies count.
 pub fn correct_peer(seed: u64) -> Outcome {

@@ -604,6 +604,7 @@ impl Story {
 
     /// Where a backup of an older life woke up, it stops writing and says so; its owner does as told, and recovers.
     fn begin_anew(&mut self) -> Checked {
+        self.sim.invite_the_forgotten()?;
         for at in 0..self.sim.len() {
             let is_retired = self.sim.vault(at).is_some_and(|vault| vault.is_retired());
             if is_retired && self.all_on_but(at) && self.sim.can_spare(at) {

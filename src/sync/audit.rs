@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::world::Timer;
+use crate::world::{Sabotage, Timer, is_sabotaged};
 
 use super::driver::Sync;
 use super::due::{Ask, How, Outcome, PAGE, Proved, Record, how_to_ask, plan, record, requests};
@@ -459,7 +459,10 @@ async fn check(
     parties: Parties,
     proof: Vec<u8>,
 ) -> Result<Outcome, RoundError> {
-    let verdict = |is_right: bool| if is_right { Outcome::Proven } else { Outcome::Wrong };
+    let verdict = |is_right: bool| match is_right || is_sabotaged(Sabotage::BelievesProofs) {
+        true => Outcome::Proven,
+        false => Outcome::Wrong,
+    };
     match ask.how {
         How::Leaf(index, root) => Ok(verdict(proof::is_leaf_proof(&root, ask.len, index, &proof))),
         How::Fetch => Ok(Outcome::Untold),
