@@ -21,8 +21,10 @@ use crate::gc;
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Kind, Parsed};
 use crate::order;
-use crate::placement::{ChunkId, DbError, Node, NodeId, Tables, Want};
-use crate::vault::{Marks, Vault, VaultError};
+use crate::placement::planner;
+use crate::placement::{ChunkId, DbError, Extra, Node, NodeId, Tables, Want};
+use crate::publish;
+use crate::vault::{Alert, Marks, Vault, VaultError};
 
 /// Folders with a number of their own, at most.
 pub const FOLDERS_MAX: usize = 1000;
@@ -30,8 +32,11 @@ pub const FOLDERS_MAX: usize = 1000;
 const DEPTH_MAX: usize = 4096;
 /// Folders whose number is remembered while records are walked.
 const REMEMBERED_MAX: usize = 10_000;
-/// A count that could not read everything is made again after this. s.
+/// A count that was not whole is made again after this, and later if it is again something that cannot be read. s.
 const AGAIN_S: u64 = 600;
+const AGAIN_S_MAX: u64 = 86_400;
+/// A person is told of what could not be read for so long. s.
+const TOLD_AFTER_S: u64 = 3600;
 
 /// How often a count was asked for, the number at which the last whole one began, and the cell's setting at that time.
 const ASKED: &str = "copies:asked";
@@ -43,9 +48,9 @@ pub fn in_all(want: Want, usual: u64) -> u64 {
     want.map_or(usual, u64::from)
 }
 
-/// The copies on peers that a want stands for.
+/// The copies on peers that a want stands for, of what lies here.
 pub fn on_peers(want: Want, usual: u64) -> u64 {
-    in_all(want, usual).saturating_sub(1)
+    planner::on_peers(in_all(want, usual), Extra::No, true)
 }
 
 /// The higher of two wants. Of two that are the same now, the one that goes with the cell's setting.
@@ -250,11 +255,6 @@ pub fn note_version(
     Ok(())
 }
 
-/// Catalogs came together, or a tree was made from one: what chunks want is not known yet.
-pub fn ask_after_merge(vault: &Vault) -> Result<(), DbError> {
-    if vault.db.read(|t| t.has_numbers())? { vault.db.change(ask) } else { Ok(()) }
-}
-
 // ---- Setting numbers ----
 
 /// Gives a folder a number of its own, or takes it back (`None`). To be published and counted.
@@ -296,6 +296,10 @@ pub fn tidy(vault: &Vault) -> Result<(), DbError> {
     }
     vault.db.change(|t| -> Result<(), DbError> {
         ask(t)?;
+        // The folder may be one that has not got its place in the tree yet.
+        if publish::is_unplaced(t)? {
+            return Ok(());
+        }
         for (folder, _) in Numbers::load(t)?.all() {
             if t.node_of(folder)?.is_none() && t.bin(folder)?.is_none() {
                 t.forget_record(&record_key(RecordKind::Copies, &folder.0))?;
@@ -309,6 +313,10 @@ pub fn tidy(vault: &Vault) -> Result<(), DbError> {
 
 /// Whether what chunks want is what their files do: only then is anything let go.
 fn is_settled(vault: &Vault, t: &Tables<'_>) -> Result<bool, DbError> {
+    // Whatever was counted, it was counted without some files, or as if they were in no folder.
+    if publish::is_unplaced(t)? {
+        return Ok(false);
+    }
     if !t.has_numbers()? && t.wants()?.len() == 1 {
         return Ok(true);
     }
@@ -320,33 +328,78 @@ pub fn is_counted(vault: &Vault) -> Result<bool, DbError> {
     vault.db.read(|t| is_settled(vault, t))
 }
 
-/// Counts if that was asked for, and tells whether anything may be let go now. A count that could not read everything, or
-/// that met a large file being read, is made again after a while.
+/// Counts if that was asked for, and tells whether anything may be let go now. A count that met a large file being read is made
+/// again after a while, and one that could not read everything more and more seldom; a person is told if that lasts.
 pub fn settle(vault: &Vault) -> Result<bool, VaultError> {
     // Somebody counts, and others need not wait for it on a thread of the pool.
     let Some(mut counting) = vault.try_counting() else { return Ok(false) };
-    if vault.db.read(|t| is_settled(vault, t))? {
-        return Ok(true);
+    let (is_settled_now, is_unplaced) =
+        vault.db.read(|t| Ok::<_, DbError>((is_settled(vault, t)?, publish::is_unplaced(t)?)))?;
+    // Whoever places what came in asks for a count at the end.
+    if is_settled_now || is_unplaced {
+        return Ok(is_settled_now);
     }
     let now = vault.now();
     if counting.asked == vault.db.read(|t| t.meta_u64(ASKED))? && now < counting.again_at {
         return Ok(false);
     }
     // What is asked for while it goes on is another count.
-    counting.asked = count(vault)?;
-    counting.again_at = now + AGAIN_S;
+    let (asked, unread) = count(vault)?;
+    counting.note(asked, unread.is_some(), now);
+    match unread {
+        Some(why) if counting.is_long_in_vain(now) => vault.raise("copies-uncounted", uncounted_alert(&why)),
+        Some(why) => log::info!("how many copies are wanted is not counted in full: {why}"),
+        None => vault.clear("copies-uncounted"),
+    }
     Ok(vault.db.read(|t| is_settled(vault, t))?)
+}
+
+fn uncounted_alert(why: &str) -> Alert {
+    Alert {
+        text: format!(
+            "how many copies some files want cannot be counted, for a part of the catalog cannot be read ({why}); until it can, no \
+             copy is let go, however many there are"
+        ),
+        remedy: "switch on the peers that hold copies, so that what is missing comes back; `grove verify --deep` names what is damaged \
+                 here"
+            .into(),
+    }
 }
 
 /// When a count is made again that was not whole.
 #[derive(Debug, Default)]
 pub struct Counting {
+    /// How often it had been asked for when the last count began.
     asked: Option<u64>,
+    /// Counts in a row that could not read everything, and the observed second of the first.
+    in_vain: u32,
+    vain_since: u64,
+    /// Observed second.
     again_at: u64,
 }
 
-/// Counts; gives how often it had been asked for.
-fn count(vault: &Vault) -> Result<Option<u64>, VaultError> {
+impl Counting {
+    /// A count ended that began at `now`.
+    fn note(&mut self, asked: Option<u64>, is_in_vain: bool, now: u64) {
+        if !is_in_vain {
+            self.in_vain = 0;
+        } else if self.in_vain == 0 {
+            (self.in_vain, self.vain_since) = (1, now);
+        } else {
+            self.in_vain = self.in_vain.saturating_add(1);
+        }
+        self.asked = asked;
+        self.again_at = now + (AGAIN_S << self.in_vain.saturating_sub(1).min(16)).min(AGAIN_S_MAX);
+    }
+
+    /// Nothing could be counted in full for so long that a person should know.
+    fn is_long_in_vain(&self, now: u64) -> bool {
+        self.in_vain > 1 && now >= self.vain_since + TOLD_AFTER_S
+    }
+}
+
+/// Counts; gives how often it had been asked for, and why something could not be read.
+fn count(vault: &Vault) -> Result<(Option<u64>, Option<String>), VaultError> {
     let (numbers, asked, until) = {
         let _placing = vault.placing();
         *vault.raised() = Some(Marks::default());
@@ -355,7 +408,8 @@ fn count(vault: &Vault) -> Result<Option<u64>, VaultError> {
         })?
     };
     let had_large = vault.has_large_imports();
-    let outcome = named(vault, &numbers).and_then(|(named, is_whole)| {
+    let outcome = named(vault, &numbers).and_then(|(named, unread)| {
+        let is_whole = unread.is_none();
         write(vault, &numbers, &named, is_whole, until)?;
         if is_whole && !had_large && !vault.has_large_imports() {
             vault.db.change(|t| -> Result<(), DbError> {
@@ -366,63 +420,49 @@ fn count(vault: &Vault) -> Result<Option<u64>, VaultError> {
                 t.set_meta_u64(COUNTED_FOR, vault.config.copies)
             })?;
         }
-        Ok(())
+        Ok(unread)
     });
     *vault.raised() = None;
-    outcome.map(|()| asked)
+    outcome.map(|unread| (asked, unread))
 }
 
-/// Which chunks are named by files that want so much, and whether all lists could be read.
-fn named(vault: &Vault, numbers: &Numbers) -> Result<(Vec<(Want, Marks)>, bool), VaultError> {
+/// Chunks by what files that name them want, the highest first.
+type NamedBy = Vec<(Want, Marks)>;
+
+/// Which chunks are named by files that want so much, and why some of it could not be read, if so.
+fn named(vault: &Vault, numbers: &Numbers) -> Result<(NamedBy, Option<String>), VaultError> {
     let mut named: BTreeMap<Want, Marks> = BTreeMap::new();
     let mut remembered: HashMap<FileId, Want> = HashMap::new();
-    let (mut after, mut is_whole) = (0, true);
-    loop {
-        let mut some: Vec<(FileId, Vec<u8>)> = Vec::new();
-        let before = after;
-        vault.db.read(|t| {
-            t.records_after(after, |seq, key, body| -> Result<bool, VaultError> {
-                after = seq;
-                if key[0] == RecordKind::File as u8 && !body.is_empty() {
-                    some.extend(
-                        key.get(1..17).and_then(FileId::from_slice).map(|file| (file, body.to_vec())),
-                    );
+    let mut unread = None;
+    gc::each_version(vault, &mut |key, body| {
+        let Some(file) = key.get(1..17).and_then(FileId::from_slice) else { return Ok(()) };
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        let want = match remembered.get(&file) {
+            Some(want) => *want,
+            None => *remembered.entry(file).or_insert(vault.db.read(|t| numbers.of_file(t, file))?),
+        };
+        let marks = named.entry(want).or_default();
+        let seen = gc::names_of(vault, body, &mut |named| {
+            vault.db.read(|t| -> Result<(), DbError> {
+                for (name, _) in named {
+                    t.chunk(&name)?.iter().for_each(|row| marks.set(row.id));
                 }
-                Ok(some.len() < RECORDS_PER_CHANGE)
-            })
-        })?;
-        if after == before {
-            break;
-        }
-        for (file, body) in some {
-            if remembered.len() >= REMEMBERED_MAX {
-                remembered.clear();
-            }
-            let want = match remembered.get(&file) {
-                Some(want) => *want,
-                None => *remembered.entry(file).or_insert(vault.db.read(|t| numbers.of_file(t, file))?),
-            };
-            let marks = named.entry(want).or_default();
-            let seen = gc::names_of(vault, &body, &mut |named| {
-                vault.db.read(|t| -> Result<(), DbError> {
-                    for (name, _) in named {
-                        t.chunk(&name)?.iter().for_each(|row| marks.set(row.id));
-                    }
-                    Ok(())
-                })?;
                 Ok(())
-            });
-            if let Err(why) = seen {
-                log::debug!("copies wanted are not counted in full: {why}");
-                is_whole = false;
-            }
+            })?;
+            Ok(())
+        });
+        if let Err(why) = seen {
+            unread.get_or_insert(why.to_string());
         }
-    }
+        Ok(())
+    })?;
     // The highest first.
     let mut named: Vec<(Want, Marks)> = named.into_iter().collect();
     let usual = vault.config.copies;
     order::sort_by_key(&mut named, |(want, _)| (std::cmp::Reverse(in_all(*want, usual)), want.is_some()));
-    Ok((named, is_whole))
+    Ok((named, unread))
 }
 
 /// Writes what was counted. Where no folder has a number, nothing wants another than the cell's.
@@ -566,6 +606,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_count_in_vain_is_made_again_more_and_more_seldom_and_told_after_an_hour() {
+        let mut counting = Counting::default();
+        let (mut now, mut waits) = (1000, Vec::new());
+        let began = now;
+        for _ in 0..10 {
+            counting.note(Some(7), true, now);
+            assert_eq!(counting.is_long_in_vain(now), now >= began + 3600, "{now}");
+            waits.push(counting.again_at - now);
+            now = counting.again_at;
+        }
+        assert_eq!(waits[..4], [600, 1200, 2400, 4800]);
+        assert_eq!(waits[9], 86_400);
+        // One that only met a file being read is made again soon, and once all can be read nothing is told.
+        counting.note(Some(8), false, now);
+        assert_eq!(counting.again_at, now + 600);
+        counting.note(Some(8), true, now + 600);
+        assert!(!counting.is_long_in_vain(now + 600));
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //!    `Vault::placing`, and that nobody's claim is on. Chunks are claimed only under the same lock, by a transaction that
 //!    finds them present; so none is claimed between the look and the removal, and whoever comes later finds it absent
 //!    and stores it again.
-//! 4. A large file's chunks come before the record that names them. While such a file is read nothing is swept at all.
+//! 4. A large file's chunks come before the record that names them, and that record marks its lists only. So nothing is swept if
+//!    such a file was read, or waited for its record, at any time since marking began.
 //! 5. A list that cannot be read could name anything: then marking fails, and nothing is swept.
 
 use std::collections::HashSet;
@@ -25,7 +26,7 @@ use crate::files::import::EntryCursor;
 use crate::files::{brake, version};
 use crate::id::{ChunkName, FileId};
 use crate::manifest::{Check, Entry, Kind, Manifest, Parsed};
-use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, NodeId, Own, Tables};
+use crate::placement::{BinRow, ChunkId, ChunkRow, DbError, HoldState, KeyAndBody, NodeId, Own, Tables};
 use crate::publish::{self, sealed_len};
 use crate::store::{Held, PACK_BATCH_MIN, Place, REWRITE_CHUNKS, Rewritten, SMALL_BYTES, StoreError};
 use crate::vault::{Marks, Vault, VaultError};
@@ -33,6 +34,8 @@ use crate::world::{self, Sabotage};
 
 /// Chunks taken away under one hold of the lock.
 const SLICE: usize = 256;
+/// Bytes of records in memory while all are walked.
+const WALKED_BYTES: usize = 4 << 20;
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +53,11 @@ pub struct Collected {
 pub fn tidy(vault: &Vault) -> Result<Collected, VaultError> {
     // What a stop is credited with lately must have come off the age of what was stamped since.
     vault.save_time()?;
+    if let Err(why) = publish::place_rest(vault) {
+        log::error!(
+            "what came from another catalog has not all got its place in the tree: {why}; it is tried again"
+        );
+    }
     thin_all(vault)?;
     keep_to_budget(vault)?;
     empty_trash(vault)?;
@@ -67,38 +75,57 @@ pub fn collect(vault: &Vault) -> Result<Collected, VaultError> {
         .db
         .read(|t| t.meta_u64("rebuilt_at"))?
         .is_some_and(|at| vault.expiry_now() < at + UNKNOWN_CHUNKS_S);
-    let until = {
-        let _placing = vault.placing();
-        *vault.marks() = Some(Marks::default());
-        vault.db.read(|t| t.chunk_id_max())?
-    };
-    let outcome = mark_all(vault).and_then(|()| sweep(vault, until, keeps_unknown));
+    let begun = begin(vault)?;
+    let outcome = mark_all(vault).and_then(|()| sweep(vault, begun, keeps_unknown));
     *vault.marks() = None;
     let mut collected = outcome?;
     collected.bytes += compact(vault)?;
     Ok(collected)
 }
 
-fn mark_all(vault: &Vault) -> Result<(), VaultError> {
+/// How things stood when marking began.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    /// The newest row.
+    until: ChunkId,
+    /// Large files that had been read.
+    large_ended: u64,
+}
+
+fn begin(vault: &Vault) -> Result<Begun, VaultError> {
+    let _placing = vault.placing();
+    *vault.marks() = Some(Marks::default());
+    let large_ended = vault.large_imports_ended();
+    Ok(Begun { until: vault.db.read(|t| t.chunk_id_max())?, large_ended })
+}
+
+/// Hears of key and body of a record.
+type SeeVersion<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), VaultError>;
+
+/// Calls `see` with key and body of each record of a version that is kept, by number. The database is free in between.
+pub fn each_version(vault: &Vault, see: SeeVersion<'_>) -> Result<(), VaultError> {
     let mut after = 0;
     loop {
-        let mut some: Vec<(u64, Vec<u8>)> = Vec::new();
+        let (mut some, mut bytes): (Vec<KeyAndBody>, usize) = (Vec::new(), 0);
         vault.db.read(|t| {
-            t.records_after(after, |seq, key, body| -> Result<bool, VaultError> {
+            t.records_after(after, |seq, key, body| -> Result<bool, DbError> {
                 after = seq;
                 if key[0] == RecordKind::File as u8 && !body.is_empty() {
-                    some.push((seq, body.to_vec()));
+                    bytes += key.len() + body.len();
+                    some.push((key.to_vec(), body.to_vec()));
                 }
-                Ok(some.len() < RECORDS_PER_CHANGE)
+                Ok(some.len() < RECORDS_PER_CHANGE && bytes < WALKED_BYTES)
             })
         })?;
         if some.is_empty() {
-            break;
+            return Ok(());
         }
-        for (_, body) in &some {
-            mark_version(vault, body)?;
-        }
+        some.iter().try_for_each(|(key, body)| see(key, body))?;
     }
+}
+
+fn mark_all(vault: &Vault) -> Result<(), VaultError> {
+    each_version(vault, &mut |_, body| mark_version(vault, body))?;
     let segments = vault.db.read(|t| t.segments())?;
     mark_names(vault, segments.into_iter().map(|(_, name, _)| name))
 }
@@ -182,7 +209,8 @@ fn mark_names(vault: &Vault, names: impl Iterator<Item = ChunkName>) -> Result<(
     Ok(())
 }
 
-fn sweep(vault: &Vault, until: ChunkId, keeps_unknown: bool) -> Result<Collected, VaultError> {
+fn sweep(vault: &Vault, begun: Begun, keeps_unknown: bool) -> Result<Collected, VaultError> {
+    let Begun { until, large_ended } = begun;
     let mut collected = Collected::default();
     let mut after = ChunkId(0);
     loop {
@@ -194,8 +222,8 @@ fn sweep(vault: &Vault, until: ChunkId, keeps_unknown: bool) -> Result<Collected
             break;
         }
         let _placing = vault.placing();
-        if vault.has_large_imports() {
-            log::debug!("a large file is being read; the collection goes on later");
+        if vault.has_large_imports() || vault.large_imports_ended() != large_ended {
+            log::debug!("a large file is being read, or was; the collection goes on later");
             return Ok(collected);
         }
         // Durable before the files go: a power cut that kept the removal and not the row would leave a chunk that is said
@@ -512,10 +540,11 @@ pub fn keep_to_budget(vault: &Vault) -> Result<u64, VaultError> {
         return Ok(0);
     }
     let space = vault.store.free()?;
-    let (_, all_bytes) = vault.db.read(|t| t.chunk_totals())?;
+    // Without what is kept for peers, which old versions of ours have no part in.
+    let own_bytes = vault.db.read(|t| t.own_bytes_here())?;
     let current = vault.db.read(|t| t.tree_size())?.1;
     let budget = space.total / 100 * vault.config.versions_budget_percent;
-    let superseded = all_bytes.saturating_sub(current);
+    let superseded = own_bytes.saturating_sub(current);
     let excess = superseded.saturating_sub(budget);
     if excess == 0 && space.free > space.reserve {
         return Ok(0);
@@ -621,6 +650,15 @@ pub fn verify_slice(vault: &Arc<Vault>, after: ChunkId, deep: bool) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
+    use crate::config::Config;
+    use crate::keys::MasterKey;
+    use crate::placement::Db;
+    use crate::seal::Sealer;
+    use crate::simulation::files;
+    use crate::state_files::MemoryFiles;
+    use crate::store::{ChunkStore, MemoryStore};
+    use crate::vault::VaultParts;
 
     const DAY: u64 = 86_400;
 
@@ -638,6 +676,69 @@ mod tests {
         assert_eq!(kept(31, 119), 88);
         assert!((38..=41).contains(&kept(120, 395)));
         assert!((13..=15).contains(&kept(395, 800)));
+    }
+
+    fn vault(store: &Arc<MemoryStore>) -> Vault {
+        let mut config = Config::default();
+        config.versions_budget_percent = 20;
+        let parts = VaultParts {
+            dir: "memory".into(),
+            home: "memory".into(),
+            db: Db::in_memory().unwrap(),
+            store: Arc::clone(store) as Arc<dyn ChunkStore>,
+            master: MasterKey::from_bytes([7; 32]),
+            clock: Arc::new(ManualClock::at(1_800_000_000)),
+            config,
+        };
+        Vault::with_files(parts, Arc::new(MemoryFiles::new(Arc::default()))).unwrap()
+    }
+
+    /// Puts a chunk here that no record names.
+    fn put(vault: &Vault, key: u8, len: usize, own: Own) -> ChunkName {
+        let sealed = Sealer::new(&MasterKey::from_bytes([key; 32]), 0).seal(vec![9; len]);
+        let _placing = vault.placing();
+        let place =
+            vault.store.commit(vec![vault.store.stage(sealed.name, &sealed.bytes).unwrap()]).unwrap()[0];
+        let len = sealed.bytes.len() as u32;
+        vault.db.change(|t| t.put_chunk(&sealed.name, len, &place, own)).unwrap();
+        sealed.name
+    }
+
+    #[test]
+    fn chunks_of_a_large_file_that_was_read_while_others_were_marked_stay() {
+        let vault = vault(&Arc::new(MemoryStore::new()));
+        let is_here = |name| vault.local_chunk(&name).unwrap().is_some();
+        let reading = vault.begin_large_import();
+        let chunk = put(&vault, 7, 5000, Own::Data);
+        let begun = begin(&vault).unwrap();
+        mark_all(&vault).unwrap();
+        // All was marked, and now the file is read to its end: its version is being recorded.
+        assert_eq!(sweep(&vault, begun, false).unwrap(), Collected::default());
+        drop(reading);
+        assert_eq!(sweep(&vault, begun, false).unwrap(), Collected::default());
+        assert!(is_here(chunk));
+        // The next collection sees what that version names: here it names nothing.
+        collect(&vault).unwrap();
+        assert!(!is_here(chunk));
+    }
+
+    #[test]
+    fn what_peers_keep_here_costs_no_old_versions() {
+        let store = Arc::new(MemoryStore::new());
+        store.set_capacity(100_000);
+        let vault = vault(&store);
+        let keep = |name: &[u8], byte, len| {
+            files::keep_in(&vault, NodeId::ROOT, name, &[vec![byte; len]]).unwrap();
+        };
+        keep(b"notes", 1, 300);
+        keep(b"notes", 2, 300);
+        put(&vault, 8, 50_000, Own::No);
+        assert_eq!(keep_to_budget(&vault).unwrap(), 0, "a peer's chunk is half of the disk");
+        store.set_capacity(200_000);
+        keep(b"film", 3, 45_000);
+        keep(b"film", 4, 45_000);
+        assert_eq!(keep_to_budget(&vault).unwrap(), 2, "the oldest go until it is enough");
+        assert_eq!(keep_to_budget(&vault).unwrap(), 0);
     }
 
     #[test]

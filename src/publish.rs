@@ -4,6 +4,10 @@
 //! Promise: `catalog.head` and placement.db are durable and agree when `publish` returns; a database that is older than
 //! `catalog.head` is therefore an old copy, and is not believed.
 //!
+//! Records of another catalog come into this one before the tree, the claims on chunks and the numbers of copies follow from them. In
+//! between it says so durably (`is_unplaced`): then nothing is let go because nobody seems to want it, and whatever breaks off is
+//! gone on with at the next start or merge (`place_rest`).
+//!
 //! A run of segments covers a stretch of sequence numbers, up to the number that is its id. So runs are merged by writing
 //! the live records of their stretch anew from the database; old segments need not be read.
 
@@ -26,6 +30,11 @@ use crate::vault::{Vault, VaultError};
 
 /// Starts of the program that are looked through when two logs are compared.
 const RUNS_MAX: usize = 1_000_000;
+
+/// Files that are placed in one transaction.
+const PLACED_AT_ONCE: usize = 500;
+/// Since when there are records that the tree does not follow yet.
+const UNPLACED: &str = "unplaced";
 
 /// File name of the newest published head.
 pub const HEAD_FILE: &str = "catalog.head";
@@ -266,7 +275,93 @@ pub fn adopt_segments(
     Ok(records)
 }
 
-/// Notes a head whose records were adopted as the one this catalog goes on from.
+/// Records that came from elsewhere and that the tree does not follow yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unplaced {
+    /// Up to this number the other catalog knew what this one knows (`common_top`).
+    common: u64,
+    /// They have higher numbers than this; 0: nothing was here before, and all of it is to be placed.
+    after: u64,
+}
+
+impl Unplaced {
+    fn of(t: &Tables<'_>) -> Result<Option<Self>, DbError> {
+        let Some(bytes) = t.meta(UNPLACED)? else { return Ok(None) };
+        let mut from = Reader::new(&bytes);
+        let mut number = || from.u64().map_err(|_| DbError::Row("records to be placed"));
+        Ok(Some(Self { common: number()?, after: number()? }))
+    }
+
+    fn note(self, t: &Tables<'_>) -> Result<(), DbError> {
+        t.set_meta(UNPLACED, Writer::new().u64(self.common).u64(self.after).as_slice())
+    }
+}
+
+/// Whether there are records that came from elsewhere, and that the tree, the claims on chunks and what those want do not follow yet:
+/// until they do, nothing may be let go because nobody seems to want it.
+pub fn is_unplaced(t: &Tables<'_>) -> Result<bool, DbError> {
+    Ok(t.meta(UNPLACED)?.is_some())
+}
+
+/// All records are placed: whatever was counted without them is counted again.
+fn note_placed(vault: &Vault) -> Result<(), DbError> {
+    vault.db.change(|t| {
+        copies::ask(t)?;
+        t.forget_meta(UNPLACED)
+    })
+}
+
+/// Goes on with placing records where it broke off, if it did.
+pub fn place_rest(vault: &Vault) -> Result<(), VaultError> {
+    let _merging = vault.merging();
+    place_unplaced(vault)
+}
+
+/// Places what came from elsewhere and is not placed yet. The caller holds `merging`.
+fn place_unplaced(vault: &Vault) -> Result<(), VaultError> {
+    let Some(Unplaced { common, after }) = vault.db.read(Unplaced::of)? else { return Ok(()) };
+    if after == 0 {
+        return tree_from_catalog(vault).map(drop);
+    }
+    let until = vault.db.read(|t| Ok::<_, DbError>(t.top_seq()))?;
+    let mut after = after;
+    while after < until {
+        let mut files: Vec<FileId> = Vec::new();
+        let before = after;
+        vault.db.read(|t| {
+            t.records_after(after, |seq, key, body| -> Result<bool, DbError> {
+                after = seq;
+                if key[0] == RecordKind::File as u8 && !body.is_empty() {
+                    files.extend(file_of_key(key).filter(|file| files.last() != Some(file)));
+                }
+                Ok(files.len() < PLACED_AT_ONCE)
+            })
+        })?;
+        if after == before {
+            break;
+        }
+        vault.db.change(|t| {
+            files.iter().try_for_each(|file| or_told(resolve(vault, t, *file, common)).map(drop))
+        })?;
+    }
+    place_in_folders(vault)?;
+    Ok(note_placed(vault)?)
+}
+
+/// A file whose record cannot be read is told of and left out: it must not keep all others from their places.
+fn or_told<T>(placed: Result<T, VaultError>) -> Result<Option<T>, VaultError> {
+    match placed {
+        Err(VaultError::Record(why)) => {
+            log::error!(
+                "a file of the catalog cannot be placed in GroveHome, as its record cannot be read: {why}"
+            );
+            Ok(None)
+        }
+        placed => placed.map(Some),
+    }
+}
+
+/// Notes a head whose records were adopted as the one this catalog goes on from. Its tree is to be made (`tree_from_catalog`).
 pub fn adopt_head(
     vault: &Vault,
     hash: &BodyHash,
@@ -290,13 +385,14 @@ pub fn adopt_head(
         for (name, len) in &head.segments {
             t.know_chunk(name, *len, Own::Segment)?;
         }
-        Ok(())
+        Unplaced { common: 0, after: 0 }.note(t)
     })?;
     vault.set_life(life);
     Ok(())
 }
 
-/// Makes the tree anew from the catalog: every file that is not deleted, awaiting its bytes. For an empty tree.
+/// Makes the tree anew from the catalog: every file that is not deleted, awaiting its bytes. For an empty tree, or one that
+/// was begun so.
 pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
     let mut after = vec![RecordKind::File as u8];
     let mut count = 0;
@@ -317,7 +413,7 @@ pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
         vault.db.change(|t| -> Result<(), VaultError> {
             for file in files {
                 if t.node_of(file)?.is_none_or(|node| node.id == NodeId::ROOT) && t.bin(file)?.is_none() {
-                    count += u64::from(place_newest(vault, t, file)?);
+                    count += u64::from(or_told(place_newest(vault, t, file))?.unwrap_or(false));
                 }
             }
             Ok(())
@@ -327,7 +423,7 @@ pub fn tree_from_catalog(vault: &Vault) -> Result<u64, VaultError> {
         }
     }
     place_in_folders(vault)?;
-    copies::ask_after_merge(vault)?;
+    note_placed(vault)?;
     Ok(count)
 }
 
@@ -526,9 +622,30 @@ pub fn merge_head(
     vault: &Vault,
     hash: &BodyHash,
     head: &Head,
-    mut fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
+    fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
     new_life: bool,
-) -> Result<u64, VaultError> {
+) -> Result<(), VaultError> {
+    let _merging = vault.merging();
+    // What another merge left: this one begins behind it.
+    place_unplaced(vault)?;
+    add_foreign(vault, head, fetch)?;
+    place_unplaced(vault)?;
+    if new_life {
+        let life = head.life.max(vault.life()) + 1;
+        vault.db.change_durably(|t| -> Result<(), DbError> { t.set_meta_u64("life", u64::from(life)) })?;
+        vault.set_life(life);
+    }
+    vault.db.change(|t| t.set_meta_u64("seq_floor", head.seq))?;
+    publish_with_parents(vault, &[*hash])?;
+    Ok(())
+}
+
+/// Adds the records of a foreign head that are not known here, to be placed.
+fn add_foreign(
+    vault: &Vault,
+    head: &Head,
+    mut fetch: impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError>,
+) -> Result<(), VaultError> {
     vault.db.change(|t| t.clear_foreign())?;
     for (name, _) in &head.segments {
         let plain = open_segment(&fetch(name)?, &vault.master)?;
@@ -538,8 +655,7 @@ pub fn merge_head(
             })
         })?;
     }
-    let mut touched: BTreeSet<FileId> = BTreeSet::new();
-    let common = vault.db.read(common_top)?;
+    vault.db.change(|t| Unplaced { common: common_top(t)?, after: t.top_seq() }.note(t))?;
     let mut after = Vec::new();
     loop {
         let page = vault.db.read(|t| t.foreign_after(&after, RECORDS_PER_CHANGE))?;
@@ -552,29 +668,11 @@ pub fn merge_head(
                     continue;
                 }
                 t.add_record(&key, &body)?;
-                if key[0] == RecordKind::File as u8 {
-                    touched.extend(file_of_key(&key));
-                }
             }
             Ok(())
         })?;
     }
-    vault.db.change(|t| t.clear_foreign())?;
-    let count = touched.len() as u64;
-    let touched: Vec<FileId> = touched.into_iter().collect();
-    for some in touched.chunks(500) {
-        vault.db.change(|t| some.iter().try_for_each(|file| resolve(vault, t, *file, common)))?;
-    }
-    place_in_folders(vault)?;
-    copies::ask_after_merge(vault)?;
-    if new_life {
-        let life = head.life.max(vault.life()) + 1;
-        vault.db.change_durably(|t| -> Result<(), DbError> { t.set_meta_u64("life", u64::from(life)) })?;
-        vault.set_life(life);
-    }
-    vault.db.change(|t| t.set_meta_u64("seq_floor", head.seq))?;
-    publish_with_parents(vault, &[*hash])?;
-    Ok(count)
+    Ok(vault.db.change(|t| t.clear_foreign())?)
 }
 
 /// Decides which version of a file is the newest after a merge. `common`: up to this number of a record the other catalog
@@ -649,4 +747,124 @@ fn descends(versions: &[Version], version: &Version, ancestor: BodyHash) -> bool
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::config::Config;
+    use crate::keys::MasterKey;
+    use crate::placement::Db;
+    use crate::simulation::files;
+    use crate::state_files::MemoryFiles;
+    use crate::store::MemoryStore;
+    use crate::vault::VaultParts;
+
+    /// A machine of the same person.
+    fn machine() -> Vault {
+        let parts = VaultParts {
+            dir: "memory".into(),
+            home: "memory".into(),
+            db: Db::in_memory().unwrap(),
+            store: Arc::new(MemoryStore::new()),
+            master: MasterKey::from_bytes([7; 32]),
+            clock: Arc::new(ManualClock::at(1_800_000_000)),
+            config: Config::default(),
+        };
+        Vault::with_files(parts, Arc::new(MemoryFiles::new(Arc::default()))).unwrap()
+    }
+
+    /// A folder that wants three copies, with a file in it, published. Gives both and the head.
+    fn with_a_film(vault: &Vault) -> (FileId, files::Kept, BodyHash, Head, Vec<u8>) {
+        let folder = files::folder(vault, b"films").unwrap();
+        let node = vault.db.read(|t| t.node(folder)).unwrap().unwrap();
+        copies::set(vault, &node, Some(3)).unwrap();
+        let film = files::keep_in(vault, folder, b"film", &[vec![5; 300]]).unwrap();
+        publish(vault).unwrap();
+        let (hash, _, bytes) = vault.db.read(current_head).unwrap().unwrap();
+        (node.file, film, hash, Head::open(&bytes).unwrap().1, bytes)
+    }
+
+    fn fetch(from: &Vault) -> impl FnMut(&ChunkName) -> Result<Vec<u8>, VaultError> {
+        |name| from.local_chunk(name)?.ok_or_else(|| VaultError::Refused("it is not there".into()))
+    }
+
+    fn path_of(vault: &Vault, file: FileId) -> Option<Vec<Vec<u8>>> {
+        vault
+            .db
+            .read(|t| match t.node_of(file)? {
+                Some(node) => t.path(node.id),
+                None => Ok::<_, DbError>(None),
+            })
+            .unwrap()
+    }
+
+    fn number_of(vault: &Vault, folder: FileId) -> Option<u8> {
+        vault.db.read(copies::Numbers::load).unwrap().of(folder)
+    }
+
+    /// Whether a chunk is known as a part of a file of mine, and what it wants.
+    fn known_as(vault: &Vault, chunk: ChunkName) -> Option<(Own, Option<u8>)> {
+        vault
+            .db
+            .read(|t| match t.chunk(&chunk)? {
+                Some(row) => Ok::<_, DbError>(Some((t.own(row.id)?, t.want(row.id)?))),
+                None => Ok(None),
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_merge_that_broke_off_is_gone_on_with_and_nothing_is_let_go_before() {
+        let (here, there) = (machine(), machine());
+        files::keep_in(&here, NodeId::ROOT, b"mine", &[vec![1; 300]]).unwrap();
+        publish(&here).unwrap();
+        let (folder, film, hash, head, _) = with_a_film(&there);
+        add_foreign(&here, &head, fetch(&there)).unwrap();
+
+        // The process has ended here. Whatever is done before the files have their places takes nothing away.
+        assert_eq!(path_of(&here, film.file), None);
+        assert!(here.db.read(is_unplaced).unwrap());
+        assert!(!copies::settle(&here).unwrap());
+        copies::tidy(&here).unwrap();
+        crate::gc::collect(&here).unwrap();
+        publish(&here).unwrap();
+        assert!(!copies::settle(&here).unwrap());
+        assert_eq!(number_of(&here, folder), Some(3));
+
+        place_rest(&here).unwrap();
+        assert!(!here.db.read(is_unplaced).unwrap());
+        assert_eq!(path_of(&here, film.file), Some(vec![b"films".to_vec(), b"film".to_vec()]));
+        assert!(copies::settle(&here).unwrap());
+        assert_eq!(known_as(&here, film.chunks[0]), Some((Own::Data, Some(3))));
+
+        // The head is still one that was not taken in: when it comes again, there is nothing left to do but to say so.
+        assert!(!here.db.read(|t| t.knows_head(&hash)).unwrap());
+        let before = here.db.read(|t| t.tree_size()).unwrap();
+        merge_head(&here, &hash, &head, fetch(&there), false).unwrap();
+        assert!(here.db.read(|t| t.knows_head(&hash)).unwrap());
+        assert_eq!(here.db.read(|t| t.tree_size()).unwrap(), before);
+        copies::tidy(&here).unwrap();
+        assert_eq!(number_of(&here, folder), Some(3));
+    }
+
+    #[test]
+    fn a_tree_that_was_being_made_anew_is_made_to_its_end() {
+        let (here, there) = (machine(), machine());
+        let (folder, film, hash, head, bytes) = with_a_film(&there);
+        adopt_segments(&here, &head, fetch(&there)).unwrap();
+        adopt_head(&here, &hash, &head, &bytes, 1).unwrap();
+        copies::tidy(&here).unwrap();
+        assert_eq!((path_of(&here, film.file), number_of(&here, folder)), (None, Some(3)));
+        place_rest(&here).unwrap();
+        assert_eq!(path_of(&here, film.file), Some(vec![b"films".to_vec(), b"film".to_vec()]));
+        assert!(copies::settle(&here).unwrap());
+        assert_eq!(known_as(&here, film.chunks[0]), Some((Own::Data, Some(3))));
+        // Once it is done nothing is made anew.
+        assert!(!here.db.read(is_unplaced).unwrap());
+        place_rest(&here).unwrap();
+    }
 }

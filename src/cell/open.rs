@@ -281,6 +281,8 @@ pub fn open_vault(paths: &Paths, options: &Options) -> Result<Vault, CellError> 
     })?;
     if is_stale {
         rebuild(&vault)?;
+    } else {
+        finish(&vault);
     }
     Ok(vault)
 }
@@ -364,6 +366,13 @@ fn open_db(dir: &Path) -> Result<(Db, bool), CellError> {
         }
     }
     Ok((Db::open(&path)?.0, true))
+}
+
+/// Goes on with what the last run broke off. What cannot be done now is tried again, and keeps nobody from starting.
+pub(crate) fn finish(vault: &Vault) {
+    if let Err(why) = publish::place_rest(vault) {
+        log::error!("files that the catalog names have not all got their places: {why}; it is tried again");
+    }
 }
 
 /// Fills an empty placement.db: chunks by a scan, whose they are by owners.log, files by the catalog.

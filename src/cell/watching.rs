@@ -9,7 +9,8 @@ use super::Cell;
 use super::placement::{Page, Sums, Wish, page};
 use crate::copies;
 use crate::placement::explain::{Fleet, Risk, Stuck};
-use crate::placement::{ChunkId, DbError};
+use crate::placement::planner;
+use crate::placement::{ChunkId, DbError, Extra};
 use crate::pool;
 use crate::vault::{Alert, Marks, Vault, VaultError};
 
@@ -64,11 +65,13 @@ impl Shortage {
 fn short_now(vault: &Vault) -> Result<Marks, DbError> {
     let mut marks = Marks::default();
     for want in vault.db.read(|t| t.wants())? {
-        let on_peers = copies::on_peers(want, vault.config.copies);
-        for have in 0..=on_peers {
+        let wanted = copies::in_all(want, vault.config.copies);
+        let on_peers = |extra| planner::on_peers(wanted, extra, true);
+        for have in 0..on_peers(Extra::Freed) {
             let mut after = ChunkId(0);
             loop {
-                let page = vault.db.read(|t| t.short_ids(want, have, have == on_peers, after, ROWS))?;
+                let only_extra = have >= on_peers(Extra::No);
+                let page = vault.db.read(|t| t.short_ids(want, have, only_extra, after, ROWS))?;
                 let Some(last) = page.last() else { break };
                 after = *last;
                 page.iter().for_each(|id| marks.set(*id));

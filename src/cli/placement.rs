@@ -467,6 +467,9 @@ fn said_words(file: &mut Fields) -> String {
     let (folder, copies) = (name_of(&said), said.number("copies"));
     match file.number("wanted") {
         wanted if wanted == copies => format!(", by the number of the folder {folder}"),
+        2 if copies < 2 && file.is("freed") => {
+            format!(", as it was freed here, though the folder {folder} says {}", show::count(copies))
+        }
         _ => format!(
             ", though the folder {folder} says {}: other files have the same bytes, or a change is still being worked in",
             show::count(copies)
@@ -497,7 +500,9 @@ fn in_full(mut file: Fields, peers: &[Fields]) -> String {
     if here > 0 {
         text.push_str(&format!("  here: a copy{}\n", part_words(here, chunks)));
     } else if file.is("freed") {
-        text.push_str("  here: nothing, as it was freed; peers keep one copy more for that\n");
+        text.push_str(
+            "  here: nothing, as it was freed; peers keep one copy more for that, and two at least\n",
+        );
     }
     for held in &holders {
         if held.number("chunks") == 0 {

@@ -30,7 +30,7 @@ use crate::placement::{ChunkId, NodeId, NodeState, Own};
 use crate::pool;
 use crate::seal::{CHUNK_BYTES, ENCODING_RAW, SealedChunk, TAG_BYTES, padded_len, seal_each, seal_with};
 use crate::store::Staged;
-use crate::vault::{Vault, VaultError};
+use crate::vault::{LargeImport, Vault, VaultError};
 
 /// A chunk that a file needs: new bytes, or one that should be here already.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub struct Prepared {
     parts: Vec<Part>,
     /// Stat after reading.
     stat: Stat,
+    /// Of a large file: its chunks are here, and no version names them yet.
+    reading: Option<LargeImport>,
 }
 
 impl Prepared {
@@ -290,7 +292,7 @@ fn finish(
     }
     let parent = candidate.at.file;
     let new = NewVersion::sign(vault, &known, parent, &candidate.name, kind, &stat, content);
-    Ok(Outcome::Ready(Box::new(Prepared { candidate, known, new, parts, stat })))
+    Ok(Outcome::Ready(Box::new(Prepared { candidate, known, new, parts, stat, reading: None })))
 }
 
 /// Entries of a manifest one after another, lists opened as they come; one list in memory at a time.
@@ -392,7 +394,7 @@ impl LargeImporter {
         if candidate.stat.size > most {
             return Ok(problem(&candidate, &io::Error::other("over 16 TiB: more than a file can have")));
         }
-        let _running = self.vault.begin_large_import();
+        let reading = self.vault.begin_large_import();
         for _ in 0..READ_TRIES {
             let vault = Arc::clone(&self.vault);
             let (node, mut taken) = (candidate.node.clone(), candidate);
@@ -430,8 +432,12 @@ impl LargeImporter {
             let epoch = known.epoch(&self.vault);
             let content = Content { entries, target: vec![], size: candidate.stat.size, epoch };
             let vault = Arc::clone(&self.vault);
-            return pool::unblock(move || finish(&vault, candidate, known, content, parts, Some(after)))
-                .await;
+            let mut outcome =
+                pool::unblock(move || finish(&vault, candidate, known, content, parts, Some(after))).await;
+            if let Ok(Outcome::Ready(prepared)) = &mut outcome {
+                prepared.reading = Some(reading);
+            }
+            return outcome;
         }
         let ms = self.vault.config.settle_open_ms;
         Ok(Outcome::Later(Box::new(candidate), ms))

@@ -343,12 +343,12 @@ impl Tally {
         self.bytes += u64::from(chunk.len);
         self.here += u64::from(chunk.is_here);
         self.is_freed |= chunk.extra != Extra::No;
-        self.wanted = self.wanted.max(chunk.wanted);
+        let on_peers = planner::on_peers(chunk.wanted, chunk.extra, chunk.is_here);
+        self.wanted = self.wanted.max(chunk.wanted).max(on_peers);
         for copy in &chunk.copies {
             self.add_copy(copy);
         }
         let counted: Vec<CellNumber> = chunk.copies.iter().filter(is_counted).map(|copy| copy.cell).collect();
-        let on_peers = chunk.wanted.saturating_sub(1) + u64::from(chunk.extra != Extra::No);
         let total = counted.len() as u64 + u64::from(chunk.is_here);
         self.least = self.least.min(total);
         let is_short = (counted.len() as u64) < on_peers || total == 0;
@@ -628,6 +628,21 @@ mod tests {
         assert_eq!(told(&fleet, false, Extra::Freed, &[copy(1, Away, 9)]).risk(), Risk::OnlyAway);
         let gone = told(&fleet, false, Extra::Freed, &[]);
         assert!(gone.risk() == Risk::Gone && gone.stuck.contains_key(&Stuck::NoBytes));
+    }
+
+    #[test]
+    fn two_peers_keep_what_is_freed_however_few_copies_are_wanted() {
+        let fleet = fleet(&[Here, Here, Here], 1);
+        let tally = told(&fleet, false, Extra::Freed, &[copy(1, Stored, 9)]);
+        assert_eq!((tally.risk(), tally.least, tally.wanted), (Risk::Alone, 1, 2));
+        assert_eq!(tally.planned.len(), 1);
+        let two = [copy(1, Stored, 9), copy(2, Stored, 9)];
+        assert_eq!(told(&fleet, false, Extra::Freed, &two).risk(), Risk::Fine);
+        let three = [two[0], two[1], copy(3, Stored, 9)];
+        assert_eq!(told(&fleet, false, Extra::Freed, &three).too_many.len(), 1);
+        // What should lie here and does not keeps its last copy; once it is here again, none is needed elsewhere.
+        assert!(told(&fleet, false, Extra::No, &two[..1]).too_many.is_empty());
+        assert_eq!(told(&fleet, true, Extra::No, &two[..1]).too_many.len(), 1);
     }
 
     #[test]

@@ -5,7 +5,20 @@
 
 use std::collections::BTreeMap;
 
-use super::{CellNumber, ChunkId};
+use super::{CellNumber, ChunkId, Extra};
+
+/// Peers that hold what does not lie here because it is freed: at least so many, however few copies are wanted. One of them alone
+/// would be all there is.
+pub const FREED_COPIES_MIN: u64 = 2;
+
+/// Copies that peers should have of a chunk of which `wanted` are wanted in all. Of what is freed here, or to be, as many as
+/// are wanted in all, and two at least; of what should lie here and does not, one at least, for that is the last.
+pub fn on_peers(wanted: u64, extra: Extra, is_here: bool) -> u64 {
+    match extra {
+        Extra::Wanted | Extra::Freed => wanted.max(FREED_COPIES_MIN),
+        Extra::No => wanted.saturating_sub(1).max(u64::from(!is_here)),
+    }
+}
 
 /// A place that burns down as one: cells in one local network share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -263,6 +276,20 @@ mod tests {
         let mut sites = Sites::default();
         pairs.iter().for_each(|(cell, site)| sites.set(CellNumber(*cell), Site(*site)));
         sites
+    }
+
+    #[test]
+    fn peers_have_one_copy_less_than_wanted_but_two_of_what_is_freed_and_always_the_last() {
+        let all = |wanted| {
+            let freed = on_peers(wanted, Extra::Freed, false);
+            for is_here in [true, false] {
+                // What is to be freed is copied first, and what came here to be copied on is still freed.
+                assert_eq!(on_peers(wanted, Extra::Wanted, is_here), freed);
+                assert_eq!(on_peers(wanted, Extra::Freed, is_here), freed);
+            }
+            [on_peers(wanted, Extra::No, true), on_peers(wanted, Extra::No, false), freed]
+        };
+        assert_eq!([0, 1, 2, 3, 20].map(all), [[0, 1, 2], [0, 1, 2], [1, 1, 2], [2, 2, 3], [19, 19, 20]]);
     }
 
     #[test]

@@ -264,7 +264,7 @@ impl Db {
 mod tests {
     use super::*;
     use crate::id::ChunkName;
-    use crate::placement::{ChunkId, Own};
+    use crate::placement::{ChunkId, Own, Tables};
     use crate::store::Place;
 
     #[test]
@@ -281,14 +281,48 @@ mod tests {
             }
             t.put_copy(freed, other)?;
             // All of it wants one copy in all, so none on peers.
-            let over = t.chunks_over(None, 0, ChunkId(0), 10)?;
+            let over = t.chunks_over(None, 1, ChunkId(0), 10)?;
             assert_eq!(over.iter().map(|row| row.id).collect::<Vec<_>>(), [here]);
             t.put_copy(absent, other)?;
-            assert_eq!(t.chunks_over(None, 0, ChunkId(0), 10)?.len(), 2);
+            assert_eq!(t.chunks_over(None, 1, ChunkId(0), 10)?.len(), 2);
             // What should lie here and does not is wanted back, also when its only copy is as many as are wanted.
             t.drop_copy(absent, other)?;
             let back = t.absent_own_after(ChunkId(0), 1, 10)?;
             assert_eq!(back.iter().map(|row| row.id).collect::<Vec<_>>(), [absent]);
+            // Of what is freed the second copy is made again, and until then it stays here if it came here for that.
+            let short = |t: &Tables<'_>| t.absent_short(None, 1, ChunkId(0), 10).map(|rows| rows.len());
+            assert_eq!(short(t)?, 0);
+            t.drop_copy(freed, other)?;
+            assert_eq!(short(t)?, 1);
+            t.move_chunk(freed, Some(&Place::Loose))?;
+            assert_eq!(t.extra_short(other, None, 1, ChunkId(0), 10)?.len(), 1);
+            assert_eq!(t.extra_short(one, None, 1, ChunkId(0), 10)?.len(), 0, "it has one");
+            assert!(t.passed_on(None, 1, ChunkId(0), 10)?.is_empty());
+            t.put_copy(freed, other)?;
+            assert!(t.extra_short(other, None, 1, ChunkId(0), 10)?.is_empty());
+            assert_eq!(t.passed_on(None, 1, ChunkId(0), 10)?.len(), 1);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_is_forgotten_is_no_record_of_a_file_any_more() {
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            for version in 1..=3 {
+                t.put_record(&[1, 5, version], &[version])?;
+            }
+            t.forget_record(&[1, 5, 2])?;
+            let keys: Vec<Vec<u8>> =
+                t.records_with_prefix(&[1, 5], 10)?.into_iter().map(|(_, key)| key).collect();
+            // It would else take the place of one that is kept when versions are thinned.
+            assert_eq!(keys, [[1, 5, 1], [1, 5, 3]]);
+            assert_eq!(
+                t.record(&[1, 5, 2])?,
+                Some(Vec::new()),
+                "every copy of the catalog still hears of it"
+            );
             Ok(())
         })
         .unwrap();

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::DbError;
+use super::planner::{FREED_COPIES_MIN, on_peers};
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::keys::random;
 use crate::store::{PackId, Place};
@@ -427,12 +428,13 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Numbers and keys of records whose key begins with `prefix`, in the order of keys. At most `limit`.
+    /// Numbers and keys of records whose key begins with `prefix`, in the order of keys, without those that are forgotten. At most
+    /// `limit`.
     pub fn records_with_prefix(&self, prefix: &[u8], limit: usize) -> Result<Vec<(u64, Vec<u8>)>, DbError> {
         let mut end = prefix.to_vec();
         end.extend_from_slice(&[0xff; 40]);
         self.list(
-            "SELECT seq, key FROM catalog WHERE key >= ?1 AND key <= ?2 ORDER BY key LIMIT ?3",
+            "SELECT seq, key FROM catalog WHERE key >= ?1 AND key <= ?2 AND length(body) > 0 ORDER BY key LIMIT ?3",
             params![prefix, end, limit as i64],
             |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)),
         )
@@ -562,10 +564,10 @@ impl<'a> Tables<'a> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
-                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < max(coalesce(want, ?2), 2) AND extra < 2
+                 WHERE id > ?1 AND own IN (1, 2) AND place = 0 AND ncopies < max(coalesce(want, ?2), ?4) AND extra < 2
                  ORDER BY id LIMIT ?3"
             ),
-            params![after.0, copies as i64, limit as i64],
+            params![after.0, copies as i64, limit as i64, FREED_COPIES_MIN as i64],
             chunk_row,
         )
     }
@@ -735,72 +737,72 @@ impl<'a> Tables<'a> {
         self.list(sql, params![have as i64, after.0, limit as i64, want], |row| row.get(0).map(ChunkId))
     }
 
-    /// Up to `limit` chunks over row `after` that want `want` and whose files are freed here, or to be: they want a copy more than
-    /// `copies` on peers, do not have it, are here, and are not yet with `cell`.
+    /// Up to `limit` chunks over row `after` that want `want`, which is `wanted` copies in all, and whose files are freed here, or to
+    /// be: peers have fewer than they then should, they are here, and are not yet with `cell`.
     pub fn extra_short(
         &self,
         cell: CellNumber,
         want: Want,
-        copies: u64,
+        wanted: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies <= ?2 AND id > ?3 AND place > 0
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies < ?2 AND id > ?3 AND place > 0
                    AND own IN (1, 2) AND want IS ?5
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
             ),
-            params![cell.0, copies as i64, after.0, limit as i64, want],
+            params![cell.0, on_peers(wanted, Extra::Wanted, true) as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks of freed files over row `after` that want `want` and do not lie here, and of which peers have a copy
-    /// but not more than `copies`: one must come here first to be copied on.
+    /// Up to `limit` chunks of freed files over row `after` that want `want`, which is `wanted` copies in all, and do not lie here, and
+    /// of which peers have a copy but fewer than they should: one must come here first to be copied on.
     pub fn absent_short(
         &self,
         want: Want,
-        copies: u64,
+        wanted: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND place = 0 AND own IN (1, 2) AND want IS ?4
-                   AND ncopies BETWEEN 1 AND ?1 AND id > ?2 ORDER BY id LIMIT ?3"
+                   AND ncopies > 0 AND ncopies < ?1 AND id > ?2 ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64, want],
+            params![on_peers(wanted, Extra::Freed, false) as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks over row `after` that want `want` and are here only because they were copied on: their files are
-    /// freed, and peers have more than `copies` copies.
+    /// Up to `limit` chunks over row `after` that want `want`, which is `wanted` copies in all, and are here only because they were
+    /// copied on: their files are freed, and peers have as many copies as they should.
     pub fn passed_on(
         &self,
         want: Want,
-        copies: u64,
+        wanted: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND want IS ?4 AND ncopies > ?1
+                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND want IS ?4 AND ncopies >= ?1
                    AND id > ?2 ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64, want],
+            params![on_peers(wanted, Extra::Freed, true) as i64, after.0, limit as i64, want],
             chunk_row,
         )
     }
 
-    /// Up to `limit` chunks of my files over row `after` that want `want` and that peers have more copies of than `copies`, and
-    /// one for what is freed here; of what is not here one copy counts for nothing, and of what is freed two.
+    /// Up to `limit` chunks of my files over row `after` that want `want`, which is `wanted` copies in all, and that peers have more
+    /// copies of than they should.
     pub fn chunks_over(
         &self,
         want: Want,
-        copies: u64,
+        wanted: u64,
         after: ChunkId,
         limit: usize,
     ) -> Result<Vec<ChunkRow>, DbError> {
@@ -808,10 +810,18 @@ impl<'a> Tables<'a> {
             &format!(
                 "SELECT {CHUNK_COLUMNS} FROM chunks
                  WHERE own IN (1, 2) AND want IS ?4 AND ncopies > ?1
-                   AND ncopies > max(?1 + (extra > 0), (extra > 0) * 2, place = 0) AND id > ?2
+                   AND ncopies > CASE WHEN extra > 0 THEN ?6 WHEN place = 0 THEN ?5 ELSE ?1 END AND id > ?2
                  ORDER BY id LIMIT ?3"
             ),
-            params![copies as i64, after.0, limit as i64, want],
+            params![
+                // The fewest of the three first: the index finds what has more.
+                on_peers(wanted, Extra::No, true) as i64,
+                after.0,
+                limit as i64,
+                want,
+                on_peers(wanted, Extra::No, false) as i64,
+                on_peers(wanted, Extra::Freed, false) as i64,
+            ],
             chunk_row,
         )
     }
@@ -897,6 +907,11 @@ impl<'a> Tables<'a> {
             params![after.0, until.0, limit as i64],
             chunk_row,
         )
+    }
+
+    /// Bytes of chunks of my files that lie here.
+    pub fn own_bytes_here(&self) -> Result<u64, DbError> {
+        self.number("SELECT coalesce(sum(len), 0) FROM chunks WHERE own IN (1, 2) AND place > 0", [])
     }
 
     /// Number and bytes of chunks that lie here.

@@ -14,11 +14,11 @@ use crate::vault::{Vault, VaultError};
 
 /// A version that a cell has kept.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
-    pub(super) file: FileId,
+pub(crate) struct Kept {
+    pub(crate) file: FileId,
     pub(super) version: u64,
     pub(super) hash: BodyHash,
-    pub(super) chunks: Vec<ChunkName>,
+    pub(crate) chunks: Vec<ChunkName>,
     /// Of the bytes of all chunks.
     pub(super) content: [u8; 32],
 }
@@ -50,7 +50,7 @@ pub(super) fn keep(vault: &Vault, name: &[u8], plains: &[Vec<u8>]) -> Result<Kep
 }
 
 /// The same in a folder.
-pub(super) fn keep_in(
+pub(crate) fn keep_in(
     vault: &Vault,
     folder: NodeId,
     name: &[u8],
@@ -100,7 +100,7 @@ pub(super) fn keep_in(
 }
 
 /// The folder of this name, made where there is none.
-pub(super) fn folder(vault: &Vault, name: &[u8]) -> Result<NodeId, VaultError> {
+pub(crate) fn folder(vault: &Vault, name: &[u8]) -> Result<NodeId, VaultError> {
     folder_in(vault, NodeId::ROOT, name)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smol::LocalExecutor;
 
-use crate::cell::open::{Found, judge, rebuild};
+use crate::cell::open::{Found, finish, judge, rebuild};
 use crate::clock::{Clock, ManualClock};
 use crate::config::Config;
 use crate::keys::MasterKey;
@@ -272,6 +272,8 @@ impl Machine {
         let vault = Vault::with_files(parts, Arc::clone(&disk.files) as Arc<dyn StateFiles>)?;
         if is_stale {
             rebuild(&vault).map_err(|why| VaultError::Refused(why.to_string()))?;
+        } else {
+            finish(&vault);
         }
         Ok(Arc::new(vault))
     }

@@ -13,6 +13,7 @@ use super::round::{RoundError, may_release, with_vault};
 use crate::id::{CellId, ChunkName};
 use crate::order;
 use crate::placement::{CellNumber, ChunkId, DbError, Tables};
+use crate::publish;
 use crate::vault::Vault;
 use crate::wire::message::{AskError, DIGEST_SUMS, NAMES_MAX, Reply, Request};
 
@@ -200,8 +201,9 @@ fn mend(
                 }
             }
         }
-        // Part of a large file whose list is not back yet cannot be told from what is not mine.
-        let knows_all = !t.is_any_list_absent()?;
+        // Part of a large file whose list is not back yet cannot be told from what is not mine, nor can what a catalog names that is
+        // still being taken in.
+        let knows_all = !t.is_any_list_absent()? && !publish::is_unplaced(t)?;
         let mut strays = Vec::new();
         let mut left: Vec<ChunkName> = theirs.into_keys().collect();
         order::sort(&mut left);

@@ -255,6 +255,8 @@ pub struct Sync {
     pub(super) health: RefCell<HealthBook>,
     pub(super) health_at: Cell<Duration>,
     pub(super) health_saved_at: Cell<u64>,
+    /// A state of things in which nothing that lies with peers only could be copied on.
+    pub(super) passed_for: Cell<Option<u64>>,
     /// Peers whose copies are not counted on, or are being marked so.
     pub(super) away: RefCell<BTreeSet<CellId>>,
     /// Of them those of whom all copies were marked since the start.
@@ -363,6 +365,7 @@ impl Sync {
             health: RefCell::default(),
             health_at: Cell::new(Duration::ZERO),
             health_saved_at: Cell::new(0),
+            passed_for: Cell::new(None),
             away: RefCell::default(),
             left: RefCell::default(),
             marking: Turns::default(),

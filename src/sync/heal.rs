@@ -14,8 +14,8 @@ use crate::config::RECORDS_PER_CHANGE;
 use crate::copies;
 use crate::id::{CellId, ChunkName};
 use crate::order;
-use crate::placement::planner::{Deficit, Holder, Pace, Sites, plan, surplus};
-use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError, Want};
+use crate::placement::planner::{Deficit, Holder, Pace, Sites, on_peers, plan, surplus};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError, Extra, Want};
 use crate::vault::{Alert, Vault, VaultError};
 use crate::world::{self, Sabotage};
 
@@ -238,20 +238,20 @@ impl Sync {
         }
         let (wants, is_settled) = self.wants().await?;
         let mut looked_at = 0;
-        for (want, on_peers) in wants.into_iter().filter(|_| is_settled) {
-            self.trim_those(want, on_peers, &mut looked_at).await?;
+        for (want, wanted) in wants.into_iter().filter(|_| is_settled) {
+            self.trim_those(want, wanted, &mut looked_at).await?;
         }
         Ok(())
     }
 
-    /// What chunks want, and how many copies on peers that is; and whether they want what their files do, so that anything may
-    /// be let go.
+    /// What chunks want, and how many copies in all that is; and whether they want what their files do, so that anything may be let
+    /// go.
     async fn wants(&self) -> Result<(Vec<(Want, u64)>, bool), VaultError> {
         let find = |vault: &Vault| -> Result<_, VaultError> {
             let is_settled = copies::settle(vault)?;
             let usual = vault.config.copies;
             let wants = vault.db.read(|t| t.wants())?.into_iter();
-            Ok((wants.map(|want| (want, copies::on_peers(want, usual))).collect(), is_settled))
+            Ok((wants.map(|want| (want, copies::in_all(want, usual))).collect(), is_settled))
         };
         with_vault(&self.vault, find).await
     }
@@ -259,7 +259,7 @@ impl Sync {
     async fn trim_those(
         self: &Rc<Self>,
         want: Want,
-        on_peers: u64,
+        wanted: u64,
         looked_at: &mut usize,
     ) -> Result<(), VaultError> {
         let mut after = ChunkId(0);
@@ -268,7 +268,7 @@ impl Sync {
             let _planning = self.planning.lock().await;
             let (peers, sites) = (self.holders(), self.sites());
             let page = with_vault(&self.vault, move |vault| {
-                vault.db.read(|t| t.chunks_over(want, on_peers, after, PAGE))
+                vault.db.read(|t| t.chunks_over(want, wanted, after, PAGE))
             })
             .await?;
             let Some(last) = page.last() else { break };
@@ -316,14 +316,18 @@ impl Sync {
     /// Brings chunks of freed files here that have lost a copy, so that rounds copy them on; and drops what was copied on.
     pub(super) async fn pass_on(self: &Rc<Self>) -> Result<(), VaultError> {
         let mut bytes = 0;
-        let mut wanted: Vec<ChunkName> = Vec::new();
+        let mut coming: Vec<ChunkName> = Vec::new();
         let (wants, is_settled) = self.wants().await?;
-        for (want, on_peers) in &wants {
-            self.find_passed_on(*want, *on_peers, &mut bytes, &mut wanted).await?;
+        let state = round::state_of_things(self);
+        if self.passed_for.get() != Some(state) {
+            for (want, wanted) in &wants {
+                self.find_passed_on(*want, *wanted, &mut bytes, &mut coming).await?;
+            }
+            self.passed_for.set(coming.is_empty().then_some(state));
         }
-        if !wanted.is_empty() {
-            log::info!("{} chunks of freed files come here to be copied on", wanted.len());
-            if !self.fetch(wanted).await.got.is_empty() {
+        if !coming.is_empty() {
+            log::info!("{} chunks of freed files come here to be copied on", coming.len());
+            if !self.fetch(coming).await.got.is_empty() {
                 self.nudge_all(None);
             }
         }
@@ -331,7 +335,7 @@ impl Sync {
             return Ok(());
         }
         let drop = move |vault: &Vault| {
-            wants.into_iter().try_for_each(|(want, on_peers)| drop_passed_on(vault, want, on_peers))
+            wants.into_iter().try_for_each(|(want, wanted)| drop_passed_on(vault, want, wanted))
         };
         with_vault(&self.vault, drop).await
     }
@@ -340,16 +344,16 @@ impl Sync {
     async fn find_passed_on(
         &self,
         want: Want,
-        on_peers: u64,
+        wanted: u64,
         bytes: &mut u64,
-        wanted: &mut Vec<ChunkName>,
+        coming: &mut Vec<ChunkName>,
     ) -> Result<(), VaultError> {
         let mut after = ChunkId(0);
         while *bytes < PASSED_ON_BYTES {
             let page = with_vault(&self.vault, move |vault| {
                 vault.db.read(|t| -> Result<Vec<(ChunkRow, Vec<CellNumber>)>, DbError> {
                     let with_holders = |row: ChunkRow| t.copies_of(row.id).map(|holders| (row, holders));
-                    t.absent_short(want, on_peers, after, PAGE)?.into_iter().map(with_holders).collect()
+                    t.absent_short(want, wanted, after, PAGE)?.into_iter().map(with_holders).collect()
                 })
             })
             .await?;
@@ -359,11 +363,12 @@ impl Sync {
                 .iter()
                 .map(|(row, holders)| Deficit { chunk: row.id, len: row.len, holders: holders.clone() })
                 .collect();
-            let targets = plan(&deficits, &mut self.candidates(), &self.sites(), on_peers + 1);
+            let copies = on_peers(wanted, Extra::Freed, false);
+            let targets = plan(&deficits, &mut self.candidates(), &self.sites(), copies);
             for ((row, _), targets) in page.iter().zip(targets) {
                 if !targets.is_empty() && *bytes < PASSED_ON_BYTES {
                     *bytes += u64::from(row.len);
-                    wanted.push(row.name);
+                    coming.push(row.name);
                 }
             }
         }
@@ -381,16 +386,10 @@ fn let_go(
     let mut told = Vec::new();
     vault.db.change(|t| -> Result<(), DbError> {
         for row in page {
-            let extra = t.extra(row.id)?;
-            // As it is now: somebody may have raised it since the page was read.
-            let on_peers = copies::on_peers(t.want(row.id)?, vault.config.copies);
-            let copies = on_peers + u64::from(extra != crate::placement::Extra::No);
-            // The last copy stays wherever it is, and so do two of what is freed here.
+            // All as it is now: it may have changed since the page was read.
+            let wanted = copies::in_all(t.want(row.id)?, vault.config.copies);
             let is_here = t.chunk(&row.name)?.is_some_and(|row| row.place.is_some());
-            let copies = copies.max(match extra {
-                crate::placement::Extra::No => u64::from(!is_here),
-                _ => 2,
-            });
+            let copies = on_peers(wanted, t.extra(row.id)?, is_here);
             let counted = |copy: &Copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect);
             let mut holders = Vec::new();
             for copy in t.all_copies_of(row.id)?.into_iter().filter(counted) {
@@ -424,7 +423,7 @@ fn let_go(
 }
 
 /// Drops the local copies of chunks that should lie with peers only, once enough of them have one.
-fn drop_passed_on(vault: &Vault, want: Want, on_peers: u64) -> Result<(), VaultError> {
+fn drop_passed_on(vault: &Vault, want: Want, wanted: u64) -> Result<(), VaultError> {
     loop {
         let _placing = vault.placing();
         // Durable before the files go: see `gc::sweep`.
@@ -432,7 +431,7 @@ fn drop_passed_on(vault: &Vault, want: Want, on_peers: u64) -> Result<(), VaultE
             let mut gone = Vec::new();
             let mut after = ChunkId(0);
             loop {
-                let page = t.passed_on(want, on_peers, after, PAGE)?;
+                let page = t.passed_on(want, wanted, after, PAGE)?;
                 let Some(last) = page.last() else { break };
                 after = last.id;
                 for row in page {

@@ -22,8 +22,8 @@ use crate::config::RECORDS_PER_CHANGE;
 use crate::copies;
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::order;
-use crate::placement::planner::{Candidate, Deficit, coarse, plan};
-use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Own, Tables, Want};
+use crate::placement::planner::{self, Candidate, Deficit, coarse, plan};
+use crate::placement::{CellNumber, ChunkId, ChunkRow, DbError, Extra, Own, Tables, Want};
 use crate::pool::{Job, unblock};
 use crate::publish;
 use crate::sha256;
@@ -429,27 +429,41 @@ pub(super) fn drop_copies(vault: &Vault, cell: CellNumber) -> Result<(), DbError
 
 // ---- What the peer should hold ----
 
-/// One look for chunks that lack copies: of those that want `want`, the ones with `have` copies on peers.
+/// One look for chunks that lack copies, of those that want `want`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Step {
     want: Want,
-    have: u64,
-    /// Copies on peers that are wanted.
-    on_peers: u64,
-    /// Only what is freed here, and wants one copy more.
-    is_extra: bool,
+    /// Copies in all that this is.
+    wanted: u64,
+    what: Lack,
 }
 
-/// First those that have the fewest copies, whatever they want, and at the end what is freed here and wants a copy more.
+/// Which of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// Those with so many copies on peers, which is too few.
+    Have(u64),
+    /// Those that are freed here, or to be, and lack the copies that they want for that.
+    Extra,
+}
+
+impl Step {
+    /// Copies on peers that are wanted.
+    fn on_peers(&self) -> u64 {
+        let extra = if self.what == Lack::Extra { Extra::Wanted } else { Extra::No };
+        planner::on_peers(self.wanted, extra, true)
+    }
+}
+
+/// First those that have the fewest copies, whatever they want, and at the end what is freed here and wants more.
 fn steps_of(wants: &[Want], usual: u64) -> VecDeque<Step> {
     let most = wants.iter().map(|want| copies::on_peers(*want, usual)).max().unwrap_or(0);
-    let step = |want: &Want, have, is_extra| {
-        let on_peers = copies::on_peers(*want, usual);
-        Step { want: *want, have: if is_extra { on_peers } else { have }, on_peers, is_extra }
-    };
-    let short = (0..most).flat_map(|have| wants.iter().map(move |want| step(want, have, false)));
-    let short = short.filter(|step| step.have < step.on_peers);
-    short.chain(wants.iter().map(|want| step(want, 0, true))).collect()
+    let step = |want: &Want, what| Step { want: *want, wanted: copies::in_all(*want, usual), what };
+    let lacking = (0..most).flat_map(|have| {
+        let steps = wants.iter().map(move |want| step(want, Lack::Have(have)));
+        steps.filter(move |step| have < step.on_peers())
+    });
+    lacking.chain(wants.iter().map(|want| step(want, Lack::Extra))).collect()
 }
 
 async fn push_chunks(
@@ -478,15 +492,14 @@ async fn push_chunks(
         steps = with_vault(vault, find).await?;
     }
     while let (Some(step), false) = (steps.front().copied(), link.is_full.get()) {
-        let Step { want, have, on_peers, is_extra } = step;
-        let copies = on_peers + u64::from(is_extra);
+        let Step { want, wanted, what } = step;
+        let copies = step.on_peers();
         let planning = sync.planning.lock().await;
         let page = with_vault(vault, move |vault| {
             vault.db.read(|t| -> Result<_, DbError> {
-                let rows = if is_extra {
-                    t.extra_short(cell, want, on_peers, after, PAGE_CHUNKS)?
-                } else {
-                    t.chunks_short(cell, want, have, after, PAGE_CHUNKS)?
+                let rows = match what {
+                    Lack::Have(have) => t.chunks_short(cell, want, have, after, PAGE_CHUNKS)?,
+                    Lack::Extra => t.extra_short(cell, want, wanted, after, PAGE_CHUNKS)?,
                 };
                 rows.into_iter()
                     .map(|row| Ok((t.copies_of(row.id)?, row)))
@@ -516,7 +529,8 @@ async fn push_chunks(
                 sync.in_flight.borrow_mut().entry(row.id).or_default().push(cell);
                 rows.push(row);
             }
-            lacks_room |= targets.is_empty() && !is_extra && (deficit.holders.len() as u64) < copies;
+            let is_lacking = (deficit.holders.len() as u64) < copies;
+            lacks_room |= targets.is_empty() && what != Lack::Extra && is_lacking;
             for_others.extend(targets.iter().filter(|target| **target != cell));
         }
         drop(planning);
@@ -565,7 +579,7 @@ async fn push_chunks(
 }
 
 /// A number for all that a plan depends on: while it is the same, a plan that found nothing for a peer finds nothing.
-fn state_of_things(sync: &Sync) -> u64 {
+pub(super) fn state_of_things(sync: &Sync) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     sync.vault.db.generation().hash(&mut hasher);
