@@ -124,6 +124,14 @@ impl Fuse {
         self.is_blown.load(Ordering::Relaxed)
     }
 
+    /// Does what is no part of the simulated cell, such as looking at what it has.
+    pub fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        let left = self.left.swap(u64::MAX, Ordering::Relaxed);
+        let done = work();
+        self.left.store(left, Ordering::Relaxed);
+        done
+    }
+
     /// An operation happens.
     pub fn step(&self) {
         match self.left.load(Ordering::Relaxed) {

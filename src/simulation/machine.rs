@@ -89,7 +89,7 @@ pub(super) struct Disk {
     pub(super) files: Arc<MemoryFiles>,
     pub(super) books: Arc<Books>,
     images: Arc<Images>,
-    fuse: Arc<Fuse>,
+    pub(super) fuse: Arc<Fuse>,
 }
 
 impl Disk {

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::id::ChunkName;
 use crate::keys::random;
-use crate::placement::CopyState;
+use crate::placement::{CopyState, DbError, Tables};
 use crate::pool::unblock;
 use crate::publish;
 use crate::routes::{Kind, Speed};
@@ -262,6 +262,12 @@ impl Sim {
 
     fn vault(&self, at: usize) -> Option<Arc<Vault>> {
         self.machines[at].running.as_ref().map(|running| Arc::clone(&running.vault))
+    }
+
+    /// What stands in a cell's database, if it is on. That the sim looks is no step of the cell.
+    fn look<T>(&self, at: usize, see: impl FnOnce(&Tables<'_>) -> Result<T, DbError>) -> Option<T> {
+        let vault = self.vault(at)?;
+        self.machines[at].disk.fuse.aside(|| vault.db.change(see)).ok()
     }
 
     // ---- Running ----
@@ -818,13 +824,14 @@ impl Sim {
     /// Whether an owner counts on a copy with this holder: it neither takes it back nor has given it up. Who is off cannot say.
     fn counts_on(&self, owner: usize, name: ChunkName, holder: usize) -> bool {
         let id = self.machines[holder].master.identity(0, 0).id();
-        let Some(vault) = self.vault(owner) else { return true };
-        let copy = vault.db.change(|t| -> Result<_, crate::placement::DbError> {
+        if !self.is_on(owner) {
+            return true;
+        }
+        let copy = self.look(owner, |t| {
             let Some(row) = t.chunk(&name)? else { return Ok(None) };
             t.copy(row.id, t.cell(&id)?)
         });
-        let copy = copy.ok().flatten();
-        copy.is_some_and(|copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect))
+        copy.flatten().is_some_and(|copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect))
     }
 
     /// Whether an owner gets back what lies there: it is the owner's own or a peer's. Who was removed keeps chunks for a while,
@@ -841,8 +848,7 @@ impl Sim {
         });
         let id = self.machines[owner].master.identity(0, 0).id();
         for at in 0..self.machines.len() {
-            let Some(vault) = self.vault(at) else { continue };
-            let known = vault.db.change(|t| -> Result<Option<String>, crate::placement::DbError> {
+            let known = self.look(at, |t| {
                 let Some(row) = t.chunk(&name)? else { return Ok(None) };
                 let mut copies = Vec::new();
                 for copy in t.all_copies_of(row.id)? {
@@ -858,7 +864,7 @@ impl Sim {
                     t.hold(row.id, cell)?
                 )))
             });
-            text.push_str(&known.ok().flatten().unwrap_or_default());
+            text.push_str(&known.flatten().unwrap_or_default());
         }
         text
     }
@@ -888,7 +894,7 @@ impl Sim {
             let opened = crate::catalog::Head::open(&head.body);
             opened.is_ok_and(|(_, head)| head.segments.iter().all(|(name, _)| store.has_sound(*name)))
         };
-        let heads = running.vault.db.change(|t| {
+        let heads = self.look(helper, |t| {
             let cell = t.cell(&master.identity(0, 0).id())?;
             t.peer_heads(cell)
         });
@@ -896,7 +902,7 @@ impl Sim {
             && self.reaches(at, helper)
             && running.sync.knows_phrase(&master.recovery_secret())
             && heads
-                .is_ok_and(|heads| !heads.is_empty() && heads.iter().filter(|head| head.tip).all(is_whole))
+                .is_some_and(|heads| !heads.is_empty() && heads.iter().filter(|head| head.tip).all(is_whole))
     }
 
     /// Damages a chunk on a disk.
@@ -992,7 +998,7 @@ impl Sim {
                 continue;
             }
             let Some(vault) = self.vault(peer) else { continue };
-            let heads = vault.db.change(|t| {
+            let heads = self.look(peer, |t| {
                 let cell = t.cell(&id)?;
                 t.peer_heads(cell)
             });

@@ -172,15 +172,14 @@ pub fn settling(seed: u64) -> Outcome {
 pub(super) fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
     let id = sim.machines[owner].master.identity(0, 0).id();
     let holds = |at: &usize| {
-        let Some(vault) = sim.vault(*at) else { return false };
-        let hold = vault.db.change(|t| -> Result<_, crate::placement::DbError> {
+        let hold = sim.look(*at, |t| {
             let cell = t.cell(&id)?;
             match t.chunk(&name)? {
                 Some(row) => t.hold(row.id, cell),
                 None => Ok(None),
             }
         });
-        matches!(hold, Ok(Some((_, HoldState::Held))))
+        matches!(hold, Some(Some((_, HoldState::Held))))
     };
     (0..sim.len()).filter(|at| *at != owner).filter(holds).count()
 }

@@ -71,6 +71,8 @@ impl Outcome {
 
 /// Files that somebody deletes at once: more than the brake lets pass.
 const MANY_FILES: u64 = 24;
+/// Pairs that are looked at until two are found that can part.
+const PARTING_PAIRS: usize = 8;
 /// A forger with whom its owner was connected for so long is found out.
 const FORGED: Duration = Duration::from_secs(31 * 86_400);
 
@@ -295,30 +297,16 @@ impl Story {
 
     /// Somebody removes a peer. Both have others, and nothing that is needed lies with the other alone.
     fn part_for_good(&mut self) -> Checked {
+        if !self.has_healed() || !self.tight.is_empty() {
+            return Ok(());
+        }
         let pairs: Vec<(usize, usize)> = self.sim.friends.iter().copied().collect();
-        let (a, b) = pairs[self.sim.dice.below(pairs.len() as u64) as usize];
-        let (a, b) = if self.sim.dice.percent(50) { (a, b) } else { (b, a) };
-        if !self.has_healed() || !self.is_here(a) || !self.is_here(b) || !self.tight.is_empty() {
-            return Ok(());
-        }
-        for (owner, other) in [(a, b), (b, a)] {
-            let left = (0..self.sim.len())
-                .filter(|third| *third != other && *third != owner)
-                .filter(|third| self.sim.reaches(owner, *third) && !self.sim.machines[*third].is_gone)
-                .count() as u64;
-            if left < 2 || left + 1 < self.sim.machines[owner].config.copies {
-                return Ok(());
-            }
-            for name in self.sim.needed_chunks(owner) {
-                let is_left = |holder: usize| holder != other && self.sim.reaches(owner, holder);
-                if !self.sim.kept_at(name).any(is_left) {
-                    return Ok(());
-                }
-            }
-        }
-        if !self.sim.can_spare(a) || !self.sim.can_spare(b) {
-            return Ok(());
-        }
+        let first = self.sim.dice.below(pairs.len() as u64) as usize;
+        let turned = self.sim.dice.percent(50);
+        // In most fleets few can part: some are tried.
+        let mut tried = (0..pairs.len().min(PARTING_PAIRS)).map(|n| pairs[(first + n) % pairs.len()]);
+        let Some((a, b)) = tried.find(|(a, b)| self.may_part(*a, *b)) else { return Ok(()) };
+        let (a, b) = if turned { (b, a) } else { (a, b) };
         for at in [a, b] {
             self.sim.machines[at].ticks_left = None;
             self.sim.machines[at].blow_after(None);
@@ -326,6 +314,29 @@ impl Story {
         self.hurt_at = self.sim.now();
         self.changes.parted += 1;
         self.sim.remove_peer(a, b)
+    }
+
+    /// Whether both have enough without each other.
+    fn may_part(&mut self, a: usize, b: usize) -> bool {
+        if !self.is_here(a) || !self.is_here(b) {
+            return false;
+        }
+        for (owner, other) in [(a, b), (b, a)] {
+            let left = (0..self.sim.len())
+                .filter(|third| *third != other && *third != owner)
+                .filter(|third| self.sim.reaches(owner, *third) && !self.sim.machines[*third].is_gone)
+                .count() as u64;
+            if left < 2 || left + 1 < self.sim.machines[owner].config.copies {
+                return false;
+            }
+            for name in self.sim.needed_chunks(owner) {
+                let is_left = |holder: usize| holder != other && self.sim.reaches(owner, holder);
+                if !self.sim.kept_at(name).any(is_left) {
+                    return false;
+                }
+            }
+        }
+        self.sim.can_spare(a) && self.sim.can_spare(b)
     }
 
     /// A program gone wild, or a person: all files are deleted at once. Weeks later somebody confirms it.
