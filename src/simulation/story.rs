@@ -2,7 +2,7 @@
 //! links break, clocks are wrong, and now and then a disk is gone for ever. In years of change also the fleet itself: cells join
 //! later, peers are removed and come again, somebody deletes everything at once, and a peer forges proofs of what it has dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Broken, Checked, DAY, HOUR, Rotten, Sim, pair};
@@ -71,6 +71,8 @@ impl Outcome {
 
 /// Files that somebody deletes at once: more than the brake lets pass.
 const MANY_FILES: u64 = 24;
+/// Nothing is let go for 90 days after a recovery while a peer was not heard: so long apart nobody is.
+const MET: Duration = Duration::from_secs(60 * 86_400);
 /// Pairs that are looked at until two are found that can part.
 const PARTING_PAIRS: usize = 8;
 /// A forger with whom its owner was connected for so long is found out.
@@ -111,7 +113,9 @@ fn live(seed: u64, scale: Scale, has_changes: bool) -> Outcome {
     let late = if has_changes { (cells - cells / 3..cells).collect() } else { Vec::new() };
     let (files, hurt_at, tight) = (0, Duration::ZERO, Vec::new());
     let changes = Changes::default();
-    let mut story = Story { sim, files, hurt_at, days, tight, has_changes, late, forger: None, changes };
+    let recovered = BTreeMap::new();
+    let mut story =
+        Story { sim, files, hurt_at, recovered, days, tight, has_changes, late, forger: None, changes };
     let broken = story.live().err();
     Outcome { changes: story.changes, ..Outcome::of(story.sim, broken) }
 }
@@ -121,6 +125,8 @@ struct Story {
     files: u64,
     /// When something was last destroyed: what was lost then must heal before the next.
     hurt_at: Duration,
+    /// When cells recovered last.
+    recovered: BTreeMap<usize, Duration>,
     days: u64,
     /// Whose disks are full.
     tight: Vec<usize>,
@@ -217,6 +223,7 @@ impl Story {
             self.sim.scrub(at)?;
         }
         self.begin_anew()?;
+        self.meet_in_time();
         if self.sim.dice.percent(20) {
             self.sim.check_nothing_is_lost()?;
             self.sim.check_damage_is_found()?;
@@ -606,11 +613,24 @@ impl Story {
         let helper = (0..self.sim.len()).find(|other| self.sim.can_help(*other, at));
         let Some(helper) = helper else { return Ok(()) };
         self.hurt_at = self.sim.now();
+        self.recovered.insert(at, self.hurt_at);
         self.sim.machines[helper].ticks_left = None;
         self.sim.machines[helper].blow_after(None);
         self.sim.lose_and_recover(at, helper)?;
         self.sim.turns(2)?;
         self.sim.refill(at)
+    }
+
+    /// Who has recovered waits so long for peers that may know of newer versions, and not for ever: until then they have met.
+    fn meet_in_time(&mut self) {
+        let now = self.sim.now();
+        let is_late = |at: &usize| self.recovered.get(at).is_some_and(|then| now > *then + MET);
+        let late: Vec<(usize, usize)> =
+            self.sim.apart.iter().copied().filter(|(a, b)| is_late(a) || is_late(b)).collect();
+        for (a, b) in late {
+            self.sim.part(a, b, false);
+            self.sim.note(format_args!("{a} and {b} meet again"));
+        }
     }
 
     /// Where a backup of an older life woke up, it stops writing and says so; its owner does as told, and recovers.
