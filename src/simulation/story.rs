@@ -125,7 +125,7 @@ struct Story {
     files: u64,
     /// When something was last destroyed: what was lost then must heal before the next.
     hurt_at: Duration,
-    /// When cells recovered last.
+    /// When cells recovered last, or went back to a backup.
     recovered: BTreeMap<usize, Duration>,
     days: u64,
     /// Whose disks are full.
@@ -576,6 +576,7 @@ impl Story {
                     self.sim.braked.remove(&at);
                     self.sim.rotten.retain(|(other, _), _| *other != at);
                     self.hurt_at = now;
+                    self.recovered.insert(at, now);
                     self.sim.note(format_args!(
                         "{at} goes back to its backup of day {}",
                         made.as_secs() / 86_400
@@ -621,7 +622,7 @@ impl Story {
         self.sim.refill(at)
     }
 
-    /// Who has recovered waits so long for peers that may know of newer versions, and not for ever: until then they have met.
+    /// Who has recovered, or has an old disk, waits so long for peers that may know of newer versions, and not for ever: until then they have met.
     fn meet_in_time(&mut self) {
         let now = self.sim.now();
         let is_late = |at: &usize| self.recovered.get(at).is_some_and(|then| now > *then + MET);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::driver::Sync;
 use super::link::Link;
-use super::round::{RoundError, may_release, with_vault};
+use super::round::{RoundError, all_heard, may_release, with_vault};
 use crate::id::{CellId, ChunkName};
 use crate::order;
 use crate::placement::{CellNumber, ChunkId, DbError, Tables};
@@ -170,7 +170,8 @@ pub(super) async fn compare(sync: &Rc<Sync>, link: &Link) -> Result<Compared, Ro
         strays.extend(with_vault(vault, move |vault| mend(vault, cell, at, entries)).await?);
     }
     if may_release(sync).await? {
-        let old = with_vault(vault, move |vault| old_strays(vault, &peer, &strays)).await?;
+        let peers: Vec<CellId> = sync.gate.peers().iter().map(|peer| peer.id).collect();
+        let old = with_vault(vault, move |vault| old_strays(vault, &peer, &strays, &peers)).await?;
         for names in old.chunks(NAMES_MAX) {
             link.ask(&Request::Release { names: names.to_vec() }).await?;
         }
@@ -218,8 +219,14 @@ fn mend(
     })
 }
 
-/// Remembers what is not mine, and gives what was found so long enough ago.
-fn old_strays(vault: &Vault, peer: &CellId, strays: &[ChunkName]) -> Result<Vec<ChunkName>, DbError> {
+/// Remembers what is not mine, and gives what was found so long enough ago, and by now of every peer: a disk that is an old copy
+/// knows nothing of what came after it until it meets somebody who does.
+fn old_strays(
+    vault: &Vault,
+    peer: &CellId,
+    strays: &[ChunkName],
+    peers: &[CellId],
+) -> Result<Vec<ChunkName>, DbError> {
     let key = format!("strays:{peer}");
     let now = vault.now();
     vault.db.change(|t| {
@@ -236,7 +243,7 @@ fn old_strays(vault: &Vault, peer: &CellId, strays: &[ChunkName]) -> Result<Vec<
         let (mut old, mut kept) = (Vec::new(), Vec::new());
         for name in strays.iter().take(STRAYS_MAX) {
             let since = known.get(name).copied().unwrap_or(now);
-            if now >= since + STRAY_S {
+            if now >= since + STRAY_S && all_heard(t, peers, since, now)? {
                 old.push(*name);
             } else {
                 kept.extend_from_slice(&name.0);

@@ -55,6 +55,8 @@ const BREAKS_MAX: u32 = 8;
 const INVENTORY_PAGES: usize = 1024;
 /// After a recovery nothing is released before all peers were heard, or this long. s.
 const RELEASE_WAIT_S: u64 = 90 * 86_400;
+/// That a peer was heard is noted anew after this. s.
+const SEEN_AGAIN_S: u64 = 86_400;
 
 /// What a round moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -238,10 +240,11 @@ async fn take_heads(
     }
     let peer = link.peer;
     with_vault(vault, move |vault| {
-        if vault.db.read(|t| {
-            Ok::<_, DbError>(t.meta_u64("recovered_at")?.is_some() && t.meta(&seen_key(&peer))?.is_none())
-        })? {
-            vault.db.change(|t| t.set_meta_u64(&seen_key(&peer), 1))?;
+        let (key, now) = (seen_key(&peer), vault.now());
+        let before = vault.db.read(|t| t.meta_u64(&key))?;
+        // Not a write a round.
+        if before.is_none_or(|at| now < at || now >= at + SEEN_AGAIN_S) {
+            vault.db.change(|t| t.set_meta_u64(&key, now))?;
         }
         Ok::<_, DbError>(())
     })
@@ -249,8 +252,23 @@ async fn take_heads(
     Ok(())
 }
 
+/// When a peer last told which heads of ours it has, and they were taken in, to a day. Observed seconds.
 fn seen_key(peer: &CellId) -> String {
     format!("seen:{peer}")
+}
+
+/// Whether each of these peers has told since `since` which heads of ours it has: none knows of a version that this cell does
+/// not, unless it is too old to wait for it.
+pub(super) fn all_heard(t: &Tables<'_>, peers: &[CellId], since: u64, now: u64) -> Result<bool, DbError> {
+    if now >= since + RELEASE_WAIT_S {
+        return Ok(true);
+    }
+    for peer in peers {
+        if t.meta_u64(&seen_key(peer))?.is_none_or(|at| at < since) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn take_head(
@@ -1134,4 +1152,30 @@ pub(super) fn candidate(link: &Link, is_favorite: bool, has_credit: bool) -> Opt
     let usage = link.usage.get()?;
     let free = if link.is_full.get() { 0 } else { room(&usage) };
     Some(Candidate { cell: link.cell, is_favorite, has_credit, pace: link.pace(), free })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::Db;
+
+    #[test]
+    fn all_are_heard_who_told_since_then_or_are_waited_for_no_longer() {
+        let db = Db::in_memory().unwrap();
+        let peers = [CellId([1; 32]), CellId([2; 32])];
+        db.change(|t| -> Result<(), DbError> {
+            let heard = |since, now| all_heard(t, &peers, since, now);
+            assert!(!heard(100, 200)?, "nobody ever told");
+            t.set_meta_u64(&seen_key(&peers[0]), 150)?;
+            assert!(!heard(100, 200)?);
+            t.set_meta_u64(&seen_key(&peers[1]), 99)?;
+            assert!(!heard(100, 200)?, "one told before that only");
+            t.set_meta_u64(&seen_key(&peers[1]), 100)?;
+            assert!(heard(100, 200)?);
+            assert!(!heard(151, 200)? && heard(151, 151 + RELEASE_WAIT_S)?);
+            assert!(all_heard(t, &[], 100, 200)?);
+            Ok(())
+        })
+        .unwrap();
+    }
 }
