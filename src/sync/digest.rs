@@ -228,7 +228,7 @@ fn old_strays(
     peers: &[CellId],
 ) -> Result<Vec<ChunkName>, DbError> {
     let key = format!("strays:{peer}");
-    let now = vault.now();
+    let (now, sure_now) = (vault.now(), vault.expiry_now());
     vault.db.change(|t| {
         let known: HashMap<ChunkName, u64> = t
             .meta(&key)?
@@ -243,7 +243,7 @@ fn old_strays(
         let (mut old, mut kept) = (Vec::new(), Vec::new());
         for name in strays.iter().take(STRAYS_MAX) {
             let since = known.get(name).copied().unwrap_or(now);
-            if now >= since + STRAY_S && all_heard(t, peers, since, now)? {
+            if now >= since + STRAY_S && all_heard(t, peers, since, sure_now)? {
                 old.push(*name);
             } else {
                 kept.extend_from_slice(&name.0);

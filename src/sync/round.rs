@@ -258,7 +258,7 @@ fn seen_key(peer: &CellId) -> String {
 }
 
 /// Whether each of these peers has told since `since` which heads of ours it has: none knows of a version that this cell does
-/// not, unless it is too old to wait for it.
+/// not, or it was waited for long enough by `now`, which is not to run ahead with a wrong clock (`expiry_now`).
 pub(super) fn all_heard(t: &Tables<'_>, peers: &[CellId], since: u64, now: u64) -> Result<bool, DbError> {
     if now >= since + RELEASE_WAIT_S {
         return Ok(true);
@@ -904,15 +904,7 @@ pub(super) async fn may_release(sync: &Sync) -> Result<bool, VaultError> {
                 return Ok(false);
             }
             let Some(recovered) = t.meta_u64("recovered_at")? else { return Ok(true) };
-            if now > recovered + RELEASE_WAIT_S {
-                return Ok(true);
-            }
-            for peer in &peers {
-                if t.meta(&seen_key(peer))?.is_none() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
+            Ok(all_heard(t, &peers, recovered, now)?)
         })
     })
     .await
