@@ -40,16 +40,16 @@ const TALLY_BYTES: u64 = 8 << 20;
 const MEASURED_BYTES_MAX: u64 = 1 << 30;
 const MEASURED_EVERY: Duration = Duration::from_secs(3600);
 /// Parts of 256 of what is held for a peer, that it may have summed up in `MEASURED_EVERY`.
-const SUMMED_MAX: u32 = 16 * 256;
+const SUMMED_MAX: u64 = 16 * 256;
 /// Changes of its wish that are taken of a peer in `MEASURED_EVERY`.
-const WISHES_MAX: u32 = 60;
+const WISHES_MAX: u64 = 60;
 /// Exchanges of figures that are answered to a peer in `MEASURED_EVERY`.
-const SETTLED_MAX: u32 = 60;
+const SETTLED_MAX: u64 = 60;
 /// Lists of its revocations that are taken of a peer in `MEASURED_EVERY`.
-const LISTS_MAX: u32 = 600;
+const LISTS_MAX: u64 = 600;
 /// New cards that are taken of a peer in `MEASURED_EVERY`: each is a write here and in the catalog, and friends hear of it. Its
 /// addresses are looked at every 15 s there, and when its network changes.
-const CARDS_MAX: u32 = 600;
+const CARDS_MAX: u64 = 600;
 /// Requests of one peer whose bodies are in memory at once, beside chunks and what has a bound of its own.
 const BODIES_MAX: u32 = 16;
 /// Bytes of grants that are taken of a friend in `MEASURED_EVERY`: each is a write here and in the catalog.
@@ -149,6 +149,23 @@ pub(super) enum For {
     Small,
 }
 
+/// What a peer has had of something since when; after `MEASURED_EVERY` it begins anew. Steady time.
+#[derive(Default)]
+struct Hourly(Cell<(Duration, u64)>);
+
+impl Hourly {
+    /// Whether it may have so much more, of `most` in all; what it may have is noted.
+    fn take(&self, more: u64, most: u64, now: Duration) -> bool {
+        let (since, had) = match self.0.get() {
+            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
+            still => still,
+        };
+        let may = had + more <= most;
+        self.0.set((since, if may { had + more } else { had }));
+        may
+    }
+}
+
 /// A body of a peer's that is in memory.
 pub(super) struct BodyPlace(Rc<Link>);
 
@@ -185,18 +202,18 @@ pub(super) struct Link {
     pub(super) told_pass: Cell<Pass>,
     pub(super) told_at: Cell<Option<Duration>>,
     /// Since when, and how many bytes of grants it has offered.
-    offered: Cell<(Duration, u64)>,
+    offered: Hourly,
     /// Since when, and how many lists of revocations were taken.
-    listed: Cell<(Duration, u32)>,
+    listed: Hourly,
     /// Since when, and how many new cards of its were taken.
-    carded: Cell<(Duration, u32)>,
+    carded: Hourly,
     /// Bodies of its requests that are in memory.
     bodies: Cell<u32>,
     pub(super) is_introduced: Cell<bool>,
     /// Our wish as it was told since it was connected.
     pub(super) told_wish: Cell<Option<Wish>>,
     /// Since when, and how many changes of its wish were taken.
-    wished: Cell<(Duration, u32)>,
+    wished: Hourly,
     /// It is of a version that knows nothing of figures.
     pub(super) is_deaf_to_figures: Cell<bool>,
     /// Figures were exchanged since it was connected.
@@ -204,7 +221,7 @@ pub(super) struct Link {
     /// Since when there was a connection all the time. Observed seconds.
     pub(super) connected_at: Cell<u64>,
     /// Since when, and how often it has told figures.
-    settled: Cell<(Duration, u32)>,
+    settled: Hourly,
     /// Wakes whoever brings it what is said.
     talk: Sender<()>,
     /// The start of its with which we are level since it was connected.
@@ -229,7 +246,7 @@ pub(super) struct Link {
     /// Since when, and how many bytes it has measured with.
     measured: Cell<(Instant, u64)>,
     /// Since when, and how many parts of what is held for it were summed up.
-    summed: Cell<(Duration, u32)>,
+    summed: Hourly,
     /// How it sees our address.
     pub(super) observed: RefCell<String>,
     /// What rounds with it have moved since the start.
@@ -266,17 +283,17 @@ impl Link {
             short_pass: Cell::default(),
             told_pass: Cell::default(),
             told_at: Cell::new(None),
-            offered: Cell::new((Duration::ZERO, 0)),
-            listed: Cell::new((Duration::ZERO, 0)),
-            carded: Cell::new((Duration::ZERO, 0)),
+            offered: Hourly::default(),
+            listed: Hourly::default(),
+            carded: Hourly::default(),
             bodies: Cell::new(0),
             is_introduced: Cell::new(false),
             told_wish: Cell::new(None),
-            wished: Cell::new((Duration::ZERO, 0)),
+            wished: Hourly::default(),
             is_deaf_to_figures: Cell::new(false),
             has_told_figures: Cell::new(false),
             connected_at: Cell::new(0),
-            settled: Cell::new((Duration::ZERO, 0)),
+            settled: Hourly::default(),
             talk,
             level_with: Cell::new(None),
             told_receipts: Cell::new(false),
@@ -290,7 +307,7 @@ impl Link {
             head_there: Cell::new(None),
             lost_segments: RefCell::default(),
             measured: Cell::new((instant(), 0)),
-            summed: Cell::new((Duration::ZERO, 0)),
+            summed: Hourly::default(),
             observed: RefCell::default(),
             moved: Cell::default(),
             pace: Cell::new(None),
@@ -510,68 +527,32 @@ impl Link {
     /// Whether the peer may have so many parts of 256 of its chunks summed up, at steady time `now`: an hour allows what half a
     /// month needs.
     pub(super) fn may_sum(&self, parts: u32, now: Duration) -> bool {
-        let (since, spent) = match self.summed.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = spent + parts <= SUMMED_MAX;
-        self.summed.set((since, if may { spent + parts } else { spent }));
-        may
+        self.summed.take(u64::from(parts), SUMMED_MAX, now)
     }
 
     /// Whether the peer may change its wish once more, at steady time `now`: each change is a write here and in the catalog.
     pub(super) fn may_wish(&self, now: Duration) -> bool {
-        let (since, count) = match self.wished.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = count < WISHES_MAX;
-        self.wished.set((since, count + u32::from(may)));
-        may
+        self.wished.take(1, WISHES_MAX, now)
     }
 
     /// Whether the peer may tell its figures once more, at steady time `now`: each time is a write here.
     pub(super) fn may_settle(&self, now: Duration) -> bool {
-        let (since, count) = match self.settled.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = count < SETTLED_MAX;
-        self.settled.set((since, count + u32::from(may)));
-        may
+        self.settled.take(1, SETTLED_MAX, now)
     }
 
     /// Whether the peer may offer grants of so many bytes more, at steady time `now`.
     pub(super) fn may_offer(&self, bytes: u64, now: Duration) -> bool {
-        let (since, spent) = match self.offered.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = spent + bytes <= OFFERED_BYTES_MAX;
-        self.offered.set((since, if may { spent + bytes } else { spent }));
-        may
+        self.offered.take(bytes, OFFERED_BYTES_MAX, now)
     }
 
     /// Whether the peer may give one more list of revocations, at steady time `now`: each new one is a write.
     pub(super) fn may_list(&self, now: Duration) -> bool {
-        let (since, count) = match self.listed.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = count < LISTS_MAX;
-        self.listed.set((since, count + u32::from(may)));
-        may
+        self.listed.take(1, LISTS_MAX, now)
     }
 
     /// Whether one more card of the peer is looked at, at steady time `now`.
     pub(super) fn may_card(&self, now: Duration) -> bool {
-        let (since, count) = match self.carded.get() {
-            (since, _) if now.saturating_sub(since) > MEASURED_EVERY => (now, 0),
-            still => still,
-        };
-        let may = count < CARDS_MAX;
-        self.carded.set((since, count + u32::from(may)));
-        may
+        self.carded.take(1, CARDS_MAX, now)
     }
 
     /// A place for a body that is held whole, until it is dropped; `None`: there are too many.
