@@ -650,15 +650,11 @@ pub fn verify_slice(vault: &Arc<Vault>, after: ChunkId, deep: bool) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
     use crate::config::Config;
     use crate::keys::MasterKey;
-    use crate::placement::Db;
     use crate::seal::Sealer;
     use crate::simulation::files;
-    use crate::state_files::MemoryFiles;
     use crate::store::{ChunkStore, MemoryStore};
-    use crate::vault::VaultParts;
 
     const DAY: u64 = 86_400;
 
@@ -681,16 +677,7 @@ mod tests {
     fn vault(store: &Arc<MemoryStore>) -> Vault {
         let mut config = Config::default();
         config.versions_budget_percent = 20;
-        let parts = VaultParts {
-            dir: "memory".into(),
-            home: "memory".into(),
-            db: Db::in_memory().unwrap(),
-            store: Arc::clone(store) as Arc<dyn ChunkStore>,
-            master: MasterKey::from_bytes([7; 32]),
-            clock: Arc::new(ManualClock::at(1_800_000_000)),
-            config,
-        };
-        Vault::with_files(parts, Arc::new(MemoryFiles::new(Arc::default()))).unwrap()
+        Vault::in_memory(Arc::clone(store) as Arc<dyn ChunkStore>, config)
     }
 
     /// Puts a chunk here that no record names.

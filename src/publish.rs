@@ -754,27 +754,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::clock::ManualClock;
     use crate::config::Config;
-    use crate::keys::MasterKey;
-    use crate::placement::Db;
     use crate::simulation::files;
-    use crate::state_files::MemoryFiles;
     use crate::store::MemoryStore;
-    use crate::vault::VaultParts;
 
     /// A machine of the same person.
     fn machine() -> Vault {
-        let parts = VaultParts {
-            dir: "memory".into(),
-            home: "memory".into(),
-            db: Db::in_memory().unwrap(),
-            store: Arc::new(MemoryStore::new()),
-            master: MasterKey::from_bytes([7; 32]),
-            clock: Arc::new(ManualClock::at(1_800_000_000)),
-            config: Config::default(),
-        };
-        Vault::with_files(parts, Arc::new(MemoryFiles::new(Arc::default()))).unwrap()
+        Vault::in_memory(Arc::new(MemoryStore::new()), Config::default())
     }
 
     /// A folder that wants three copies, with a file in it, published. Gives both and the head.

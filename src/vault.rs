@@ -196,6 +196,22 @@ impl Vault {
         Self::with_files(parts, files)
     }
 
+    /// One of a person that lies in memory, for tests: always the same master key and the same begin of time.
+    #[cfg(test)]
+    pub(crate) fn in_memory(store: Arc<dyn ChunkStore>, config: Config) -> Self {
+        let parts = VaultParts {
+            dir: "memory".into(),
+            home: "memory".into(),
+            db: Db::in_memory().expect("there is memory"),
+            store,
+            master: MasterKey::from_bytes([7; 32]),
+            clock: Arc::new(crate::clock::ManualClock::at(1_800_000_000)),
+            config,
+        };
+        let files = crate::state_files::MemoryFiles::new(Arc::default());
+        Self::with_files(parts, Arc::new(files)).expect("it is empty")
+    }
+
     /// Like `new`, with small files that need not lie in the folder.
     pub fn with_files(parts: VaultParts, files: Arc<dyn StateFiles>) -> Result<Self, DbError> {
         let VaultParts { dir, home, db, store, master, clock, config } = parts;

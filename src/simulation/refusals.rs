@@ -228,6 +228,19 @@ impl World {
         count
     }
 
+    /// Ann takes a ticket back, and the holder hears of it.
+    fn take_back(&mut self, number: u64) -> Checked {
+        let ann = self.identity(ANN);
+        let mut revoked = Ranges::default();
+        revoked.add(number);
+        let body = RevocationsBody { creator: ann.id(), number: 1 << 40, revoked, extensions: Vec::new() };
+        let list = Revocations::sign(&ann, body).expect("it is short").as_bytes().to_vec();
+        let from_ann = rogue(&mut self.sim, ANN, CID)?;
+        let held =
+            ask(&mut self.sim, CID, async move { message::put_revocations(&from_ann, &list).await.ok() })?;
+        self.expect("the list is taken", held == Some(1 << 40), &held)
+    }
+
     fn expect(&self, about: &str, is_so: bool, found: &dyn std::fmt::Debug) -> Checked {
         if is_so { Ok(()) } else { self.sim.broken(format_args!("{about}: {found:?}")) }
     }
@@ -478,15 +491,7 @@ pub fn tickets(seed: u64) -> Result<(), Broken> {
     world.expect("a stolen ticket", said.contains("for another cell"), &said)?;
     let said = world.show(&session, CID, &ticket, &chunks)?;
     world.expect("the recipient is still served", said == served, &said)?;
-    let mut ranges = Ranges::default();
-    ranges.add(draft.ticket.number);
-    let body =
-        RevocationsBody { creator: ann.id(), number: 1 << 40, revoked: ranges, extensions: Vec::new() };
-    let list = Revocations::sign(&ann, body).expect("it is short").as_bytes().to_vec();
-    let from_ann = rogue(&mut world.sim, ANN, CID)?;
-    let held =
-        ask(&mut world.sim, CID, async move { message::put_revocations(&from_ann, &list).await.ok() })?;
-    world.expect("the list is taken", held == Some(1 << 40), &held)?;
+    world.take_back(draft.ticket.number)?;
     let said = world.show(&session, CID, &ticket, &chunks)?;
     world.expect("a ticket that was taken back", said.contains("taken back"), &said)?;
     let again = sign(&ann, &|body| body.number += 1);
@@ -524,15 +529,7 @@ pub fn slow_bearer(seed: u64) -> Result<(), Broken> {
     let session = world.bearer(CID, bob.id())?;
     let count = world.read_slowly(&session, CID, (&ticket, &chunks), pause);
     world.sim.pass(pause * 2)?;
-    let mut ranges = Ranges::default();
-    ranges.add(draft.ticket.number);
-    let body =
-        RevocationsBody { creator: ann.id(), number: 1 << 40, revoked: ranges, extensions: Vec::new() };
-    let list = Revocations::sign(&ann, body).expect("it is short").as_bytes().to_vec();
-    let from_ann = rogue(&mut world.sim, ANN, CID)?;
-    let held =
-        ask(&mut world.sim, CID, async move { message::put_revocations(&from_ann, &list).await.ok() })?;
-    world.expect("the list is taken", held == Some(1 << 40), &held)?;
+    world.take_back(draft.ticket.number)?;
     let before = count.get();
     world.sim.pass(pause * 9)?;
     // One is on its way already.
