@@ -63,7 +63,8 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   const context = await (await launch()).newContext({ viewport: { width, height: isPhone ? 844 : height }, colorScheme: scheme, isMobile: isPhone, hasTouch: isPhone, acceptDownloads: true, ...more });
   const page = await context.newPage();
   page.setDefaultTimeout(20_000);
-  const allowed = [];
+  // A page that is left while its service worker is fetched: the browser reports the fetch that it broke off itself.
+  const allowed = [/unknown error occurred when fetching the script/];
   page.problems = [];
   page.heard = [];
   const note = (text) => {
@@ -82,7 +83,7 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   page.on("requestfailed", (request) => { if (request.failure()?.errorText !== "net::ERR_ABORTED") note(`request: ${request.failure()?.errorText} ${request.url()}`); });
   page.on("response", (response) => { if (response.status() >= 400) note(`answer: ${response.status()} ${response.url()}`); });
   page.done = async () => {
-    const { problems } = page;
+    const problems = [...page.problems];
     await context.close();
     if (problems.length > 0) throw new Error(`the page was not clean:\n${problems.join("\n")}`);
   };
