@@ -305,7 +305,7 @@ pub struct Books {
     pub(super) conn: Mutex<Connection>,
     /// Held by whoever works at what is kept of friends' shares.
     pub(super) shelf: Mutex<()>,
-    /// Ends the process at a step of the bounty, in tests.
+    /// Ends the process at a step of the bounty or of sharing, in tests.
     #[cfg(test)]
     pub(super) fuse: crate::world::Fuse,
 }
@@ -406,6 +406,12 @@ impl Books {
             #[cfg(test)]
             fuse: crate::world::Fuse::default(),
         })
+    }
+
+    /// One more step after which the process may end.
+    pub(super) fn step(&self) {
+        #[cfg(test)]
+        self.fuse.step();
     }
 
     pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {

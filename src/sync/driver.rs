@@ -393,6 +393,7 @@ impl Sync {
         sync.load_routes().await;
         sync.load_health().await?;
         sync.load_grant_time().await?;
+        sync.end_broken_sharing().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);
