@@ -59,7 +59,7 @@ pub const PEERS_MAX: usize = 1024;
 /// Invites kept, whatever their state; the oldest closed ones go.
 pub const INVITES_MAX: usize = 1024;
 
-type KeyAndBody = (Vec<u8>, Vec<u8>);
+pub(super) type KeyAndBody = (Vec<u8>, Vec<u8>);
 
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq)]

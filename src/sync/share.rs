@@ -360,6 +360,12 @@ fn end_sharing_with(vault: &Vault, books: &Books, id: &CellId) -> Result<bool, V
     Ok(has_ended)
 }
 
+/// Whether it is not sure that deletions and changes were meant. It is asked after they were read: what brought the brake on
+/// may be among them.
+fn is_braked(vault: &Vault) -> Result<bool, DbError> {
+    Ok(vault.db.read(brake::load)?.is_on())
+}
+
 /// Brings what is granted level with the files; whether anything was taken back. While it is not sure that deletions and
 /// changes were meant, nothing follows from them: files that are new are granted, and that is all.
 fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError> {
@@ -370,20 +376,19 @@ fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError>
             has_taken_back = true;
             continue;
         }
-        let is_braked = vault.db.read(brake::load)?.is_on();
         match vault.db.read(|t| t.node_of(share.file))? {
-            None if is_braked => {}
+            None if is_braked(vault)? => {}
             None => {
                 take_back(vault, books, &share, None)?;
                 has_taken_back = true;
             }
             Some(node) if share.is_folder && node.kind == Kind::Folder => {
-                grant_folder(vault, books, &share, node.id, is_braked)?;
-                has_taken_back |= !is_braked && ungrant_moved(vault, books, &share, node.id)?;
+                grant_folder(vault, books, &share, node.id)?;
+                has_taken_back |= ungrant_moved(vault, books, &share, node.id)?;
             }
             Some(node) if node.kind == Kind::File => {
                 let wanted = WantedGrant { file: node.file, version: node.version, folders: 0 };
-                books.want_grants(vault.life(), &share.id, &[wanted], is_braked)?;
+                books.want_grants(vault.life(), &share.id, &[wanted], is_braked(vault)?)?;
             }
             Some(_) => {}
         }
@@ -392,17 +397,12 @@ fn reconcile(vault: &Vault, books: &Books, now: u64) -> Result<bool, VaultError>
 }
 
 /// Grants every file in a folder, a thousand at a time.
-fn grant_folder(
-    vault: &Vault,
-    books: &Books,
-    share: &ShareRow,
-    folder: NodeId,
-    is_braked: bool,
-) -> Result<(), VaultError> {
+fn grant_folder(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId) -> Result<(), VaultError> {
     // Folders that are looked through, each up to a name, how deep they lie, and in which.
     let mut stack: Vec<(NodeId, Vec<u8>, usize, i64)> = vec![(folder, Vec::new(), 0, 0)];
     let mut wanted = Vec::new();
-    let want = |wanted: Vec<WantedGrant>| books.want_grants(vault.life(), &share.id, &wanted, is_braked);
+    let want =
+        |wanted: Vec<WantedGrant>| books.want_grants(vault.life(), &share.id, &wanted, is_braked(vault)?);
     while let Some((id, after, depth, folders)) = stack.pop() {
         let page = vault.db.read(|t| t.children(id, &after, PAGE))?;
         if let Some(last) = page.last() {
@@ -448,7 +448,7 @@ fn ungrant_moved(vault: &Vault, books: &Books, share: &ShareRow, folder: NodeId)
             Ok(gone)
         })?);
     }
-    if gone.is_empty() || is_sabotaged(Sabotage::GrantsWhatMovedOut) {
+    if gone.is_empty() || is_braked(vault)? || is_sabotaged(Sabotage::GrantsWhatMovedOut) {
         return Ok(false);
     }
     for slice in gone.chunks(FILES_AT_ONCE) {

@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::books::{Books, wrong};
+use super::books::{Books, KeyAndBody, wrong};
 use super::received::{ReceivedRow, insert_received, mirror};
 use crate::catalog::RecordKind;
 use crate::grant::{
@@ -568,7 +568,7 @@ impl Books {
     pub(super) fn record_shares(&self, vault: &Vault) -> Result<(), VaultError> {
         let list = self.own_list(vault)?;
         let shares: Vec<ShareMade> = self.shares()?.iter().map(ShareRow::to_record).collect();
-        let lacking = vault.db.read(|t| -> Result<Vec<(Vec<u8>, Vec<u8>)>, DbError> {
+        let lacking = vault.db.read(|t| -> Result<Vec<KeyAndBody>, DbError> {
             let mut lacking = Vec::new();
             if let Some(list) = list {
                 let key = revocations_key(&list.creator);
