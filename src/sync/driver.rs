@@ -227,6 +227,8 @@ pub struct Sync {
     pub(super) reconciled_at: Cell<Option<(u64, Duration)>>,
     pub(super) is_publishing_later: Cell<bool>,
     /// Tells that something came or went that may be kept.
+    /// Bytes of the kept files that are fetched now.
+    pub(super) keeping_bytes: Cell<u64>,
     pub(super) keep_wake: (Sender<()>, Receiver<()>),
     /// What observed time lacks to Unix time, as last believed.
     pub(super) unix_offset: Cell<Option<i64>>,
@@ -347,6 +349,7 @@ impl Sync {
             sharing: Turns::default(),
             reconciled_at: Cell::new(None),
             is_publishing_later: Cell::new(false),
+            keeping_bytes: Cell::new(0),
             keep_wake: smol::channel::bounded(1),
             unix_offset: Cell::new(None),
             places: RefCell::default(),

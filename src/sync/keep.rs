@@ -8,6 +8,7 @@
 //! Promise: a file that was changed here is never replaced or removed, only set aside as `name (mine)`, and is this cell's
 //! own then; nothing outside `Shared/` is touched.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -121,6 +122,13 @@ fn judge(
     }
 }
 
+/// What was put here, for `judge`. A friend that went back to an older disk may give the number of a version once more, to
+/// other bytes.
+fn had(known: &KeptFile, version: u64, root: Hash) -> (u64, Hash) {
+    let is_other = known.version == version && known.root != root;
+    (if is_other { NO_VERSION } else { known.version }, known.root)
+}
+
 fn names_of(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|c| *c == b'/').map(<[u8]>::to_vec).collect()
 }
@@ -163,12 +171,15 @@ impl<'a> Shelf<'a> {
         Ok(())
     }
 
-    /// The reserve is for nobody, and least of all for others' files.
-    fn check_room(&self, bytes: u64) -> Result<(), VaultError> {
+    /// Whether there is room for what is still to come of files of so many bytes, all that are under way, of which one lies
+    /// partly at `begun`. The reserve is for nobody, and least of all for others' files.
+    fn check_room(&self, bytes: u64, begun: &[Vec<u8>]) -> Result<(), VaultError> {
+        // What has come takes no more; its holes have not come.
+        let bytes = bytes.saturating_sub(self.stat(begun)?.map_or(0, |stat| stat.stored));
         let disk = rustix::fs::fstatvfs(self.home.fd())
             .map_err(|why| VaultError::io("cannot ask for free space in GroveHome")(why.into()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        match free.saturating_sub(bytes) >= self.vault.store.free()?.reserve {
+        match free >= self.vault.store.free()?.reserve.saturating_add(bytes) {
             true => Ok(()),
             false => Err(VaultError::Refused("GroveHome's disk has no room for it".into())),
         }
@@ -459,6 +470,24 @@ fn incoming_name(row: &ReceivedRow) -> String {
     hex(&sha256(&[&row.creator.0[..], &row.ticket, &row.version.to_le_bytes()].concat())[..16])
 }
 
+/// Bytes that are on their way as long as this lives.
+struct Coming<'a>(&'a Cell<u64>, u64);
+
+impl<'a> Coming<'a> {
+    fn new(all: &'a Cell<u64>, bytes: u64) -> Self {
+        // Sizes are what others say.
+        let bytes = bytes.min(u64::MAX - all.get());
+        all.set(all.get() + bytes);
+        Self(all, bytes)
+    }
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - self.1);
+    }
+}
+
 /// One file that is to be fetched.
 struct Due {
     row: ReceivedRow,
@@ -599,11 +628,13 @@ impl Sync {
         let (entry, opened) = self.open_received(row.clone()).await?;
         let name = incoming_name(&row);
         let (books, vault, staged) = (Arc::clone(&self.books), Arc::clone(&self.vault), name.clone());
-        let size = row.size;
+        // Of several at once each would find the room that is there for one.
+        let coming = Coming::new(&self.keeping_bytes, row.size);
+        let bytes = self.keeping_bytes.get();
         let place = unblock(move || -> Result<PathBuf, VaultError> {
             let shelf = Shelf::open(&vault, &books)?;
-            shelf.check_room(size)?;
             let incoming = shelf.own_folder(&[b"incoming"]);
+            shelf.check_room(bytes, &[&incoming[..], &[[staged.as_bytes(), PART].concat()]].concat())?;
             // From before a break, whole but not put in its place.
             shelf.folder(&incoming)?.remove_file(staged.as_bytes()).map_err(doing("remove", &incoming))?;
             let path = incoming.into_iter().fold(vault.home.clone(), |at, name| {
@@ -616,6 +647,7 @@ impl Sync {
         let wanted_names = (entry.folders.clone(), entry.name.clone());
         let root = opened.ticket.root;
         self.fetch_granted(&entry, opened, vec![place], temp, &|_| {}).await?;
+        drop(coming);
         let label = safe_name(entry.from.as_bytes()).unwrap_or_else(|_| row.creator.short());
         let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
         unblock(move || {
@@ -680,13 +712,13 @@ fn look_through(vault: &Vault, books: &Books, after: u64) -> Result<Option<Looke
     for row in rows {
         let known = books.kept_file(&row.creator, row.file)?;
         let on_disk = known.as_ref().map_or(Ok(OnDisk::Gone), |known| shelf.look(known))?;
+        let is_anew = known.is_some() && books.is_kept_anew(&row.creator, row.file)?;
         let root = match &known {
-            // The same version has the same root.
-            Some(known) if known.version == row.version => known.root,
+            // What was granted once is not looked into again.
+            Some(known) if known.version == row.version && !is_anew => known.root,
             _ => crate::grant::ticket_of(&row.grant).map(|ticket| ticket.root).unwrap_or_default(),
         };
-        let had = known.as_ref().map(|known| (known.version, known.root));
-        let is_anew = known.is_some() && books.is_kept_anew(&row.creator, row.file)?;
+        let had = known.as_ref().map(|known| had(known, row.version, root));
         let place = if is_anew { place_of(vault, books, &row)? } else { None };
         let is_elsewhere = match (&known, &place) {
             (Some(known), Some(place)) => known.wanted != place.join(&b'/'),
@@ -731,7 +763,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::super::received::insert_received;
-    use super::super::tests::Cell;
+    use super::super::tests::Cell as TestCell;
     use super::*;
     use crate::files::kept;
 
@@ -777,7 +809,7 @@ mod tests {
 
     /// A cell that keeps the file of a friend, and what is granted of it now.
     struct Keeping {
-        cell: Cell,
+        cell: TestCell,
         row: ReceivedRow,
         content: &'static str,
         wanted: &'static str,
@@ -785,7 +817,7 @@ mod tests {
 
     impl Keeping {
         fn new() -> Self {
-            let cell = Cell::new(1);
+            let cell = TestCell::new(1);
             marker::create(&cell.vault, false).unwrap();
             let row = ReceivedRow {
                 n: 1,
@@ -838,7 +870,10 @@ mod tests {
             let granted = row.as_ref().map(|row| (row.version, sha256(self.content.as_bytes())));
             let known = books.kept_file(&creator, file).unwrap();
             let on_disk = known.as_ref().map_or(OnDisk::Gone, |known| shelf.look(known).unwrap());
-            let had = known.as_ref().map(|known| (known.version, known.root));
+            let had = known.as_ref().map(|known| match granted {
+                Some((version, root)) => had(known, version, root),
+                None => (known.version, known.root),
+            });
             let is_elsewhere = known.as_ref().is_some_and(|known| known.wanted != self.wanted.as_bytes());
             let wanted = names_of(self.wanted.as_bytes());
             let verdict = judge(had, granted, on_disk, is_elsewhere);
@@ -963,6 +998,15 @@ mod tests {
     }
 
     #[test]
+    fn other_bytes_under_the_same_version_come_too() {
+        let mut keeping = Keeping::begun();
+        keeping.grant(1, "other", keeping.wanted);
+        keeping.level();
+        keeping.check("the version was given once more");
+        assert_eq!(keeping.files("Shared/ann"), in_shared(&[("notes/a.txt", "other", true)]));
+    }
+
+    #[test]
     fn a_file_moves_to_its_new_name_wherever_the_process_ends() {
         for version in [1, 2] {
             let begin = || {
@@ -1045,6 +1089,27 @@ mod tests {
             let wanted = in_shared(&[("more/b (2).txt", "one", true), ("more/b.txt", "mine", false)]);
             assert_eq!(keeping.files("Shared/ann"), wanted);
         }
+    }
+
+    #[test]
+    fn room_is_for_all_that_is_under_way_and_not_twice_for_what_has_come() {
+        let all = Cell::new(0);
+        let first = Coming::new(&all, 7);
+        let second = Coming::new(&all, u64::MAX);
+        assert_eq!(all.get(), u64::MAX);
+        drop(first);
+        assert_eq!(all.get(), u64::MAX - 7);
+        drop(second);
+        assert_eq!(all.get(), 0);
+        let keeping = Keeping::begun();
+        let shelf = Shelf::open(&keeping.cell.vault, &keeping.cell.books).unwrap();
+        let begun = names_of(b"Shared/.grove/incoming/begun");
+        assert!(shelf.check_room(u64::MAX, &begun).is_err());
+        let part = fs::File::create(keeping.at("Shared/.grove/incoming/begun")).unwrap();
+        // A hole has not come.
+        part.set_len(1 << 40).unwrap();
+        assert!(shelf.check_room(u64::MAX, &begun).is_err());
+        assert!(shelf.check_room(1, &begun).is_ok());
     }
 
     #[test]
