@@ -29,6 +29,7 @@ use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
+use super::strangers::Strangers;
 use crate::card::{Card, Invite, InviteError, Role};
 use crate::changes::Part;
 use crate::friendship::Standing;
@@ -255,6 +256,8 @@ pub struct Sync {
     pub(super) health: RefCell<HealthBook>,
     pub(super) health_at: Cell<Duration>,
     pub(super) health_saved_at: Cell<u64>,
+    /// Who asks to be let in and is not known, and which peers refuse.
+    pub(super) strangers: RefCell<Strangers>,
     /// A state of things in which nothing that lies with peers only could be copied on.
     pub(super) passed_for: Cell<Option<u64>>,
     /// Peers whose copies are not counted on, or are being marked so.
@@ -365,6 +368,7 @@ impl Sync {
             health: RefCell::default(),
             health_at: Cell::new(Duration::ZERO),
             health_saved_at: Cell::new(0),
+            strangers: RefCell::default(),
             passed_for: Cell::new(None),
             away: RefCell::default(),
             left: RefCell::default(),
@@ -392,6 +396,7 @@ impl Sync {
         sync.load_bounty().await?;
         sync.load_routes().await;
         sync.load_health().await?;
+        sync.load_recovered().await?;
         sync.load_grant_time().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
@@ -1033,6 +1038,7 @@ impl Sync {
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);
         self.forget_health(&id);
+        self.strangers.borrow_mut().forget(&id);
         self.errors.borrow_mut().remove(&id);
         self.tell_lan();
         let vault = Arc::clone(&self.vault);

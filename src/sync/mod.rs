@@ -46,6 +46,7 @@ mod round;
 mod serve;
 mod share;
 mod shares;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
