@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smol::channel::{Receiver, Sender};
 use smol::future::zip;
-use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
@@ -23,6 +22,7 @@ use super::connect::{Dialer, Holding};
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
 use super::link::{For, Line, Link};
+use super::permits::Permits;
 use super::places::Places;
 use super::prove::Allowances;
 use super::relays::Relays;
@@ -73,21 +73,6 @@ const MAKE_WAY_STEP: Duration = Duration::from_millis(50);
 const ID_LETTERS_MIN: usize = 4;
 /// How long an invite may last. s.
 const INVITE_S_MAX: u64 = 366 * 86_400;
-
-/// Data streams at once, of all sessions together. A stream holds its place from before its request to its end, on both
-/// sides: so whoever waits for bytes waits for somebody who has his place, and nobody waits in a circle.
-pub(super) struct Permits {
-    pub(super) giving: Semaphore,
-    /// Giving by ticket: whoever reads slowly there, and may be anybody, holds up no peer that asks for its own.
-    pub(super) lending: Semaphore,
-    pub(super) taking: Semaphore,
-    pub(super) pushing: Semaphore,
-    pub(super) pulling: Semaphore,
-    /// Answering audits: one at a time.
-    pub(super) proving: Semaphore,
-    /// Reading what a proof is compared with. Whoever holds it waits for nobody.
-    pub(super) checking: Semaphore,
-}
 
 /// A peer, for people.
 #[derive(Debug, Clone)]
@@ -330,19 +315,10 @@ impl Sync {
     ) -> Result<Rc<Self>, VaultError> {
         let opened = Arc::clone(&vault);
         let keeper = unblock(move || Keeper::open(opened)).await?;
-        let streams = || Semaphore::new(vault.config.jobs().max(1));
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
             refusals: RefusalLog::new(),
-            permits: Permits {
-                giving: streams(),
-                lending: Semaphore::new(vault.config.jobs().div_ceil(2).max(1)),
-                taking: streams(),
-                pushing: streams(),
-                pulling: streams(),
-                proving: Semaphore::new(1),
-                checking: Semaphore::new(1),
-            },
+            permits: Permits::new(vault.config.jobs()),
             audits: Audits::default(),
             allowances: Allowances::default(),
             planning: Turns::default(),

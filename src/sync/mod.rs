@@ -37,6 +37,7 @@ mod newer;
 mod offer;
 mod outlook;
 mod part;
+mod permits;
 mod places;
 mod prove;
 mod received;

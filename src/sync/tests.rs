@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use smol::net::TcpStream;
 use smol::{LocalExecutor, Timer};
 
@@ -783,6 +784,34 @@ impl Cell {
     fn held_chunks(&self, owner: &Cell) -> u64 {
         self.held_for(owner).chunks
     }
+}
+
+#[test]
+fn a_peer_whose_batches_never_come_keeps_no_other_waiting() {
+    run(|executor| async move {
+        let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
+        let (a, b, e) = (ann.start(&executor).await, bob.start(&executor).await, eve.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        pair(&a, &e, Role::Peer).await;
+        e.stop().await;
+        let known = Approach::Known { id: ann.vault.id(), x25519: *ann.vault.identity.x_public() };
+        let session = rogue(&executor, &eve, &a, known).await.unwrap();
+        let mut puttings = Vec::new();
+        for n in 0..8 {
+            puttings
+                .push(message::put(&session, Class::Chunk, vec![(chunk(n, 1000).0, 1000)]).await.unwrap());
+        }
+        let is_full = || a.permits.taking.take(eve.vault.id()).now_or_never().is_none();
+        while !is_full() {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        bob.add_chunks(5, 2000);
+        let report = b.round().await;
+        assert_eq!((report.peers[0].why.as_str(), report.waiting_chunks), ("", 0));
+        assert_eq!(ann.held_for(&bob).chunks, 5);
+        assert!(is_full(), "while those of the other were still waited for");
+        drop(puttings);
+    });
 }
 
 /// Rounds until nothing moves any more.
