@@ -1,7 +1,6 @@
 //! Data streams at once: of all sessions together, and of one peer.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use smol::lock::{Semaphore, SemaphoreGuardArc};
@@ -49,7 +48,7 @@ pub(super) struct Shared {
     all: Arc<Semaphore>,
     of_one: usize,
     /// Of those who have or want a place.
-    ones: RefCell<BTreeMap<CellId, Arc<Semaphore>>>,
+    ones: RefCell<Vec<(CellId, Arc<Semaphore>)>>,
 }
 
 /// A place, until this is dropped.
@@ -69,8 +68,13 @@ impl Shared {
     pub(super) async fn take(&self, peer: CellId) -> Place {
         let own = {
             let mut ones = self.ones.borrow_mut();
-            ones.retain(|_, one| Arc::strong_count(one) > 1);
-            Arc::clone(ones.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(self.of_one))))
+            ones.retain(|(_, one)| Arc::strong_count(one) > 1);
+            let known = ones.iter().find(|(id, _)| *id == peer).map(|(_, one)| Arc::clone(one));
+            known.unwrap_or_else(|| {
+                let own = Arc::new(Semaphore::new(self.of_one));
+                ones.push((peer, Arc::clone(&own)));
+                own
+            })
         };
         // First of its own: of those who wait for one of all none has too many.
         let own = own.acquire_arc().await;

@@ -2,8 +2,6 @@
 //! asks in vain to be let in, and may hold what is newer than that catalog: so a person is told, here that somebody asks, and
 //! there that a peer refuses. On the wire a stranger hears nothing, and only who knows this cell's key gets far enough to count.
 
-use std::collections::BTreeMap;
-
 use super::DAY_S;
 use super::driver::Sync;
 use super::health::SILENCE_S;
@@ -26,9 +24,9 @@ pub(super) struct Strangers {
     /// When this cell was brought back, if it ever was.
     recovered_at: Option<u64>,
     /// When each last asked.
-    asking: BTreeMap<CellId, u64>,
+    asking: Vec<(CellId, u64)>,
     /// Peers that answered and refused, and since when they have done nothing else.
-    refusing: BTreeMap<CellId, u64>,
+    refusing: Vec<(CellId, u64)>,
 }
 
 impl Strangers {
@@ -39,37 +37,39 @@ impl Strangers {
 
     /// One asks again; `false` where it is new.
     fn renew(&mut self, id: &CellId, now: u64) -> bool {
-        self.asking.get_mut(id).map(|at| *at = now).is_some()
+        let known = self.asking.iter_mut().find(|(known, _)| known == id);
+        known.map(|(_, at)| *at = now).is_some()
     }
 
     fn is_full(&self) -> bool {
         self.asking.len() >= ASKING_MAX
     }
 
-    /// One asks for the first time.
+    /// One asks, perhaps for the first time.
     fn add(&mut self, id: CellId, now: u64) {
-        if !self.is_full() {
-            self.asking.insert(id, now);
+        if !self.renew(&id, now) && !self.is_full() {
+            self.asking.push((id, now));
         }
     }
 
     /// Forgets who is known by now, or has long not asked, and all once it is too late for them.
     fn settle(&mut self, now: u64, expiry_now: u64, is_known: impl Fn(&CellId) -> bool) {
         let is_time = self.may_be_forgotten(expiry_now);
-        self.asking.retain(|id, at| is_time && !is_known(id) && now < at.saturating_add(QUIET_S));
+        self.asking.retain(|(id, at)| is_time && !is_known(id) && now < at.saturating_add(QUIET_S));
     }
 
     /// A peer was dialled in vain; `is_refused`: it answered, and did not let this cell in.
     pub(super) fn note_failure(&mut self, peer: &CellId, is_refused: bool, now: u64) {
-        match is_refused {
-            true => drop(self.refusing.entry(*peer).or_insert(now)),
-            false => self.forget(peer),
+        if !is_refused {
+            self.forget(peer);
+        } else if self.refusing.iter().all(|(known, _)| known != peer) {
+            self.refusing.push((*peer, now));
         }
     }
 
     /// A peer is connected, or none any more.
     pub(super) fn forget(&mut self, peer: &CellId) {
-        self.refusing.remove(peer);
+        self.refusing.retain(|(known, _)| known != peer);
     }
 
     /// Peers that have refused for so long that a person is told, and for how long. s.
@@ -148,7 +148,7 @@ impl Sync {
         let ids: Vec<CellId> = {
             let mut strangers = self.strangers.borrow_mut();
             strangers.settle(now, expiry_now, |id| self.gate.is_in_books(id));
-            strangers.asking.keys().copied().collect()
+            strangers.asking.iter().map(|(id, _)| *id).collect()
         };
         self.show("stranger", asking_alert(&ids));
     }
@@ -205,7 +205,7 @@ mod tests {
         strangers.settle(100 + QUIET_S - 1, 100, |_| false);
         assert_eq!(strangers.asking.len(), 2);
         strangers.settle(100 + QUIET_S, 100, |_| false);
-        assert_eq!(strangers.asking.keys().collect::<Vec<_>>(), [&id(1)]);
+        assert_eq!(strangers.asking, [(id(1), 200)]);
         strangers.settle(200, 100, |known| *known == id(1));
         assert!(strangers.asking.is_empty());
         strangers.add(id(1), 200);
@@ -220,7 +220,7 @@ mod tests {
         for n in 0..100 {
             strangers.add(id(n), 1);
         }
-        let ids: Vec<CellId> = strangers.asking.keys().copied().collect();
+        let ids: Vec<CellId> = strangers.asking.iter().map(|(id, _)| *id).collect();
         assert_eq!(ids.len(), ASKING_MAX);
         let text = asking_alert(&ids[1..2]).unwrap().text;
         assert!(
