@@ -90,12 +90,17 @@ impl Sync {
         Ok(())
     }
 
-    /// Ends what a crash or a power cut has broken off: before anything is served, granted, or read of GroveHome.
+    /// Ends what a crash or a power cut has broken off, and what a later state of this cell has taken back: before anything is
+    /// served, granted, or read of GroveHome, and when that state is heard of.
     pub(super) async fn end_broken_sharing(&self) -> Result<(), VaultError> {
+        let _alone = self.sharing.lock().await;
         let (books, vault) = (Arc::clone(&self.books), Arc::clone(&self.vault));
         let cells = unblock(move || -> Result<Vec<CellId>, VaultError> {
             finish_taking_back(&vault, &books)?;
             books.record_shares(&vault)?;
+            for share in books.forgotten_shares(&vault)? {
+                take_back(&vault, &books, &share, None)?;
+            }
             Ok(books.sharing_cells()?)
         })
         .await?;
@@ -682,9 +687,22 @@ mod tests {
     #[test]
     fn a_share_that_the_catalog_lacks_since_a_break_is_in_it_after_the_next_start() {
         let (ann, share, ..) = sharing();
+        let other = [8; 16];
+        // Of the two changes that begin a share, the first.
+        let row = (other, share.peer.0, [1u8; 16]);
+        ann.books.run("INSERT INTO shares VALUES (?1, ?2, ?3, 1, 1, 0)", row).unwrap();
+        let key = record_key(RecordKind::Grant, &other);
+        assert!(!has_record(&ann, &key));
+        ann.books.record_shares(&ann.vault).unwrap();
+        assert!(has_record(&ann, &key));
+    }
+
+    #[test]
+    fn what_a_later_state_of_the_cell_took_back_is_not_shared_again_by_an_old_disk() {
+        let (ann, share, folder, made) = sharing();
         let key = record_key(RecordKind::Grant, &share.id);
         ann.vault.db.change(|t| t.forget_record(&key)).unwrap();
         start(&ann);
-        assert!(has_record(&ann, &key));
+        is_taken_back(&ann, &share, folder, &made);
     }
 }

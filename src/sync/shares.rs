@@ -578,8 +578,9 @@ impl Books {
                 }
             }
             for share in &shares {
-                let body = share.to_bytes();
-                if t.record(&share.key())?.as_ref() != Some(&body) {
+                let (body, known) = (share.to_bytes(), t.record(&share.key())?);
+                let is_forgotten = known.as_ref().is_some_and(Vec::is_empty);
+                if !is_forgotten && known.as_ref() != Some(&body) {
                     lacking.push((share.key(), body));
                 }
             }
@@ -591,6 +592,21 @@ impl Books {
         Ok(vault.db.change_durably(|t| {
             lacking.iter().try_for_each(|(key, body)| t.put_record(key, body).map(drop))
         })?)
+    }
+
+    /// Shares that the catalog has forgotten: they were taken back, by a later state of this cell than its books.
+    pub(super) fn forgotten_shares(&self, vault: &Vault) -> Result<Vec<ShareRow>, DbError> {
+        let mut forgotten = self.shares()?;
+        vault.db.read(|t| -> Result<(), DbError> {
+            let mut is_forgotten = Vec::with_capacity(forgotten.len());
+            for share in &forgotten {
+                is_forgotten.push(t.record(&share.to_record().key())?.is_some_and(|body| body.is_empty()));
+            }
+            let mut is_forgotten = is_forgotten.into_iter();
+            forgotten.retain(|_| is_forgotten.next() == Some(true));
+            Ok(())
+        })?;
+        Ok(forgotten)
     }
 
     /// Cells with whom something is shared, or of whom something was received or is kept.
