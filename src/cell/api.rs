@@ -24,7 +24,7 @@ use crate::gc;
 use crate::id::FileId;
 use crate::manifest::Kind;
 use crate::order;
-use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, OwnTotals, Sort};
 use crate::pool;
 use crate::vault::{Vault, VaultError};
 
@@ -873,8 +873,7 @@ impl Cell {
                     None => StatusSums {
                         totals: t.node_totals()?,
                         chunks: t.chunk_totals()?,
-                        own: t.own_totals(wanted.saturating_sub(1))?,
-                        alone: t.count_wanting(1)?,
+                        own: t.own_totals(wanted)?,
                         is_varied: t.wants()?.len() > 1,
                     },
                 };
@@ -890,7 +889,7 @@ impl Cell {
         if known.is_none() {
             self.status_sums.put((), sums, began, self.vault.clock.steady());
         }
-        let StatusSums { totals, chunks, own, alone, is_varied } = sums;
+        let StatusSums { totals, chunks, own, is_varied } = sums;
         let vault = Arc::clone(&self.vault);
         let space = pool::unblock(move || vault.store.free()).await?;
         let alerts = self.vault.alerts();
@@ -935,10 +934,10 @@ impl Cell {
                 "copies",
                 Obj::new()
                     .num("wanted", wanted)
-                    .num("full", own.0 - own.2)
-                    .num("short", own.2)
+                    .num("full", own.chunks - own.short)
+                    .num("short", own.short)
                     .bool("varied", is_varied)
-                    .num("alone", alone)
+                    .num("alone", own.alone)
                     .end(),
             )
             .num("bin", bin)
@@ -973,9 +972,7 @@ fn braked_json(brake: &brake::Brake) -> String {
 pub(super) struct StatusSums {
     totals: NodeTotals,
     chunks: (u64, u64),
-    own: (u64, u64, u64),
-    /// Chunks that folders want on this cell only.
-    alone: u64,
+    own: OwnTotals,
     /// Folders want other numbers of copies than the setting says.
     is_varied: bool,
 }

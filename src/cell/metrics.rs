@@ -202,7 +202,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let (nodes, chunks, own, bin, scrubbed) = pool::unblock(move || {
             vault.db.read(|t| -> Result<_, DbError> {
-                let own = t.own_totals(wanted.saturating_sub(1))?;
+                let own = t.own_totals(wanted)?;
                 let walk = t.meta(super::scrub::CYCLE_KEY)?.map(|bytes| Cycle::from_bytes(&bytes));
                 let scrubbed = match walk {
                     Some(walk) => Some(walk.cursor as f64 / t.chunk_id_max()?.0.max(1) as f64),
@@ -230,15 +230,15 @@ impl Cell {
             chunks.0,
         );
         text.gauge("grove_store_bytes", "Sealed bytes of them.", &[], chunks.1);
-        text.gauge("grove_own_chunks", "Chunks of this cell's files, wherever they lie.", &[], own.0);
-        text.gauge("grove_own_bytes", "Sealed bytes of them.", &[], own.1);
+        text.gauge("grove_own_chunks", "Chunks of this cell's files, wherever they lie.", &[], own.chunks);
+        text.gauge("grove_own_bytes", "Sealed bytes of them.", &[], own.bytes);
         text.gauge(
             "grove_copies_wanted",
             "Copies wanted of each chunk, this cell's among them.",
             &[],
             wanted,
         );
-        text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.2);
+        text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.short);
         if let Some(part) = scrubbed {
             let help = "Part of the chunks that the present walk over the store has read.";
             text.gauge("grove_scrub_progress_ratio", help, &[], part.min(1.0));
