@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::files::{self as doing, Removed, Weight};
+use super::files::{self as doing, BinFrom, Removed, Weight};
 use super::jobs::problems;
 use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
@@ -375,9 +375,12 @@ impl Cell {
             (Method::Get, ["bin"]) => {
                 let after = request.param("after").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
                 let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
-                let is_newest = number_param(&request, "newest") == Some(1);
-                let after = (!is_newest).then(|| after.unwrap_or(FileId::ROOT));
-                json(pool(vault, move |v| doing::list_bin(v, after, limit)).await)
+                let offset = number_param(&request, "offset").unwrap_or(0).min(u64::from(u32::MAX)) as usize;
+                let from = match number_param(&request, "newest") {
+                    Some(1) => BinFrom::Newest(offset),
+                    _ => BinFrom::After(after.unwrap_or(FileId::ROOT)),
+                };
+                json(pool(vault, move |v| doing::list_bin(v, from, limit)).await)
             }
             (Method::Get, ["placement"]) => {
                 let wish = Wish {
@@ -891,7 +894,12 @@ impl Cell {
         }
         let StatusSums { totals, chunks, own, is_varied } = sums;
         let vault = Arc::clone(&self.vault);
-        let space = pool::unblock(move || vault.store.free()).await?;
+        // Before the alerts: it may raise one.
+        let space = pool::unblock(move || vault.space()).await;
+        let disk = space.map_or("null".into(), |space| {
+            let disk = Obj::new().num("total", space.total).num("free", space.free);
+            disk.num("reserve", space.reserve).end()
+        });
         let alerts = self.vault.alerts();
         let newer = self.synced().and_then(|sync| sync.newer_version());
         let newer = newer.map_or("null".into(), |(peer, release)| {
@@ -921,14 +929,7 @@ impl Cell {
             )
             .raw("chunks", Obj::new().num("count", chunks.0).num("bytes", chunks.1).end())
             .raw("held", held)
-            .raw(
-                "disk",
-                Obj::new()
-                    .num("total", space.total)
-                    .num("free", space.free)
-                    .num("reserve", space.reserve)
-                    .end(),
-            )
+            .raw("disk", disk)
             .raw("peers", peers)
             .raw(
                 "copies",

@@ -89,16 +89,23 @@ impl Cell {
     async fn metrics_text(self: &Rc<Self>) -> Result<String, VaultError> {
         let mut text = Text::default();
         let vault = Arc::clone(&self.vault);
-        let space = pool::unblock(move || vault.store.free()).await?;
+        let space = pool::unblock(move || vault.space()).await;
         let steady = self.vault.clock.steady().as_secs();
         text.gauge("grove_up", "The cell runs.", &[], 1);
         let info = [("version", VERSION), ("name", &self.name)];
         text.gauge("grove_info", "Version and name of the cell.", &info, 1);
         text.gauge("grove_uptime_seconds", "Seconds since the start.", &[], steady);
         text.gauge("grove_life", "Which life of this cell.", &[], self.vault.life());
-        text.gauge("grove_disk_total_bytes", "Size of the disk under the state folder.", &[], space.total);
-        text.gauge("grove_disk_free_bytes", "Bytes free for this user.", &[], space.free);
-        text.gauge("grove_disk_reserve_bytes", "Bytes that are never used.", &[], space.reserve);
+        if let Some(space) = space {
+            text.gauge(
+                "grove_disk_total_bytes",
+                "Size of the disk under the state folder.",
+                &[],
+                space.total,
+            );
+            text.gauge("grove_disk_free_bytes", "Bytes free for this user.", &[], space.free);
+            text.gauge("grove_disk_reserve_bytes", "Bytes that are never used.", &[], space.reserve);
+        }
         for raised in self.vault.alerts() {
             let labels = [("code", raised.code.as_str()), ("level", raised.level.as_str())];
             text.gauge("grove_alert", "Conditions that a person should know of.", &labels, 1);

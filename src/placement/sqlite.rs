@@ -263,8 +263,8 @@ impl Db {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ChunkName;
-    use crate::placement::{ChunkId, Extra, Own, Tables, Want, planner};
+    use crate::id::{ChunkName, FileId};
+    use crate::placement::{BinRow, ChunkId, Extra, Own, Tables, Want, planner};
     use crate::store::Place;
 
     #[test]
@@ -343,6 +343,25 @@ mod tests {
                 // Of what is freed, or is still to come, nothing lies on this cell only.
                 assert_eq!(totals.alone, 4);
             }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn the_recycle_bin_comes_newest_first_in_pages_that_overlap_nowhere() {
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            for n in 0..5 {
+                let file = FileId([n; 16]);
+                // Two of a second are told apart by which came later.
+                let (seq, at) = (u64::from(n), u64::from(n / 2));
+                t.put_bin(&BinRow { file, seq, at, parent: FileId::ROOT, name: vec![b'a' + n] })?;
+            }
+            let page = |offset, limit| -> Result<Vec<u64>, DbError> {
+                Ok(t.bin_newest(offset, limit)?.iter().map(|row| row.seq).collect())
+            };
+            assert_eq!([page(0, 2)?, page(2, 2)?, page(4, 2)?, page(6, 2)?].concat(), [4, 3, 2, 1, 0]);
             Ok(())
         })
         .unwrap();

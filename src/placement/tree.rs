@@ -439,11 +439,11 @@ impl Tables<'_> {
         )
     }
 
-    /// Up to `limit` deleted files, the newest first.
-    pub fn bin_newest(&self, limit: usize) -> Result<Vec<BinRow>, DbError> {
+    /// Up to `limit` deleted files behind the first `offset`, the newest first.
+    pub fn bin_newest(&self, offset: usize, limit: usize) -> Result<Vec<BinRow>, DbError> {
         self.list(
-            "SELECT file, seq, at, parent, name FROM bin ORDER BY at DESC, seq DESC LIMIT ?1",
-            params![limit as i64],
+            "SELECT file, seq, at, parent, name FROM bin ORDER BY at DESC, seq DESC LIMIT ?1 OFFSET ?2",
+            params![limit as i64, offset as i64],
             bin_row,
         )
     }
