@@ -1,5 +1,6 @@
 //! Answers of the cell: one function for each path of `/api/v1`.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -21,10 +22,10 @@ use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
 use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
-use crate::id::FileId;
+use crate::id::{ChunkName, FileId};
 use crate::manifest::Kind;
 use crate::order;
-use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, OwnTotals, Sort};
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Own, OwnTotals, Sort};
 use crate::pool;
 use crate::vault::{Vault, VaultError};
 
@@ -785,9 +786,7 @@ impl Cell {
             if missing.is_empty() {
                 cell.vault.note_healed(&[], true);
             }
-            let vault = Arc::clone(&cell.vault);
-            let lost = missing.clone();
-            let affected = pool::unblock(move || files_with(&vault, &lost)).await?;
+            let (missing, affected) = cell.make_again(missing).await?;
             Ok(Obj::new()
                 .num("chunks", chunks)
                 .num("bytes", bytes)
@@ -797,6 +796,37 @@ impl Cell {
                 .raw("files", list(affected.iter().map(|path| super::json::text(path))))
                 .end())
         })
+    }
+
+    /// Has files in GroveHome read again whose chunks nobody has any more, for they are the last copy, and what the catalog lost written
+    /// anew. Gives the chunks that are missing after that, and paths of files that need them.
+    async fn make_again(&self, missing: Vec<ChunkName>) -> Result<(Vec<ChunkName>, Vec<String>), VaultError> {
+        if missing.is_empty() {
+            return Ok((missing, Vec::new()));
+        }
+        let vault = Arc::clone(&self.vault);
+        let (missing, mine) = pool::unblock(move || -> Result<_, VaultError> {
+            files_with(&vault, &missing, true)?;
+            let mine = owned(&vault, &missing)?;
+            Ok((missing, mine))
+        })
+        .await?;
+        if let Err(why) = self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await {
+            log::warn!("files whose chunks are missing are not read again: {why}");
+        }
+        let vault = Arc::clone(&self.vault);
+        pool::unblock(move || {
+            let absent: HashSet<ChunkName> = vault.absent(missing.clone())?.into_iter().collect();
+            // A part of the catalog that was written anew has another name, and nobody needs the old one.
+            let needed = owned(&vault, &missing)?;
+            let is_missing =
+                |name: &ChunkName| absent.contains(name) && (needed.contains(name) || !mine.contains(name));
+            let (missing, healed): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_missing);
+            vault.note_healed(&healed, missing.is_empty());
+            let affected = files_with(&vault, &missing, false)?;
+            Ok((missing, affected))
+        })
+        .await
     }
 
     /// What was lost is meant, and the clock is right; `what` says which of the two alone. With `files` what was lost is meant only as
@@ -1003,13 +1033,29 @@ pub fn restored_json(restored: &Restored) -> String {
         .end()
 }
 
-/// Paths of the newest versions that need one of these chunks; at most 1,000.
-fn files_with(vault: &Vault, names: &[crate::id::ChunkName]) -> Result<Vec<String>, VaultError> {
+/// Of these chunks those that are this cell's own.
+fn owned(vault: &Vault, names: &[ChunkName]) -> Result<HashSet<ChunkName>, DbError> {
+    vault.db.read(|t| {
+        let mut owned = HashSet::new();
+        for name in names {
+            if let Some(row) = t.chunk(name)? {
+                if t.own(row.id)? != Own::No {
+                    owned.insert(*name);
+                }
+            }
+        }
+        Ok(owned)
+    })
+}
+
+/// Paths of the newest versions that need one of these chunks; at most 1,000. With `again` all that are in GroveHome are read again by
+/// the next scan.
+fn files_with(vault: &Vault, names: &[ChunkName], again: bool) -> Result<Vec<String>, VaultError> {
     let mut paths = Vec::new();
     if names.is_empty() {
         return Ok(paths);
     }
-    let names: std::collections::HashSet<_> = names.iter().copied().collect();
+    let names: HashSet<_> = names.iter().copied().collect();
     let mut after = NodeId(0);
     loop {
         let page = vault.db.read(|t| t.nodes_after(after, 500))?;
@@ -1028,6 +1074,9 @@ fn files_with(vault: &Vault, names: &[crate::id::ChunkName]) -> Result<Vec<Strin
                 if needs {
                     break;
                 }
+            }
+            if needs && again {
+                vault.db.change(|t| t.look_again(node.id))?;
             }
             if needs && paths.len() < 1000 {
                 let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();

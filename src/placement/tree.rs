@@ -414,6 +414,11 @@ impl Tables<'_> {
         device.ok_or(DbError::Row("device"))
     }
 
+    /// Has the next scan read a file that lies in GroveHome.
+    pub fn look_again(&self, id: NodeId) -> Result<(), DbError> {
+        self.run("UPDATE nodes SET ctime = 0 WHERE id = ?1 AND state = 0", [id.0]).map(drop)
+    }
+
     // The Recycle Bin.
 
     /// Puts a deleted file into the bin.
