@@ -801,16 +801,16 @@ impl Cell {
     /// Has files in GroveHome read again whose chunks nobody has any more, for they are the last copy, and what the catalog lost written
     /// anew. Gives the chunks that are missing after that, and paths of files that need them.
     async fn make_again(&self, missing: Vec<ChunkName>) -> Result<(Vec<ChunkName>, Vec<String>), VaultError> {
-        if missing.is_empty() {
-            return Ok((missing, Vec::new()));
-        }
         let vault = Arc::clone(&self.vault);
-        let (missing, mine) = pool::unblock(move || -> Result<_, VaultError> {
-            files_with(&vault, &missing, true)?;
+        let (missing, mine, affected) = pool::unblock(move || -> Result<_, VaultError> {
             let mine = owned(&vault, &missing)?;
-            Ok((missing, mine))
+            let affected = files_with(&vault, &missing, true)?;
+            Ok((missing, mine, affected))
         })
         .await?;
+        if mine.is_empty() {
+            return Ok((missing, affected));
+        }
         if let Err(why) = self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await {
             log::warn!("files whose chunks are missing are not read again: {why}");
         }
