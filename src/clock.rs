@@ -1,5 +1,6 @@
 //! Time: a clock that tests can turn, and observed time, which no wrong clock can move.
 
+use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -96,6 +97,19 @@ impl Clock for SystemClock {
             ..0 => std::path::Path::new(TIMESYNC_FILE).exists(),
             state => state != libc::TIME_ERROR && status & libc::STA_UNSYNC == 0,
         }
+    }
+}
+
+/// Date and time of day of `unix`, seconds since 1970, where this machine is; `None` for a year beyond an `i32`.
+/// Where the C library counts 32 bits of seconds, it is right until 2038.
+pub fn local_time(unix: i64) -> Option<libc::tm> {
+    let mut parts = MaybeUninit::<libc::tm>::uninit();
+    let unix = unix as _;
+    // SAFETY: std knows no time zones. Both pointers are to live memory of the right type, and `parts` is read only if
+    // localtime_r says that it filled it.
+    unsafe {
+        let is_filled = !libc::localtime_r(&unix, parts.as_mut_ptr()).is_null();
+        is_filled.then(|| parts.assume_init())
     }
 }
 

@@ -18,6 +18,7 @@ use super::friend::{Beat, Frame, Friend, OfferedModel, Peers};
 use super::http::Url;
 use super::managed::{Managed, Settings};
 use super::server::{MODELS_MAX, Server};
+use crate::clock;
 use crate::id::CellId;
 use crate::order;
 use crate::pool;
@@ -46,13 +47,8 @@ const FRIENDS_MAX: usize = 256;
 
 /// Where a machine's day is: its number since 1970 and the hour, by this machine's clock and place.
 fn local_day(unix: i64) -> (u64, u8) {
-    // SAFETY: localtime_r writes only what it is given, all of whose bytes are valid as zero.
-    let parts = unsafe {
-        let mut parts: libc::tm = std::mem::zeroed();
-        let time = unix as libc::time_t;
-        libc::localtime_r(&time, &mut parts);
-        parts
-    };
+    let Some(parts) = clock::local_time(unix) else { return (0, 0) };
+    #[allow(clippy::unnecessary_cast, reason = "32 bits where a C long has no more")]
     let local = unix + parts.tm_gmtoff as i64;
     ((local.max(0) / 86_400) as u64, parts.tm_hour.clamp(0, 23) as u8)
 }

@@ -1,7 +1,6 @@
 //! Numbers, times and names as people read them. Touches nothing but the time zone.
 
-use std::mem::MaybeUninit;
-
+use crate::clock;
 use crate::logger::is_odd;
 
 /// `12,345`.
@@ -55,16 +54,7 @@ pub fn duration(seconds: u64) -> String {
 
 /// `2026-11-23 21:10` in the time zone of this machine; `seconds` since 1970, UTC.
 pub fn time(seconds: i64) -> String {
-    let mut parts = MaybeUninit::<libc::tm>::uninit();
-    let seconds_c = seconds as libc::time_t;
-    // SAFETY: std knows no time zones. Both pointers are to live memory of the right type, and `parts` is read
-    // only if localtime_r says that it filled it.
-    let parts = unsafe {
-        if libc::localtime_r(&seconds_c, parts.as_mut_ptr()).is_null() {
-            return "-".to_owned();
-        }
-        parts.assume_init()
-    };
+    let Some(parts) = clock::local_time(seconds) else { return "-".to_owned() };
     let year = i64::from(parts.tm_year) + 1900;
     format!("{year:04}-{:02}-{:02} {:02}:{:02}", parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min)
 }

@@ -265,7 +265,11 @@ pub(crate) async fn bring_back(
     let job = Arc::clone(vault);
     let (records, files) = unblock(move || -> Result<_, VaultError> {
         let records = publish::adopt_segments(&job, &head, |name| local(&job, name))?;
-        job.db.change(|t| t.set_meta_u64("recovered_at", job.now()))?;
+        job.db.change(|t| {
+            t.set_meta_u64("recovered_at", job.now())?;
+            // Who typed it in has it.
+            t.set_meta_u64("phrase_kept", 1)
+        })?;
         publish::adopt_head(&job, &hash, &head, &bytes, life)?;
         Ok((records, publish::tree_from_catalog(&job)?))
     })

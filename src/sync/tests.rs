@@ -467,6 +467,7 @@ fn recovery_gives_back_head_peers_and_tree_and_reads_only() {
         let addresses = [format!("127.0.0.1:{}", b.port())];
         let report = fetch_catalog(&new.vault, &new.books, &addresses).await.unwrap();
         assert_eq!((report.files, report.peers, report.life), (1, 2, 2));
+        assert_eq!(new.vault.db.read(|t| t.meta_u64("phrase_kept")).unwrap(), Some(1));
         assert_eq!(report.settings, [("setting".to_owned(), "\"value\"".to_owned())]);
         let node = new.vault.db.read(|t| t.child(NodeId::ROOT, b"photos")).unwrap().unwrap();
         assert_eq!(node.state, NodeState::Awaiting);
