@@ -1,12 +1,14 @@
 //! Files of simulated cells: versions made of a few small chunks, with no file behind them.
 
-use crate::catalog::version_key;
+use std::collections::BTreeMap;
+
+use crate::catalog::{version_key, version_key_prefix};
 use crate::files::brake;
 use crate::files::import::claim_row;
 use crate::files::unix::Stat;
 use crate::files::version::{self, Content, Known, NewVersion, Seen};
 use crate::id::{BodyHash, ChunkName, FileId};
-use crate::keys::sha256;
+use crate::keys::{MasterKey, sha256};
 use crate::manifest::{Check, Entry, FileTime, Kind, Manifest};
 use crate::placement::{Device, NodeId, NodeState, Own};
 use crate::seal::{ENCODING_RAW, padded_len};
@@ -222,6 +224,14 @@ pub(super) fn check(vault: &Vault, kept: &Kept) -> Result<(), String> {
     } else {
         Err(format!("version {} of file {} has other bytes", kept.version, kept.file.short()))
     }
+}
+
+/// Whether the newest version of the file, by these records of a catalog, is this one under another number (see `check`).
+pub(super) fn is_newest_of(records: &BTreeMap<Vec<u8>, Vec<u8>>, kept: &Kept, master: &MasterKey) -> bool {
+    let prefix = version_key_prefix(kept.file);
+    let of_file = records.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+    let newest = of_file.last().and_then(|(_, body)| Manifest::open(body, master, Check::Signature).ok());
+    newest.is_some_and(|newest| newest.chunks().eq(kept.chunks.iter().copied()))
 }
 
 /// Chunks of versions that should be here or be fetched, and are not here.

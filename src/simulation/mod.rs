@@ -992,7 +992,7 @@ impl Sim {
     /// is there.
     fn safe_without(&mut self, at: usize) -> Vec<Expected> {
         let id = self.machines[at].master.identity(0, 0).id();
-        let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
+        let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for peer in 0..self.machines.len() {
             if peer == at || self.machines[peer].is_gone || !self.friends.contains(&pair(at, peer)) {
                 continue;
@@ -1013,7 +1013,7 @@ impl Sim {
                         &plain,
                         |_, key, body| -> Result<(), crate::catalog::CatalogError> {
                             if !body.is_empty() {
-                                keys.insert(key.to_vec());
+                                records.insert(key.to_vec(), body.to_vec());
                             }
                             Ok(())
                         },
@@ -1022,11 +1022,25 @@ impl Sim {
             }
         }
         let mut safe = self.needed(at);
-        safe.retain(|one| keys.contains(&one.kept.key()));
+        let master = &self.machines[at].master;
+        safe.retain(|one| {
+            records.contains_key(&one.kept.key()) || files::is_newest_of(&records, &one.kept, master)
+        });
         let is_there =
             |name: &ChunkName| self.kept_at(*name).any(|peer| peer != at && self.reaches(at, peer));
         safe.retain(|one| one.kept.chunks.iter().all(is_there));
         safe
+    }
+
+    /// A version of an owner's, and who keeps each of its chunks, for a person who looks into a run.
+    fn where_kept(&self, owner: usize, one: &Expected) -> String {
+        let mut text = format!("{} version {}", String::from_utf8_lossy(&one.name), one.kept.version);
+        for name in &one.kept.chunks {
+            let holders: Vec<usize> = self.kept_at(*name).collect();
+            let counted = holders.iter().filter(|at| self.counts_on(owner, *name, **at)).count();
+            text.push_str(&format!(", chunk {} at {holders:?}, {counted} counted", name.short()));
+        }
+        text
     }
 
     /// Every chunk of every needed version of every cell that is on has the copies that it should have, on disks.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Broken, Checked, DAY, HOUR, Rotten, Sim, pair};
+use super::{Broken, Checked, DAY, Expected, HOUR, Rotten, Sim, pair};
 use crate::id::ChunkName;
 use crate::world::Sabotage;
 
@@ -758,11 +758,16 @@ impl Story {
                 return self.sim.broken(format_args!("no peer of {at} could help it after a calm week"));
             }
             let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];
-            let (before, safe) = (self.sim.needed(at).len(), self.sim.safe_without(at).len());
+            let (needed, safe) = (self.sim.needed(at), self.sim.safe_without(at));
             let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name));
-            if safe < before && !may_lack {
+            if safe.len() < needed.len() && !may_lack {
+                let is_safe = |one: &Expected| safe.iter().any(|other| other.kept.hash == one.kept.hash);
+                let lacking: Vec<String> = (needed.iter().filter(|one| !is_safe(one)))
+                    .map(|one| self.sim.where_kept(at, one))
+                    .collect();
+                let (before, safe) = (needed.len(), safe.len());
                 return self.sim.broken(format_args!(
-                    "only {safe} of {before} versions of {at} are safe with peers after a calm week"
+                    "only {safe} of {before} versions of {at} are safe with peers after a calm week; not {lacking:?}"
                 ));
             }
             self.sim.lose_and_recover(at, helper)?;
