@@ -1,6 +1,7 @@
 //! One answer, from whoever gives it: the next backend where one fails before its first token, once more where one breaks off
 //! in the middle, and an error rather than an end that looks whole.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -174,6 +175,8 @@ pub struct Answer {
     failure: Option<Failure>,
     asked_at: Instant,
     hope_from: Instant,
+    /// Somebody has the question, and has not failed before the first word of an answer.
+    is_given: Rc<Cell<bool>>,
     /// For a friend: told to make room.
     guest: Option<(Sender<()>, Receiver<()>)>,
 }
@@ -207,6 +210,7 @@ impl Answer {
             failure: None,
             asked_at: now,
             hope_from: now,
+            is_given: Rc::default(),
             guest: None,
         }
     }
@@ -240,6 +244,11 @@ impl Answer {
         let prompt = if told.prompt > 1 { told.prompt } else { self.ask.prompt_tokens };
         let is_told = told.answer > 0 && self.resumes == 0;
         Usage { prompt, answer: if is_told { told.answer } else { self.tokens } }
+    }
+
+    /// Whether somebody has the question, and has not failed before the first word of an answer: also once this is dropped.
+    pub fn is_given(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.is_given)
     }
 
     /// Tokens that have come.
@@ -364,6 +373,8 @@ impl Answer {
                 (Some((text, tokens)), Resumes::Repeating) => Strip::new(self.ask.echo(text), *tokens),
                 _ => Strip::default(),
             };
+            // Many answer nothing at all before they have read it.
+            self.is_given.set(true);
             let (desk, ask, tried) = (&self.desk, &self.ask, &self.tried);
             let has_other = || desk.choose(ask, tried, so_far.is_some(), is_guest).is_some();
             let start = Rc::clone(&backend).start(Rc::clone(ask), choice.model.clone(), so_far.clone());
@@ -405,6 +416,7 @@ impl Answer {
     }
 
     fn note_failure(&mut self, backend: &Rc<dyn Backend>, failure: Failure) -> Result<(), ApiError> {
+        self.is_given.set(false);
         let counts = &self.desk.counts;
         match &failure {
             Failure::Refused(error) if backend.is_own() => return Err(error.clone()),

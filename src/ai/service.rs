@@ -613,9 +613,10 @@ impl Service {
         if left < u64::from(ask.prompt_tokens) {
             return Err("the tokens of this day are used up".into());
         }
-        let guest = Guest::enter(self, from, u64::from(ask.prompt_tokens));
+        let prompt = u64::from(ask.prompt_tokens);
         self.used_at.set(Some(instant()));
         let mut answer = Answer::for_friend(&self.desk, ask, given, (self.wall)());
+        let guest = Guest::enter(self, from, prompt, answer.is_given());
         let work = async move {
             let mut guest = guest;
             loop {
@@ -657,12 +658,14 @@ struct Guest {
     peer: CellId,
     prompt: u64,
     tokens: u64,
+    /// Somebody has the question: whoever leaves before the first word has had it read all the same.
+    is_given: Rc<Cell<bool>>,
 }
 
 impl Guest {
-    fn enter(service: &Rc<Service>, peer: CellId, prompt: u64) -> Self {
+    fn enter(service: &Rc<Service>, peer: CellId, prompt: u64, is_given: Rc<Cell<bool>>) -> Self {
         *service.guests.borrow_mut().entry(peer).or_default() += 1;
-        Self { service: Rc::clone(service), peer, prompt, tokens: 0 }
+        Self { service: Rc::clone(service), peer, prompt, tokens: 0, is_given }
     }
 }
 
@@ -671,9 +674,10 @@ impl Drop for Guest {
         if let Some(count) = self.service.guests.borrow_mut().get_mut(&self.peer) {
             *count = count.saturating_sub(1);
         }
-        if self.tokens > self.prompt {
+        if self.tokens > self.prompt || self.is_given.get() {
             let (day, _) = local_day((self.service.wall)());
-            self.service.book.borrow_mut().note_used(self.peer, day, self.tokens);
+            let used = self.tokens.max(self.prompt);
+            self.service.book.borrow_mut().note_used(self.peer, day, used);
             self.service.is_dirty.set(true);
         }
     }

@@ -15,7 +15,7 @@ use crate::id::{CellId, ChunkName};
 use crate::placement::{DbError, HoldState, Own};
 use crate::pool::unblock;
 use crate::vault::{Vault, VaultError};
-use crate::wire::message::{self, ErrorCode, GetStatus, GrantStatus, Refusal, Reply};
+use crate::wire::message::{self, ErrorCode, GRANTS_BYTES_MAX, GetStatus, GrantStatus, Refusal, Reply};
 use crate::wire::session::Stream;
 use crate::world::{Sabotage, Timer, is_sabotaged};
 
@@ -30,7 +30,11 @@ impl Sync {
         lens: Vec<u32>,
         stream: &mut Stream,
     ) -> Answered {
-        let _permit = self.permits.taking.acquire().await;
+        // One for each MiB that there may be.
+        let places = (0..GRANTS_BYTES_MAX.div_ceil(1 << 20)).map(|_| self.link(&owner)?.body());
+        let Some(_places) = places.collect::<Option<Vec<_>>>() else {
+            return reply(stream, &super::serve::too_much_at_once()).await;
+        };
         let mut grants = Vec::with_capacity(lens.len());
         for len in lens {
             let mut bytes = Vec::new();
@@ -159,7 +163,7 @@ impl Sync {
             Err(why) => return reply(stream, &super::serve::failed(&why)).await,
         };
         self.note_bearer(&caller);
-        let _permit = self.permits.lending.acquire().await;
+        let _place = self.permits.lending.take(caller).await;
         let (creator, ticket) = (ticket.creator, Arc::new(ticket));
         message::write_reply(stream, &Reply::Get { count: chunks.len() as u32 }).await?;
         for (name, len, _) in chunks {

@@ -464,6 +464,9 @@ impl Sync {
                 let reason = self.gate.reason.replace("");
                 let reason = if reason.is_empty() { String::new() } else { format!(" (invite {reason})") };
                 self.refusals.note(format_args!("refused {from}: {why}{reason}"));
+                if let Some(stranger) = self.gate.stranger.take() {
+                    self.hear_stranger(stranger).await;
+                }
                 None
             }
         }
@@ -677,6 +680,7 @@ impl Sync {
             self.routes.borrow_mut().note_success(&peer, &line.address, line.kind, wall);
         }
         self.errors.borrow_mut().remove(&peer);
+        self.strangers.borrow_mut().forget(&peer);
         self.note_seen(link, Some(&line));
         if !was_alive {
             log::info!("connected with {}", self.name_of(&peer));
@@ -915,6 +919,9 @@ impl Sync {
     }
 
     fn note_failures(&self, id: &CellId, why: &DialError) {
+        let is_no = |(_, error): &(String, HandshakeError)| matches!(error, HandshakeError::NotLetIn(_));
+        let is_refused = why.attempts.iter().any(is_no);
+        self.strangers.borrow_mut().note_failure(id, is_refused, self.vault.now());
         let mut routes = self.routes.borrow_mut();
         for (address, error) in &why.attempts {
             routes.note_failure(id, address, &error.to_string());

@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smol::channel::{Receiver, Sender};
 use smol::future::zip;
-use smol::lock::Semaphore;
 use smol::{LocalExecutor, Task};
 
 use super::audit::Audits;
@@ -23,12 +22,14 @@ use super::connect::{Dialer, Holding};
 use super::gate::{BookGate, RefusalLog};
 use super::health::HealthBook;
 use super::link::{For, Line, Link};
+use super::permits::Permits;
 use super::places::Places;
 use super::prove::Allowances;
 use super::relays::Relays;
 use super::round::{self, Moved};
 use super::round_pause;
 use super::serve::Keeper;
+use super::strangers::Strangers;
 use crate::card::{Card, Invite, InviteError, Role};
 use crate::changes::Part;
 use crate::friendship::Standing;
@@ -72,21 +73,6 @@ const MAKE_WAY_STEP: Duration = Duration::from_millis(50);
 const ID_LETTERS_MIN: usize = 4;
 /// How long an invite may last. s.
 const INVITE_S_MAX: u64 = 366 * 86_400;
-
-/// Data streams at once, of all sessions together. A stream holds its place from before its request to its end, on both
-/// sides: so whoever waits for bytes waits for somebody who has his place, and nobody waits in a circle.
-pub(super) struct Permits {
-    pub(super) giving: Semaphore,
-    /// Giving by ticket: whoever reads slowly there, and may be anybody, holds up no peer that asks for its own.
-    pub(super) lending: Semaphore,
-    pub(super) taking: Semaphore,
-    pub(super) pushing: Semaphore,
-    pub(super) pulling: Semaphore,
-    /// Answering audits: one at a time.
-    pub(super) proving: Semaphore,
-    /// Reading what a proof is compared with. Whoever holds it waits for nobody.
-    pub(super) checking: Semaphore,
-}
 
 /// A peer, for people.
 #[derive(Debug, Clone)]
@@ -255,6 +241,8 @@ pub struct Sync {
     pub(super) health: RefCell<HealthBook>,
     pub(super) health_at: Cell<Duration>,
     pub(super) health_saved_at: Cell<u64>,
+    /// Who asks to be let in and is not known, and which peers refuse.
+    pub(super) strangers: RefCell<Strangers>,
     /// A state of things in which nothing that lies with peers only could be copied on.
     pub(super) passed_for: Cell<Option<u64>>,
     /// Peers whose copies are not counted on, or are being marked so.
@@ -327,19 +315,10 @@ impl Sync {
     ) -> Result<Rc<Self>, VaultError> {
         let opened = Arc::clone(&vault);
         let keeper = unblock(move || Keeper::open(opened)).await?;
-        let streams = || Semaphore::new(vault.config.jobs().max(1));
         let sync = Rc::new(Self {
             gate: BookGate::new(Arc::clone(&vault), Arc::clone(&books)),
             refusals: RefusalLog::new(),
-            permits: Permits {
-                giving: streams(),
-                lending: Semaphore::new(vault.config.jobs().div_ceil(2).max(1)),
-                taking: streams(),
-                pushing: streams(),
-                pulling: streams(),
-                proving: Semaphore::new(1),
-                checking: Semaphore::new(1),
-            },
+            permits: Permits::new(vault.config.jobs()),
             audits: Audits::default(),
             allowances: Allowances::default(),
             planning: Turns::default(),
@@ -365,6 +344,7 @@ impl Sync {
             health: RefCell::default(),
             health_at: Cell::new(Duration::ZERO),
             health_saved_at: Cell::new(0),
+            strangers: RefCell::default(),
             passed_for: Cell::new(None),
             away: RefCell::default(),
             left: RefCell::default(),
@@ -392,6 +372,7 @@ impl Sync {
         sync.load_bounty().await?;
         sync.load_routes().await;
         sync.load_health().await?;
+        sync.load_recovered().await?;
         sync.load_grant_time().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
@@ -1033,6 +1014,7 @@ impl Sync {
         self.near.borrow_mut().remove(&id);
         self.routes.borrow_mut().forget(&id);
         self.forget_health(&id);
+        self.strangers.borrow_mut().forget(&id);
         self.errors.borrow_mut().remove(&id);
         self.tell_lan();
         let vault = Arc::clone(&self.vault);

@@ -57,6 +57,8 @@ pub(super) struct BookGate {
     changing: Turns,
     /// Why the last invite was refused.
     pub(super) reason: Cell<&'static str>,
+    /// Who proved itself last, and is in no row.
+    pub(super) stranger: Cell<Option<CellId>>,
 }
 
 impl BookGate {
@@ -69,6 +71,7 @@ impl BookGate {
             invites: RefCell::default(),
             changing: Turns::default(),
             reason: Cell::new(""),
+            stranger: Cell::new(None),
         }
     }
 
@@ -93,6 +96,11 @@ impl BookGate {
     /// A peer that has not been removed.
     pub(super) fn peer(&self, id: &CellId) -> Option<PeerRow> {
         self.peers.borrow().get(id).filter(|peer| peer.removed_at.is_none()).cloned()
+    }
+
+    /// Whether there is a row of it, a removed peer's too.
+    pub(super) fn is_in_books(&self, id: &CellId) -> bool {
+        self.peers.borrow().contains_key(id)
     }
 
     /// Peers that have not been removed.
@@ -234,6 +242,9 @@ impl Gate for BookGate {
     }
 
     fn is_known(&self, id: &CellId, x25519: &[u8; 32]) -> bool {
+        if !self.is_in_books(id) && *id != self.vault.id() {
+            self.stranger.set(Some(*id));
+        }
         self.peer(id).is_some_and(|peer| peer.x25519 == *x25519)
     }
 

@@ -133,7 +133,12 @@ impl Sync {
                 }
             }
         }
+        let mut refusing = self.strangers.borrow().refusing(now);
+        refusing.retain(|(id, _)| all.contains(id) && !here.contains(id));
+        silent.retain(|(id, _)| refusing.iter().all(|(other, _)| other != id));
         self.tell_of_silence(&silent);
+        self.show_refusing(&refusing);
+        self.show_strangers();
         if now >= self.health_saved_at.get() + SAVE_EVERY_S {
             self.save_health().await;
         }

@@ -37,6 +37,7 @@ mod newer;
 mod offer;
 mod outlook;
 mod part;
+mod permits;
 mod places;
 mod prove;
 mod received;
@@ -46,6 +47,7 @@ mod round;
 mod serve;
 mod share;
 mod shares;
+mod strangers;
 #[cfg(test)]
 mod tests;
 

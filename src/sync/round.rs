@@ -257,10 +257,15 @@ fn seen_key(peer: &CellId) -> String {
     format!("seen:{peer}")
 }
 
+/// Whether peers have been waited for long enough since then.
+pub(super) fn is_waited_out(since: u64, now: u64) -> bool {
+    now >= since + RELEASE_WAIT_S
+}
+
 /// Whether each of these peers has told since `since` which heads of ours it has: none knows of a version that this cell does
 /// not, or it was waited for long enough by `now`, which is not to run ahead with a wrong clock (`expiry_now`).
 pub(super) fn all_heard(t: &Tables<'_>, peers: &[CellId], since: u64, now: u64) -> Result<bool, DbError> {
-    if now >= since + RELEASE_WAIT_S {
+    if is_waited_out(since, now) {
         return Ok(true);
     }
     for peer in peers {

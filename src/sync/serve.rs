@@ -1060,7 +1060,7 @@ async fn answer_heads(keeper: Arc<Keeper>, owner: CellId, stream: &mut Stream) -
 }
 
 async fn answer_get(sync: &Rc<Sync>, owner: CellId, names: Vec<ChunkName>, stream: &mut Stream) -> Answered {
-    let _permit = sync.permits.giving.acquire().await;
+    let _place = sync.permits.giving.take(owner).await;
     let names = Arc::new(names);
     let read = |from: usize| {
         let (keeper, names) = (Arc::clone(&sync.keeper), Arc::clone(&names));
@@ -1178,7 +1178,7 @@ async fn answer_put(
     entries: Vec<(ChunkName, u32)>,
     stream: &mut Stream,
 ) -> Answered {
-    let _permit = sync.permits.taking.acquire().await;
+    let _place = sync.permits.taking.take(owner).await;
     let class = match class {
         Class::Chunk => HoldClass::Chunk,
         Class::Segment => HoldClass::Segment,

@@ -4,7 +4,7 @@ import { Parts, dot, empty, meter, pill } from "../ui/pieces.js";
 
 // What a person does about each alert, on this page.
 const REMEDIES = {
-  "copies": ["fleet"], "copies-uncounted": ["fleet"], "peer-silent": ["fleet"], "peer-full": ["invites"], "peer-false": ["fleet"], "peer-lost": ["fleet"], "bounty-dispute": ["bounty"], "bounty-books": ["bounty"],
+  "copies": ["fleet"], "copies-uncounted": ["fleet"], "peer-silent": ["fleet"], "peer-refuses": ["invites"], "stranger": ["invites"], "peer-full": ["invites"], "peer-false": ["fleet"], "peer-lost": ["fleet"], "bounty-dispute": ["bounty"], "bounty-books": ["bounty"],
   "owner-silent": ["fleet"], "friend-request": ["fleet"], "chat": ["settings", "logs"], "chat-full": ["chat"],
   "chunks": ["help", "trouble"], "disk-low": ["files"], "disk-full": ["files", "recycle-bin"], "damaged": ["home"], "damaged-held": ["settings", "logs"], "healed": ["settings", "logs"],
   "drill-failed": ["home"], "drill-overdue": ["fleet"], "phrase": ["settings", "phrase"], "clock": ["home"], "brake": ["home"], "home": ["settings", "about"],

@@ -7,6 +7,7 @@ use super::*;
 use crate::ai::desk::{Load, Offer};
 use crate::ai::form::Kind;
 use crate::ai::router::Facts;
+use crate::ai::service::{Parts, Service};
 use crate::world::Dice;
 
 /// What a backend of a test does when it is asked next.
@@ -438,6 +439,47 @@ fn a_friends_answer_takes_only_what_is_free_and_makes_room() {
             })
             .await;
     });
+}
+
+#[test]
+fn a_friend_that_leaves_before_the_first_word_has_used_what_it_asked() {
+    let friend = crate::id::CellId([7; 32]);
+    let (asked, prompt) = (ask(COUNT).to_peer("m", None), u64::from(ask(COUNT).prompt_tokens));
+    assert!(prompt > 0);
+    let busy = || Act::Fail(Failure::Busy("full".into()));
+    // Whoever has the question when the friend leaves, or has answered it, has read it; who has failed has not.
+    for (act, is_over, used) in [
+        (Act::Hang, false, prompt),
+        (busy(), true, 0),
+        (Act::Break(0), true, 0),
+        (Act::Break(2), true, prompt + 2),
+    ] {
+        let mut book = crate::ai::book::Book::default();
+        book.offers.insert(friend, crate::ai::book::OfferRow { is_on: true, ..Default::default() });
+        let service = Service::new(Parts {
+            dir: std::env::temp_dir(),
+            name: "ann".into(),
+            urls: Vec::new(),
+            is_managed: false,
+            idle: Duration::ZERO,
+            context: 0,
+            book,
+            wall: Box::new(|| 1_800_000_000),
+        });
+        service.desk.add(Counter::new(1, Never, &[act]) as Rc<dyn Backend>);
+        let (give, _frames) = smol::channel::bounded(100);
+        let answer = |question: &str| {
+            service.answer_friend(friend, question.as_bytes().to_vec(), give.clone()).ok().unwrap()
+        };
+        // One that nobody has looked at costs nothing.
+        drop(answer(&asked));
+        assert_eq!(service.used_today(&friend), 0);
+        let mut work = answer(&asked);
+        assert_eq!(work.as_mut().now_or_never().is_some(), is_over);
+        assert_eq!(service.guests(), u32::from(!is_over));
+        drop(work);
+        assert_eq!((service.used_today(&friend), service.guests()), (used, 0));
+    }
 }
 
 #[test]
