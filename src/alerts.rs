@@ -53,8 +53,8 @@ impl Level {
     /// How grave the condition with this code is.
     pub fn of(code: &str) -> Self {
         match code {
-            "disk-full" | "home" | "unmounted" | "retired" | "damaged" | "brake" | "drill-failed"
-            | "import" => Self::Urgent,
+            "chunks" | "disk-full" | "home" | "unmounted" | "retired" | "damaged" | "brake"
+            | "drill-failed" | "import" => Self::Urgent,
             "healed" | "watches" | "drill-overdue" | "owner-silent" | "friend-request" | "older" => {
                 Self::Info
             }

@@ -81,7 +81,7 @@ impl Damage {
         });
         let healed = (self.healed > 0).then(|| Alert {
             text: format!(
-                "{} damaged on this disk and healed: good copies came from peers",
+                "{} damaged on this disk and healed: good copies came from peers, or from your files",
                 chunks(self.healed)
             ),
             remedy: format!("{disk}; `grove verify --deep` reads all of it"),

@@ -25,7 +25,7 @@ use crate::keys::{Identity, MasterKey};
 use crate::placement::{ChunkId, Db, DbError, HoldClass, HoldState, Own, Tables};
 use crate::seal::Sealer;
 use crate::state_files::{Folder, StateFiles};
-use crate::store::{ChunkStore, StoreError};
+use crate::store::{ChunkStore, FreeSpace, StoreError, away_remedy};
 
 /// Until this observed second the clock was sure; what is stamped later waits for the credit of a stop.
 const SURE_KEY: &str = "time_sure_at";
@@ -534,6 +534,20 @@ impl Vault {
         }
     }
 
+    /// Room on the disk with the chunks; `None` where it cannot be had, as when the disk is away. That is said by an alert.
+    pub fn space(&self) -> Option<FreeSpace> {
+        match self.store.free() {
+            Ok(space) => {
+                self.clear("chunks");
+                Some(space)
+            }
+            Err(why) => {
+                self.raise("chunks", chunks_alert(&why));
+                None
+            }
+        }
+    }
+
     /// What a person should know of now, the gravest first.
     pub fn alerts(&self) -> Vec<Raised> {
         lock(&self.alerts).list()
@@ -706,6 +720,23 @@ pub struct Loss {
 /// Under which name it is kept that a part of the catalog of the owner with this number was lost here.
 pub fn lost_segments_key(owner: i64) -> String {
     format!("lost-segments:{owner}")
+}
+
+fn chunks_alert(why: &StoreError) -> Alert {
+    match why {
+        StoreError::Away { path } => Alert {
+            text: format!(
+                "the folder of chunks, {}, is not there any more, or is another: nothing new is kept, and nothing of what lies \
+                 there can be given back",
+                path.display()
+            ),
+            remedy: away_remedy(path),
+        },
+        why => Alert {
+            text: format!("nothing is known of the disk with the chunks: {why}"),
+            remedy: "look at the health of the disk".into(),
+        },
+    }
 }
 
 fn clock_alert(doubt: Doubt) -> Alert {

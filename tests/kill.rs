@@ -231,12 +231,13 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
         }
         let name = format!("round {round:02}");
         let folder = a.home.join(&name);
+        // Before the first file is there: the cell watches, and may push some before the last one is written.
+        let (before, held) = (passed(), walked_bytes(&chunks));
         let mut files = make_files(&folder, &name, &mut chance);
         let large = chance.bytes(6_000_000);
         fs::write(folder.join("large"), &large).unwrap();
         files.push((to_wire(format!("{name}/large").as_bytes()), large));
         let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        let (before, held) = (passed(), walked_bytes(&chunks));
         assert!(add(&a, &folder));
         kept.take(files);
         // What was added is pushed by itself. Somewhere within it the one who sends or the one who takes is killed.

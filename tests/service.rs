@@ -1,4 +1,4 @@
-//! The cell as a service: what the service manager is told, the sockets it hands over, and the note with the setup code.
+//! The cell as a service: what the service manager is told, the sockets it hands over, and the note with the set-up code.
 
 mod common;
 

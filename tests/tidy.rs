@@ -311,3 +311,40 @@ fn sparse_files_come_back_sparse_by_the_block() {
         assert!(bytes <= most, "{name} takes {bytes} bytes on the disk");
     }
 }
+
+/// A lone cell that lost its folder of chunks makes none by itself, and has all of it again from the files once a person says so.
+#[test]
+fn chunks_that_are_gone_are_made_again_from_the_files() {
+    let temp = TempDir::new("again");
+    let cell = made(&temp);
+    let mut chance = Chance::seeded("again");
+    let contents = [("small", chance.bytes(5000)), ("large", chance.bytes(9_000_000))];
+    for (name, content) in &contents {
+        fs::write(cell.home.join(name), content).unwrap();
+    }
+    cell.cli([std::ffi::OsStr::new("add"), cell.home.as_os_str()]).ok();
+    let chunks = cell.dir.join("chunks");
+    remove_tree(&chunks);
+    let said = cell.cli(["verify"]);
+    assert!(!said.status.success() && said.err.contains("chunks should be in it"), "{said:?}");
+    assert!(!chunks.exists(), "it could be the wrong disk");
+    fs::create_dir_all(chunks.join("packs")).unwrap();
+    // A rename alone reads nothing; of what was lost it must.
+    fs::rename(cell.home.join("small"), cell.home.join("renamed")).unwrap();
+    let told = object(&cell.cli(["verify", "--json"]).ok().out);
+    // Four of files, and one of the catalog at least.
+    assert!(number(&told, "result.damaged") >= 5 && number(&told, "result.missing") == 0, "{told:?}");
+    cell.cli(["verify", "--deep"]).ok();
+    let vault = vault(&cell, &clock_of_now());
+    for name in ["large", "renamed"] {
+        let node = vault.db.read(|t| t.node_at(&[name.into()])).unwrap().expect("it is kept under its name");
+        assert_ne!(node.ctime, 0, "what was read was recorded");
+    }
+    let files = vault.db.read(|t| t.chunks_after(Default::default(), 1000)).unwrap().into_iter();
+    let files =
+        files.filter(|row| vault.db.read(|t| t.own(row.id)).unwrap() == Own::Data).map(|row| row.name);
+    let segments = vault.db.read(|t| t.segments()).unwrap().into_iter().map(|(_, name, _)| name);
+    for name in files.chain(segments) {
+        assert!(vault.local_chunk(&name).unwrap().is_some(), "{name} is not here");
+    }
+}

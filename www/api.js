@@ -19,7 +19,7 @@ import { t } from "./texts.js";
  *   name: string, id: string, version: string, uptime_s: number, life: number, home: string,
  *   state: "ok"|"attention", alerts: Alert[],
  *   files: {count: number, bytes: number, waiting: number}, chunks: Amount, held: Amount,
- *   disk: {total: number, free: number, reserve: number}, peers: Peer[],
+ *   disk: {total: number, free: number, reserve: number}|null, peers: Peer[],
  *   copies: {wanted: number, full: number, short: number}, job: Job|null, bin: number, bin_days: number,
  *   brake: {files: number, bytes: number}|null,
  *   scan: {running: boolean, last_s: number|null},

@@ -1,12 +1,13 @@
 //! Answers of the cell: one function for each path of `/api/v1`.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::files::{self as doing, Removed, Weight};
+use super::files::{self as doing, BinFrom, Removed, Weight};
 use super::jobs::problems;
 use super::json::{Fields, Obj, list};
 use super::keeper::{Progress, Scope};
@@ -21,10 +22,10 @@ use crate::files::import::EntryCursor;
 use crate::files::restore::{Restored, Target};
 use crate::files::unix::{from_wire, to_wire};
 use crate::gc;
-use crate::id::FileId;
+use crate::id::{ChunkName, FileId};
 use crate::manifest::Kind;
 use crate::order;
-use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Sort};
+use crate::placement::{ChunkId, DbError, NodeId, NodeTotals, Own, OwnTotals, Sort};
 use crate::pool;
 use crate::vault::{Vault, VaultError};
 
@@ -375,9 +376,12 @@ impl Cell {
             (Method::Get, ["bin"]) => {
                 let after = request.param("after").and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
                 let limit = number_param(&request, "limit").unwrap_or(500).clamp(1, PAGE_MAX as u64) as usize;
-                let is_newest = number_param(&request, "newest") == Some(1);
-                let after = (!is_newest).then(|| after.unwrap_or(FileId::ROOT));
-                json(pool(vault, move |v| doing::list_bin(v, after, limit)).await)
+                let offset = number_param(&request, "offset").unwrap_or(0).min(u64::from(u32::MAX)) as usize;
+                let from = match number_param(&request, "newest") {
+                    Some(1) => BinFrom::Newest(offset),
+                    _ => BinFrom::After(after.unwrap_or(FileId::ROOT)),
+                };
+                json(pool(vault, move |v| doing::list_bin(v, from, limit)).await)
             }
             (Method::Get, ["placement"]) => {
                 let wish = Wish {
@@ -782,9 +786,7 @@ impl Cell {
             if missing.is_empty() {
                 cell.vault.note_healed(&[], true);
             }
-            let vault = Arc::clone(&cell.vault);
-            let lost = missing.clone();
-            let affected = pool::unblock(move || files_with(&vault, &lost)).await?;
+            let (missing, affected) = cell.make_again(missing).await?;
             Ok(Obj::new()
                 .num("chunks", chunks)
                 .num("bytes", bytes)
@@ -794,6 +796,37 @@ impl Cell {
                 .raw("files", list(affected.iter().map(|path| super::json::text(path))))
                 .end())
         })
+    }
+
+    /// Has files in GroveHome read again whose chunks nobody has any more, for they are the last copy, and what the catalog lost written
+    /// anew. Gives the chunks that are missing after that, and paths of files that need them.
+    async fn make_again(&self, missing: Vec<ChunkName>) -> Result<(Vec<ChunkName>, Vec<String>), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        let (missing, mine, affected) = pool::unblock(move || -> Result<_, VaultError> {
+            let mine = owned(&vault, &missing)?;
+            let affected = files_with(&vault, &missing, true)?;
+            Ok((missing, mine, affected))
+        })
+        .await?;
+        if mine.is_empty() {
+            return Ok((missing, affected));
+        }
+        if let Err(why) = self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await {
+            log::warn!("files whose chunks are missing are not read again: {why}");
+        }
+        let vault = Arc::clone(&self.vault);
+        pool::unblock(move || {
+            let absent: HashSet<ChunkName> = vault.absent(missing.clone())?.into_iter().collect();
+            // A part of the catalog that was written anew has another name, and nobody needs the old one.
+            let needed = owned(&vault, &missing)?;
+            let is_missing =
+                |name: &ChunkName| absent.contains(name) && (needed.contains(name) || !mine.contains(name));
+            let (missing, healed): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_missing);
+            vault.note_healed(&healed, missing.is_empty());
+            let affected = files_with(&vault, &missing, false)?;
+            Ok((missing, affected))
+        })
+        .await
     }
 
     /// What was lost is meant, and the clock is right; `what` says which of the two alone. With `files` what was lost is meant only as
@@ -873,8 +906,7 @@ impl Cell {
                     None => StatusSums {
                         totals: t.node_totals()?,
                         chunks: t.chunk_totals()?,
-                        own: t.own_totals(wanted.saturating_sub(1))?,
-                        alone: t.count_wanting(1)?,
+                        own: t.own_totals(wanted)?,
                         is_varied: t.wants()?.len() > 1,
                     },
                 };
@@ -890,9 +922,14 @@ impl Cell {
         if known.is_none() {
             self.status_sums.put((), sums, began, self.vault.clock.steady());
         }
-        let StatusSums { totals, chunks, own, alone, is_varied } = sums;
+        let StatusSums { totals, chunks, own, is_varied } = sums;
         let vault = Arc::clone(&self.vault);
-        let space = pool::unblock(move || vault.store.free()).await?;
+        // Before the alerts: it may raise one.
+        let space = pool::unblock(move || vault.space()).await;
+        let disk = space.map_or("null".into(), |space| {
+            let disk = Obj::new().num("total", space.total).num("free", space.free);
+            disk.num("reserve", space.reserve).end()
+        });
         let alerts = self.vault.alerts();
         let newer = self.synced().and_then(|sync| sync.newer_version());
         let newer = newer.map_or("null".into(), |(peer, release)| {
@@ -922,23 +959,16 @@ impl Cell {
             )
             .raw("chunks", Obj::new().num("count", chunks.0).num("bytes", chunks.1).end())
             .raw("held", held)
-            .raw(
-                "disk",
-                Obj::new()
-                    .num("total", space.total)
-                    .num("free", space.free)
-                    .num("reserve", space.reserve)
-                    .end(),
-            )
+            .raw("disk", disk)
             .raw("peers", peers)
             .raw(
                 "copies",
                 Obj::new()
                     .num("wanted", wanted)
-                    .num("full", own.0 - own.2)
-                    .num("short", own.2)
+                    .num("full", own.chunks - own.short)
+                    .num("short", own.short)
                     .bool("varied", is_varied)
-                    .num("alone", alone)
+                    .num("alone", own.alone)
                     .end(),
             )
             .num("bin", bin)
@@ -973,9 +1003,7 @@ fn braked_json(brake: &brake::Brake) -> String {
 pub(super) struct StatusSums {
     totals: NodeTotals,
     chunks: (u64, u64),
-    own: (u64, u64, u64),
-    /// Chunks that folders want on this cell only.
-    alone: u64,
+    own: OwnTotals,
     /// Folders want other numbers of copies than the setting says.
     is_varied: bool,
 }
@@ -1005,13 +1033,29 @@ pub fn restored_json(restored: &Restored) -> String {
         .end()
 }
 
-/// Paths of the newest versions that need one of these chunks; at most 1,000.
-fn files_with(vault: &Vault, names: &[crate::id::ChunkName]) -> Result<Vec<String>, VaultError> {
+/// Of these chunks those that are this cell's own.
+fn owned(vault: &Vault, names: &[ChunkName]) -> Result<HashSet<ChunkName>, DbError> {
+    vault.db.read(|t| {
+        let mut owned = HashSet::new();
+        for name in names {
+            if let Some(row) = t.chunk(name)? {
+                if t.own(row.id)? != Own::No {
+                    owned.insert(*name);
+                }
+            }
+        }
+        Ok(owned)
+    })
+}
+
+/// Paths of the newest versions that need one of these chunks; at most 1,000. With `again` all that are in GroveHome are read again by
+/// the next scan.
+fn files_with(vault: &Vault, names: &[ChunkName], again: bool) -> Result<Vec<String>, VaultError> {
     let mut paths = Vec::new();
     if names.is_empty() {
         return Ok(paths);
     }
-    let names: std::collections::HashSet<_> = names.iter().copied().collect();
+    let names: HashSet<_> = names.iter().copied().collect();
     let mut after = NodeId(0);
     loop {
         let page = vault.db.read(|t| t.nodes_after(after, 500))?;
@@ -1030,6 +1074,9 @@ fn files_with(vault: &Vault, names: &[crate::id::ChunkName]) -> Result<Vec<Strin
                 if needs {
                     break;
                 }
+            }
+            if needs && again {
+                vault.db.change(|t| t.look_again(node.id))?;
             }
             if needs && paths.len() < 1000 {
                 let path = vault.db.read(|t| t.path(node.id))?.unwrap_or_default();

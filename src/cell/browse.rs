@@ -21,7 +21,8 @@ use crate::files::{kept, marker};
 use crate::id::{CellId, FileId};
 use crate::manifest::Kind;
 use crate::order;
-use crate::placement::{CellNumber, Node, NodeId, NodeState, Sort, Tables};
+use crate::placement::planner::on_peers;
+use crate::placement::{CellNumber, Extra, Node, NodeId, NodeState, Sort, Tables};
 use crate::pool;
 use crate::publish;
 use crate::vault::{Vault, VaultError};
@@ -173,7 +174,10 @@ fn entry(
     (usual, numbers): (u64, &Numbers),
     is_shared: bool,
 ) -> Result<Obj, VaultError> {
-    let want = copies::in_all(numbers.at(t, node)?, usual);
+    let mut want = copies::in_all(numbers.at(t, node)?, usual);
+    if node.state == NodeState::RemoteOnly {
+        want = on_peers(want, Extra::Freed, false);
+    }
     let is_file = node.kind == Kind::File;
     let state = match node.state {
         NodeState::Present => "here",

@@ -95,7 +95,6 @@ impl Cell {
 }
 
 fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<Vec<Check>, VaultError> {
-    let space = vault.store.free()?;
     let integrity = vault.db.integrity()?;
     let mut checks = vec![
         check(
@@ -105,13 +104,17 @@ fn machine_checks(vault: &Vault, watched: usize, watches_full: bool) -> Result<V
             "fail",
             "stop the cell, move placement.db away, and start it: it is made again",
         ),
-        check(
-            "disk",
-            space.free > space.reserve,
-            format!("{} MiB free, {} MiB in reserve", space.free >> 20, space.reserve >> 20),
-            "fail",
-            "free some space; new files are not kept until then",
-        ),
+        match vault.store.free() {
+            Ok(space) => check(
+                "disk",
+                space.free > space.reserve,
+                format!("{} MiB free, {} MiB in reserve", space.free >> 20, space.reserve >> 20),
+                "fail",
+                "free some space; new files are not kept until then",
+            ),
+            // The words say what to do.
+            Err(why) => check("disk", false, why.to_string(), "fail", ""),
+        },
     ];
     let root = crate::files::unix::Folder::open_root(&vault.home);
     let home = match &root {

@@ -348,13 +348,22 @@ pub fn pick_version(
     })
 }
 
+/// Where a page of the Recycle Bin begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BinFrom {
+    /// By their ids, behind this one.
+    After(FileId),
+    /// The newest first, behind so many.
+    Newest(usize),
+}
+
 /// The Recycle Bin as JSON: by id what comes after one, or the newest first.
-pub fn list_bin(vault: &Vault, after: Option<FileId>, limit: usize) -> Result<String, VaultError> {
+pub fn list_bin(vault: &Vault, from: BinFrom, limit: usize) -> Result<String, VaultError> {
     let now = vault.now();
     vault.db.read(|t| {
-        let rows = match after {
-            Some(after) => t.bin_after(after, limit)?,
-            None => t.bin_newest(limit)?,
+        let rows = match from {
+            BinFrom::After(after) => t.bin_after(after, limit)?,
+            BinFrom::Newest(offset) => t.bin_newest(offset, limit)?,
         };
         let more = rows.len() == limit;
         let mut entries = Vec::new();

@@ -89,16 +89,23 @@ impl Cell {
     async fn metrics_text(self: &Rc<Self>) -> Result<String, VaultError> {
         let mut text = Text::default();
         let vault = Arc::clone(&self.vault);
-        let space = pool::unblock(move || vault.store.free()).await?;
+        let space = pool::unblock(move || vault.space()).await;
         let steady = self.vault.clock.steady().as_secs();
         text.gauge("grove_up", "The cell runs.", &[], 1);
         let info = [("version", VERSION), ("name", &self.name)];
         text.gauge("grove_info", "Version and name of the cell.", &info, 1);
         text.gauge("grove_uptime_seconds", "Seconds since the start.", &[], steady);
         text.gauge("grove_life", "Which life of this cell.", &[], self.vault.life());
-        text.gauge("grove_disk_total_bytes", "Size of the disk under the state folder.", &[], space.total);
-        text.gauge("grove_disk_free_bytes", "Bytes free for this user.", &[], space.free);
-        text.gauge("grove_disk_reserve_bytes", "Bytes that are never used.", &[], space.reserve);
+        if let Some(space) = space {
+            text.gauge(
+                "grove_disk_total_bytes",
+                "Size of the disk under the state folder.",
+                &[],
+                space.total,
+            );
+            text.gauge("grove_disk_free_bytes", "Bytes free for this user.", &[], space.free);
+            text.gauge("grove_disk_reserve_bytes", "Bytes that are never used.", &[], space.reserve);
+        }
         for raised in self.vault.alerts() {
             let labels = [("code", raised.code.as_str()), ("level", raised.level.as_str())];
             text.gauge("grove_alert", "Conditions that a person should know of.", &labels, 1);
@@ -202,7 +209,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let (nodes, chunks, own, bin, scrubbed) = pool::unblock(move || {
             vault.db.read(|t| -> Result<_, DbError> {
-                let own = t.own_totals(wanted.saturating_sub(1))?;
+                let own = t.own_totals(wanted)?;
                 let walk = t.meta(super::scrub::CYCLE_KEY)?.map(|bytes| Cycle::from_bytes(&bytes));
                 let scrubbed = match walk {
                     Some(walk) => Some(walk.cursor as f64 / t.chunk_id_max()?.0.max(1) as f64),
@@ -230,15 +237,15 @@ impl Cell {
             chunks.0,
         );
         text.gauge("grove_store_bytes", "Sealed bytes of them.", &[], chunks.1);
-        text.gauge("grove_own_chunks", "Chunks of this cell's files, wherever they lie.", &[], own.0);
-        text.gauge("grove_own_bytes", "Sealed bytes of them.", &[], own.1);
+        text.gauge("grove_own_chunks", "Chunks of this cell's files, wherever they lie.", &[], own.chunks);
+        text.gauge("grove_own_bytes", "Sealed bytes of them.", &[], own.bytes);
         text.gauge(
             "grove_copies_wanted",
             "Copies wanted of each chunk, this cell's among them.",
             &[],
             wanted,
         );
-        text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.2);
+        text.gauge("grove_copies_short_chunks", "Chunks with fewer copies than wanted.", &[], own.short);
         if let Some(part) = scrubbed {
             let help = "Part of the chunks that the present walk over the store has read.";
             text.gauge("grove_scrub_progress_ratio", help, &[], part.min(1.0));

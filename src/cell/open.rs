@@ -17,7 +17,7 @@ use crate::keys::MasterKey;
 use crate::placement::{Db, DbError, HoldClass, HoldState, Own};
 use crate::publish;
 use crate::state_files::{Folder, StateFiles};
-use crate::store::{ChunkStore, DiskStore, Held, StoreLimits};
+use crate::store::{self, ChunkStore, DiskStore, Held, StoreLimits};
 use crate::sync::OWNERS_LOG;
 use crate::vault::{Vault, VaultError, VaultParts, write_whole};
 
@@ -266,10 +266,20 @@ pub fn open_vault(paths: &Paths, options: &Options) -> Result<Vault, CellError> 
         reserve_bytes_min: config.reserve_bytes_min,
         ..StoreLimits::default()
     };
-    let store =
-        DiskStore::open(&dir.join("chunks"), limits).map_err(|why| CellError::Other(why.to_string()))?;
-    let store: Arc<dyn ChunkStore> = Arc::new(store);
     let (db, is_stale) = open_db(dir)?;
+    let chunks = dir.join("chunks");
+    // Made anew, the folder would be empty: all that should lie there would count as lost, and where only its disk is not
+    // mounted, what comes in would lie below the mount.
+    let missing = if store::is_made(&chunks) { 0 } else { db.read(|t| t.chunk_totals())?.0 };
+    if missing > 0 {
+        return Err(CellError::Other(format!(
+            "the folder of chunks, {}, is not there or is empty, and {missing} chunks should be in it; {}",
+            chunks.display(),
+            store::away_remedy(&chunks)
+        )));
+    }
+    let store = DiskStore::open(&chunks, limits).map_err(|why| CellError::Other(why.to_string()))?;
+    let store: Arc<dyn ChunkStore> = Arc::new(store);
     let vault = Vault::new(VaultParts {
         dir: dir.clone(),
         home: paths.home.clone(),

@@ -503,7 +503,7 @@ mod tests {
             for (want, only_extra) in [(None, false), (None, true), (Some(3), false)] {
                 assert!(t.short_ids(want, 0, only_extra, ChunkId(0), 10)?.is_empty());
             }
-            assert_eq!((t.wants()?, t.own_short(1)?), (vec![None], 0));
+            assert_eq!((t.wants()?, t.own_short(2)?), (vec![None], 0));
             Ok(())
         })
         .unwrap();

@@ -297,7 +297,7 @@ fn note_setup_code(code: Option<String>) {
     let Some(path) = std::env::var_os("GROVE_SETUP_FILE").filter(|path| !path.is_empty()) else { return };
     let text = code.map_or(String::new(), |code| code + "\n");
     if let Err(why) = crate::vault::write_whole(Path::new(&path), text.as_bytes()) {
-        log::warn!("the setup code cannot be written to {}: {why}", Path::new(&path).display());
+        log::warn!("the set-up code cannot be written to {}: {why}", Path::new(&path).display());
     }
 }
 

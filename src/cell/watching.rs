@@ -186,7 +186,7 @@ pub(super) async fn watch(cell: Rc<Cell>) {
 
 async fn look_at_disk(cell: &Rc<Cell>) -> Result<(), VaultError> {
     let vault = Arc::clone(&cell.vault);
-    let space = pool::unblock(move || vault.store.free()).await?;
+    let Some(space) = pool::unblock(move || vault.space()).await else { return Ok(()) };
     let told = disk_alert(space.free, space.reserve);
     for code in ["disk-full", "disk-low"] {
         match &told {

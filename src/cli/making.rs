@@ -84,7 +84,7 @@ fn refuse_second(context: &Context<'_>) -> Result<(), CliError> {
     help_triggers("-h", "--help"),
     note = "As a service it tells systemd when it serves and how it goes, and feeds its watchdog (Type=notify, \
             WatchdogSec=); sockets that systemd opened are served as the dashboard's. While there is no password, the \
-            setup code is also put into the file that GROVE_SETUP_FILE names."
+            set-up code is also put into the file that GROVE_SETUP_FILE names."
 )]
 pub struct Run {
     /// make a cell first if there is none here

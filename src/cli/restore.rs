@@ -3,11 +3,11 @@
 use std::os::unix::ffi::OsStrExt;
 
 use argh::FromArgs;
-use miniserde::json::Value;
+use miniserde::json::{Number, Value};
 
 use super::ask::{Cell, CliError, Fields, Method, number_or_null, object, text_or_null};
 use super::files::wire_name;
-use super::{Context, Word, job, show};
+use super::{Context, Word, job, show, terminal};
 use crate::files::unix::{from_wire, to_wire};
 
 /// Paths that are printed; the rest is counted.
@@ -224,6 +224,9 @@ fn write_proofs(context: &mut Context<'_>, peer: &Fields) -> Result<(), CliError
             `grove confirm` lets it go on; `grove restore` brings back what was not meant."
 )]
 pub struct Confirm {
+    /// do not ask: it is meant
+    #[argh(switch)]
+    yes: bool,
     /// print the JSON of the API
     #[argh(switch)]
     json: bool,
@@ -232,7 +235,20 @@ pub struct Confirm {
 impl Confirm {
     pub(super) fn run(self, context: &mut Context<'_>) -> Result<(), CliError> {
         let mut cell = context.cell()?;
-        let answer = cell.ask(Method::Post, "/confirm", &[], Some("{}".to_owned()))?;
+        let lost = cell.ask(Method::Get, "/status", &[], None)?.fields.part("brake");
+        let files = lost.as_ref().map_or(0, |lost| lost.number("files"));
+        if let Some(lost) = lost.filter(|_| !self.json) {
+            let (were, size) = (show::of(files, "file was", "files were"), show::bytes(lost.number("bytes")));
+            writeln!(context.err, "{were} deleted or rewritten ({size}).")?;
+            let is_asked = context.terminals.input && !self.yes;
+            if is_asked && !terminal::ask_yes("Was that meant?", context.input, context.err)? {
+                writeln!(context.err, "nothing was confirmed; `grove restore` brings files back")?;
+                return Err(CliError::Told);
+            }
+        }
+        // What comes after this number was told is not meant by it.
+        let body = object([("files", Value::Number(Number::U64(files)))]);
+        let answer = cell.ask(Method::Post, "/confirm", &[], Some(body))?;
         match (self.json, answer.fields.is("was_on")) {
             (true, _) => writeln!(context.out, "{}", answer.text)?,
             (false, true) => writeln!(
@@ -332,7 +348,32 @@ mod tests {
         let setup = Setup::new();
         setup.fake.answer("POST /confirm", r#"{"was_on":true}"#);
         setup.fake.answer("POST /confirm", r#"{"was_on":false}"#);
+        setup.fake.answer("GET /status", r#"{"brake":{"files":260,"bytes":2048}}"#);
+        setup.fake.answer("GET /status", r#"{"brake":null}"#);
         assert!(setup.grove("confirm", "").out.starts_with("Confirmed"));
         assert!(setup.grove("confirm", "").out.starts_with("There is nothing"));
+    }
+
+    #[test]
+    fn confirm_asks_on_a_terminal_and_means_no_more_than_it_told() {
+        let mut setup = Setup::new();
+        setup.terminals.input = true;
+        for _ in 0..4 {
+            setup.fake.answer("GET /status", r#"{"brake":{"files":260,"bytes":2048}}"#);
+        }
+        setup.fake.answer("GET /status", r#"{"brake":null}"#);
+        setup.fake.answer("POST /confirm", r#"{"was_on":true}"#);
+        let told = setup.grove("confirm", "n\n");
+        let asked = "260 files were deleted or rewritten (2.0 KiB).\nWas that meant? [y/N]";
+        assert!(told.code == 1 && told.err.contains(asked), "{told:?}");
+        for (words, said) in
+            [("confirm", "y\n"), ("confirm --yes", ""), ("confirm --json", ""), ("confirm", "")]
+        {
+            assert_eq!(setup.grove(words, said).code, 0);
+        }
+        let told = setup.fake.told.borrow();
+        let posts: Vec<&String> = told.iter().filter(|told| told.starts_with("POST")).collect();
+        let (some, none) = (r#"POST /confirm {"files":260}"#, r#"POST /confirm {"files":0}"#);
+        assert_eq!(posts, [some, some, some, none]);
     }
 }

@@ -56,7 +56,7 @@ const SESSIONS_FILE_BYTES_MAX: u64 = 256 * 1024;
 const AGENT_BYTES_MAX: usize = 200;
 /// A secret of a second factor that was shown must be confirmed within so long.
 const TOTP_CONFIRM: Duration = Duration::from_secs(15 * 60);
-/// Wrong setup codes after which the code is void until the next start.
+/// Wrong set-up codes after which the code is void until the next start.
 const SETUP_MISSES_MAX: u32 = 5;
 /// Tries before an address has to wait.
 const FREE_TRIES: u32 = 3;
@@ -69,7 +69,7 @@ const DELAY_FORGET: Duration = Duration::from_secs(3600);
 /// Addresses remembered; the oldest gives way.
 const ADDRESSES_MAX: usize = 1024;
 
-/// Letters of a setup code: none that is easily taken for another (Crockford's base 32).
+/// Letters of a set-up code: none that is easily taken for another (Crockford's base 32).
 const CODE_LETTERS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// How a sender proved that it may.
@@ -182,8 +182,8 @@ impl fmt::Display for Denied {
             Self::TotpNeeded => f.write_str("A code of the second factor is wanted, too."),
             Self::WrongTotp => f.write_str("This is not a code of the second factor that is good now."),
             Self::NoTotp => f.write_str("There is no second factor to confirm or to remove."),
-            Self::WrongCode(left) => write!(f, "This is not the setup code. Tries left: {left}."),
-            Self::CodeVoid => f.write_str("The setup code is void after too many wrong tries."),
+            Self::WrongCode(left) => write!(f, "This is not the set-up code. Tries left: {left}."),
+            Self::CodeVoid => f.write_str("The set-up code is void after too many wrong tries."),
             Self::AlreadySetUp => f.write_str("This cell has a password already."),
             Self::NotSetUp => f.write_str("This cell has no password yet."),
             Self::UnfitPassword(why) => f.write_str(why),
@@ -341,7 +341,7 @@ impl Auth {
             let same: bool = plain_code(code).as_bytes().ct_eq(state.setup.code.as_bytes()).into();
             if !same {
                 state.setup.misses += 1;
-                log::warn!("wrong setup code from {}", who.from);
+                log::warn!("wrong set-up code from {}", who.from);
                 return Err(match SETUP_MISSES_MAX - state.setup.misses {
                     0 => Denied::CodeVoid,
                     left => Denied::WrongCode(left),

@@ -232,10 +232,10 @@ const TABLE: &[Route] = &[
     ),
     get(
         "/api/v1/bin",
-        "after?:s,limit?:i,newest?:i",
+        "after?:s,limit?:i,newest?:i,offset?:i",
         Object("entries:[o],more:b"),
         &[409, 500],
-        "The Recycle Bin, by id; with \"newest\" 1 the newest first.",
+        "The Recycle Bin, by id; with \"newest\" 1 the newest first, from \"offset\" on.",
     ),
     get(
         "/api/v1/placement",

@@ -26,7 +26,7 @@ use crate::keys::Secret;
 use crate::manifest::{
     ENTRIES_INLINE_MAX, ENTRIES_PER_LIST, Entry, Kind, Manifest, TARGET_BYTES_MAX, read_list, write_list,
 };
-use crate::placement::{ChunkId, NodeId, NodeState, Own};
+use crate::placement::{ChunkId, ChunkRow, DbError, NodeId, NodeState, Own};
 use crate::pool;
 use crate::seal::{CHUNK_BYTES, ENCODING_RAW, SealedChunk, TAG_BYTES, padded_len, seal_each, seal_with};
 use crate::store::Staged;
@@ -162,7 +162,12 @@ fn prepare_one(
         None => Known::default(),
     };
     if candidate.is_only_moved() {
-        return prepare_moved(vault, candidate, known);
+        // A chunk that was lost is made again from a small file; of a large one `grove verify` has that done.
+        let chunk = known.manifest.iter().flat_map(Manifest::chunks).next();
+        let is_lost = chunk.map_or(Ok(false), |name| is_kept(vault, &name).map(|is_kept| !is_kept))?;
+        if !is_lost || candidate.stat.size > SMALL_FILE_BYTES {
+            return prepare_moved(vault, candidate, known);
+        }
     }
     if candidate.stat.kind == Some(Kind::Symlink) {
         return match candidate.at.folder.read_link(&candidate.name) {
@@ -207,10 +212,12 @@ fn prepare_one(
             padded.extend_from_slice(buffer);
             padded.resize(padded_len(size), 0);
             let key = vault.sealer_of(known.epoch(vault)).chunk_key(ENCODING_RAW, &padded);
-            let old = known.manifest.as_ref().and_then(|manifest| match manifest.entries.first() {
-                Some(entry @ Entry::Chunk { key: old, .. }) if *old == key => entry.chunk(),
+            let old = match known.manifest.as_ref().and_then(|manifest| manifest.entries.first()) {
+                Some(Entry::Chunk { key: old, name, .. }) if *old == key && is_kept(vault, name)? => {
+                    Some(*name)
+                }
                 _ => None,
-            });
+            };
             let (name, staged) = match old {
                 Some(name) => (name, None),
                 None => {
@@ -285,7 +292,9 @@ fn finish(
             && manifest.link_group.is_some() == (kind == Kind::File && stat.links > 1)
             && node.parent == candidate.at.node
             && node.name == candidate.name
-            && node.kind == kind;
+            && node.kind == kind
+            // Of what was lost and is sealed anew a version is recorded: that is what makes it durable.
+            && parts.iter().all(|part| part.staged.is_none());
         if same {
             return Ok(Outcome::SameContent(Box::new(candidate), Box::new(stat)));
         }
@@ -526,7 +535,7 @@ fn seal_stretches(
     let mut fresh = Vec::with_capacity(read.len());
     for ((at, padded), key) in read.into_iter().zip(keys) {
         match &stretches[at].old {
-            Some(entry @ Entry::Chunk { key: old, .. }) if *old == key => {
+            Some(entry @ Entry::Chunk { key: old, name, .. }) if *old == key && is_kept(vault, name)? => {
                 buffers::give(padded);
                 parts[at] = Some(SealedPart { part: part_of(entry), entry: entry.clone() });
             }
@@ -814,12 +823,25 @@ impl Prepared {
 fn claim(vault: &Vault, t: &crate::placement::Tables<'_>, parts: &[Part]) -> Result<bool, VaultError> {
     for part in parts {
         let Some(row) = t.chunk(&part.name)? else { return Ok(false) };
-        if row.place.is_none() && t.copies_of(row.id)?.is_empty() {
+        if !has_bytes(t, &row)? {
             return Ok(false);
         }
         claim_row(vault, t, row.id, part.own)?;
     }
     Ok(true)
+}
+
+/// Whether a chunk lies here or with a peer.
+fn has_bytes(t: &crate::placement::Tables<'_>, row: &ChunkRow) -> Result<bool, DbError> {
+    Ok(row.place.is_some() || !t.copies_of(row.id)?.is_empty())
+}
+
+/// Whether a chunk that an old version names is still to be had; else the file is where its bytes come from.
+fn is_kept(vault: &Vault, name: &ChunkName) -> Result<bool, DbError> {
+    vault.db.read(|t| match t.chunk(name)? {
+        Some(row) => has_bytes(t, &row),
+        None => Ok(false),
+    })
 }
 
 fn is_mine(t: &crate::placement::Tables<'_>, name: &ChunkName) -> Result<bool, VaultError> {

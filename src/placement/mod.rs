@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub use sqlite::{Db, Watch, copy_in_memory};
 pub use tables::{
     CellNumber, ChunkId, ChunkRow, Claim, Copy, CopyState, Extra, HeldTotals, HoldClass, HoldState,
-    InventoryRow, KeyAndBody, Own, StoredHead, Tables, Unanswered, Want,
+    InventoryRow, KeyAndBody, Own, OwnTotals, StoredHead, Tables, Unanswered, Want,
 };
 pub use tree::{BinRow, Device, Node, NodeId, NodeState, NodeTotals, Sort};
 

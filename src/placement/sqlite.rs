@@ -263,8 +263,8 @@ impl Db {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ChunkName;
-    use crate::placement::{ChunkId, Own, Tables};
+    use crate::id::{ChunkName, FileId};
+    use crate::placement::{BinRow, ChunkId, Extra, Own, Tables, Want, planner};
     use crate::store::Place;
 
     #[test]
@@ -301,6 +301,67 @@ mod tests {
             t.put_copy(freed, other)?;
             assert!(t.extra_short(other, None, 1, ChunkId(0), 10)?.is_empty());
             assert_eq!(t.passed_on(None, 1, ChunkId(0), 10)?.len(), 1);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn the_sums_call_short_what_the_planner_does() {
+        let wants = [None, Some(0), Some(1), Some(2), Some(3)];
+        let extras = [Extra::No, Extra::Wanted, Extra::Freed];
+        let mut rows = Vec::new();
+        for want in wants {
+            for extra in extras {
+                for (is_here, have) in (0..4).flat_map(|have| [(true, have), (false, have)]) {
+                    rows.push((want, extra, is_here, have));
+                }
+            }
+        }
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            for (at, (want, extra, is_here, have)) in rows.iter().enumerate() {
+                let name = ChunkName([at as u8; 32]);
+                let id = match is_here {
+                    true => t.put_chunk(&name, 100, &Place::Loose, Own::Data)?,
+                    false => t.know_chunk(&name, 100, Own::Data)?,
+                };
+                t.set_want(id, *want)?;
+                t.want_extra(id, *extra)?;
+                for cell in 0..*have as u8 {
+                    t.put_copy(id, t.cell(&crate::id::CellId([cell; 32]))?)?;
+                }
+            }
+            for usual in 0..5 {
+                let is_short = |(want, extra, is_here, have): &&(Want, Extra, bool, u64)| {
+                    *have < planner::on_peers(want.map_or(usual, u64::from), *extra, *is_here)
+                };
+                let short = rows.iter().filter(is_short).count() as u64;
+                let totals = t.own_totals(usual)?;
+                assert_eq!((totals.short, t.own_short(usual)?), (short, short), "of {usual} copies");
+                assert_eq!((totals.chunks, totals.bytes), (rows.len() as u64, 100 * rows.len() as u64));
+                // Of what is freed, or is still to come, nothing lies on this cell only.
+                assert_eq!(totals.alone, 4);
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn the_recycle_bin_comes_newest_first_in_pages_that_overlap_nowhere() {
+        let db = Db::in_memory().unwrap();
+        db.change(|t| -> Result<(), DbError> {
+            for n in 0..5 {
+                let file = FileId([n; 16]);
+                // Two of a second are told apart by which came later.
+                let (seq, at) = (u64::from(n), u64::from(n / 2));
+                t.put_bin(&BinRow { file, seq, at, parent: FileId::ROOT, name: vec![b'a' + n] })?;
+            }
+            let page = |offset, limit| -> Result<Vec<u64>, DbError> {
+                Ok(t.bin_newest(offset, limit)?.iter().map(|row| row.seq).collect())
+            };
+            assert_eq!([page(0, 2)?, page(2, 2)?, page(4, 2)?, page(6, 2)?].concat(), [4, 3, 2, 1, 0]);
             Ok(())
         })
         .unwrap();
@@ -345,12 +406,12 @@ mod tests {
         let (db, is_new) = Db::open(&path).unwrap();
         assert!(!is_new);
         db.change(|t| -> Result<(), DbError> {
-            assert_eq!((t.own_short(1)?, t.wants()?), (1, vec![None]));
+            assert_eq!((t.own_short(2)?, t.wants()?), (1, vec![None]));
             let other = t.put_chunk(&ChunkName([1; 32]), 9, &Place::Loose, Own::Data)?;
             t.set_want(other, Some(1))?;
-            assert_eq!((t.own_short(1)?, t.own_short(0)?, t.wants()?), (1, 0, vec![None, Some(1)]));
+            assert_eq!((t.own_short(2)?, t.own_short(1)?, t.wants()?), (1, 0, vec![None, Some(1)]));
             t.set_want(other, Some(3))?;
-            assert_eq!((t.own_short(1)?, t.own_short(0)?), (2, 1));
+            assert_eq!((t.own_short(2)?, t.own_short(1)?), (2, 1));
             assert_eq!(t.short_ids(Some(3), 0, false, ChunkId(0), 9)?, [other]);
             // What is not mine any more wants nothing.
             t.set_own(other, Own::No)?;

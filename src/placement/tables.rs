@@ -55,6 +55,19 @@ pub enum Extra {
     Freed = 2,
 }
 
+/// Sums over the chunks of my files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnTotals {
+    /// How many there are, wherever they lie.
+    pub chunks: u64,
+    /// Sealed bytes of them.
+    pub bytes: u64,
+    /// Those that have fewer copies on peers than they should (`planner::on_peers`).
+    pub short: u64,
+    /// Those that lie here, and nowhere else because their folders say so.
+    pub alone: u64,
+}
+
 /// Copies that a chunk's files want by the numbers of their folders; `None`: as many as the cell's setting says.
 pub type Want = Option<u8>;
 
@@ -663,11 +676,6 @@ impl<'a> Tables<'a> {
         Ok(wants)
     }
 
-    /// How many chunks of my files want so many copies by the numbers of folders.
-    pub fn count_wanting(&self, copies: u8) -> Result<u64, DbError> {
-        self.number("SELECT count(*) FROM chunks WHERE own IN (1, 2) AND want = ?1", [copies])
-    }
-
     /// Copies that a chunk's files want.
     pub fn want(&self, id: ChunkId) -> Result<Want, DbError> {
         Ok(self.one("SELECT want FROM chunks WHERE id = ?1", [id.0], |row| row.get(0))?.flatten())
@@ -841,24 +849,40 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Number and bytes of chunks of my files, and how many of them have fewer copies on peers than wanted, which is `copies`
-    /// where nothing else is said.
-    pub fn own_totals(&self, copies: u64) -> Result<(u64, u64, u64), DbError> {
-        let sql = "SELECT count(*), coalesce(sum(len), 0), count(*) FILTER (WHERE ncopies < coalesce(want - 1, ?1)) FROM chunks
-                   WHERE own IN (1, 2)";
-        let totals = self.one(sql, [copies as i64], |row| {
-            Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
+    /// Sums over the chunks of my files, which want `usual` copies in all where their folders say nothing else.
+    pub fn own_totals(&self, usual: u64) -> Result<OwnTotals, DbError> {
+        // `on_peers` in SQL: one look at each row, whatever it wants. A test holds the two together.
+        let sql = "SELECT count(*), coalesce(sum(len), 0),
+                     count(*) FILTER (WHERE ncopies < CASE WHEN extra > 0 THEN max(wanted, ?2)
+                                                           WHEN place > 0 THEN wanted - 1
+                                                           ELSE max(wanted - 1, 1) END),
+                     count(*) FILTER (WHERE want = 1 AND place > 0 AND extra = 0)
+                   FROM (SELECT len, ncopies, extra, place, want, coalesce(want, ?1) AS wanted FROM chunks WHERE own IN (1, 2))";
+        let totals = self.one(sql, params![usual as i64, FREED_COPIES_MIN as i64], |row| {
+            let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
+            Ok(OwnTotals { chunks: number(0)?, bytes: number(1)?, short: number(2)?, alone: number(3)? })
         })?;
         Ok(totals.unwrap_or_default())
     }
 
-    /// How many chunks of my files have fewer copies on peers than wanted, which is `copies` where nothing else is said.
-    pub fn own_short(&self, copies: u64) -> Result<u64, DbError> {
+    /// `OwnTotals::short` by itself: only what has few copies, and what is freed or to be, is looked at.
+    pub fn own_short(&self, usual: u64) -> Result<u64, DbError> {
         let mut short = 0;
         for want in self.wants()? {
-            let on_peers = want.map_or(copies, |want| u64::from(want).saturating_sub(1));
+            let wanted = want.map_or(usual, u64::from);
+            let usually = on_peers(wanted, Extra::No, true) as i64;
             let sql = "SELECT count(*) FROM chunks WHERE own IN (1, 2) AND want IS ?1 AND ncopies < ?2";
-            short += self.number(sql, params![want, on_peers as i64])?;
+            short += self.number(sql, params![want, usually])?;
+            let sql = "SELECT count(*) FROM chunks INDEXED BY chunks_extra
+                       WHERE extra > 0 AND own IN (1, 2) AND want IS ?1 AND ncopies >= ?2 AND ncopies < ?3";
+            let freed = on_peers(wanted, Extra::Freed, false) as i64;
+            short += self.number(sql, params![want, usually, freed])?;
+            let absent = on_peers(wanted, Extra::No, false) as i64;
+            if absent > usually {
+                let sql = "SELECT count(*) FROM chunks
+                           WHERE own IN (1, 2) AND want IS ?1 AND ncopies >= ?2 AND ncopies < ?3 AND place = 0 AND extra = 0";
+                short += self.number(sql, params![want, usually, absent])?;
+            }
         }
         Ok(short)
     }

@@ -414,6 +414,11 @@ impl Tables<'_> {
         device.ok_or(DbError::Row("device"))
     }
 
+    /// Has the next scan read a file that lies in GroveHome.
+    pub fn look_again(&self, id: NodeId) -> Result<(), DbError> {
+        self.run("UPDATE nodes SET ctime = 0 WHERE id = ?1 AND state = 0", [id.0]).map(drop)
+    }
+
     // The Recycle Bin.
 
     /// Puts a deleted file into the bin.
@@ -439,11 +444,11 @@ impl Tables<'_> {
         )
     }
 
-    /// Up to `limit` deleted files, the newest first.
-    pub fn bin_newest(&self, limit: usize) -> Result<Vec<BinRow>, DbError> {
+    /// Up to `limit` deleted files behind the first `offset`, the newest first.
+    pub fn bin_newest(&self, offset: usize, limit: usize) -> Result<Vec<BinRow>, DbError> {
         self.list(
-            "SELECT file, seq, at, parent, name FROM bin ORDER BY at DESC, seq DESC LIMIT ?1",
-            params![limit as i64],
+            "SELECT file, seq, at, parent, name FROM bin ORDER BY at DESC, seq DESC LIMIT ?1 OFFSET ?2",
+            params![limit as i64, offset as i64],
             bin_row,
         )
     }

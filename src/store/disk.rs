@@ -42,6 +42,8 @@ const BLOCK_BYTES: u64 = 4096;
 pub struct DiskStore {
     dir: PathBuf,
     limits: StoreLimits,
+    /// Device and inode of the folder. `whole` holds it open, so no other gets them.
+    identity: (u64, u64),
     /// Bytes of free space that new data never gets.
     reserve: u64,
     /// Bytes that may be written before free space is looked at again.
@@ -96,12 +98,14 @@ impl DiskStore {
         let pack_bytes_max = limits.pack_bytes_max.clamp(2 * SMALL_BYTES as u64, pack::PACK_BYTES_MAX);
         let limits = StoreLimits { pack_bytes_max, ..limits };
         let whole = open_file(dir)?;
+        let opened = whole.metadata().map_err(|error| StoreError::io("opening", dir, error))?;
         let (total, _) = space(dir)?;
         let percent = u128::from(limits.reserve_percent.min(100));
         let reserve = (u128::from(total) * percent / 100) as u64;
         let store = Self {
             dir: dir.to_path_buf(),
             limits,
+            identity: identity(&opened),
             reserve: reserve.max(limits.reserve_bytes_min),
             allowance: Mutex::new(0),
             next_temp: AtomicU64::new(0),
@@ -126,7 +130,16 @@ impl DiskStore {
     }
 
     fn packs_dir(&self) -> PathBuf {
-        self.dir.join("packs")
+        packs_of(&self.dir)
+    }
+
+    /// Fails where the folder is not the one that was opened, or is empty: somebody removed it, or its disk is not mounted.
+    fn check_there(&self) -> Result<(), StoreError> {
+        let found = fs::metadata(&self.dir);
+        if found.is_ok_and(|found| identity(&found) == self.identity) && self.packs_dir().is_dir() {
+            return Ok(());
+        }
+        Err(StoreError::Away { path: self.dir.clone() })
     }
 
     fn pack_path(&self, pack: PackId) -> PathBuf {
@@ -160,7 +173,7 @@ impl DiskStore {
             return Ok(());
         }
         *allowance = 0;
-        let (_, free) = space(&self.dir)?;
+        let free = self.free()?.free;
         let Some(room) = free.saturating_sub(self.reserve).checked_sub(needed) else {
             return Err(self.full(needed));
         };
@@ -173,6 +186,9 @@ impl DiskStore {
     fn write_error(&self, doing: &'static str, path: &Path, needed: u64, error: io::Error) -> StoreError {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.full(needed),
+            io::ErrorKind::NotFound => {
+                self.check_there().err().unwrap_or_else(|| StoreError::io(doing, path, error))
+            }
             _ => StoreError::io(doing, path, error),
         }
     }
@@ -372,12 +388,15 @@ impl ChunkStore for DiskStore {
 
     fn stage_urgent(&self, name: ChunkName, sealed: &[u8]) -> Result<Staged, StoreError> {
         let needed = sealed.len() as u64;
-        if space(&self.dir)?.1 < needed + self.reserve / 2 {
+        if self.free()?.free < needed + self.reserve / 2 {
             return Err(self.full(needed));
         }
         self.stage_paid(name, sealed)
     }
+
     fn commit(&self, staged: Vec<Staged>) -> Result<Vec<Place>, StoreError> {
+        // An open pack would take chunks also where nobody finds it any more.
+        self.check_there()?;
         let epoch = staged.iter().map(|staged| staged.epoch).min().unwrap_or_default();
         let is_bulk = staged.iter().filter(|staged| staged.is_small()).count() >= PACK_BATCH_MIN;
         let mut places = vec![Place::Loose; staged.len()];
@@ -411,7 +430,9 @@ impl ChunkStore for DiskStore {
     fn read(&self, name: ChunkName, place: Place, len: u32) -> Result<Vec<u8>, StoreError> {
         let path = self.path_of(name, place);
         let fail = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::Missing { name, path: path.clone() },
+            io::ErrorKind::NotFound => {
+                self.check_there().err().unwrap_or_else(|| StoreError::Missing { name, path: path.clone() })
+            }
             _ => StoreError::io("reading", &path, error),
         };
         let file = File::open(&path).map_err(fail)?;
@@ -554,6 +575,7 @@ impl ChunkStore for DiskStore {
     }
 
     fn rewrite(&self, live: &mut dyn Iterator<Item = Held>) -> Result<Rewritten, StoreError> {
+        self.check_there()?;
         let mut done = Rewritten::default();
         let copies = gather(self, live, &mut done, &|pack| self.refuse_open(pack))?;
         let bytes: u64 = copies.iter().map(|(held, _)| u64::from(held.len)).sum();
@@ -573,6 +595,7 @@ impl ChunkStore for DiskStore {
     }
 
     fn free(&self) -> Result<FreeSpace, StoreError> {
+        self.check_there()?;
         let (total, free) = space(&self.dir)?;
         Ok(FreeSpace { total, free, reserve: self.reserve })
     }
@@ -583,6 +606,20 @@ impl ChunkStore for DiskStore {
             Place::Pack { pack, .. } => self.pack_path(pack),
         }
     }
+}
+
+/// Where packs lie in the folder of a store.
+pub(super) fn packs_of(dir: &Path) -> PathBuf {
+    dir.join("packs")
+}
+
+/// Whether a store was ever made in `dir`: a folder where no disk is mounted is empty, or not there.
+pub fn is_made(dir: &Path) -> bool {
+    packs_of(dir).is_dir() || (0..=255u8).any(|shard| dir.join(hex(&[shard])).is_dir())
+}
+
+fn identity(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 /// A lock whatever became of its last holder: all that is guarded here is whole between statements.
@@ -1012,6 +1049,50 @@ mod tests {
         flip_byte(&store.path_of(big.name, big.place), 0);
         store.quarantine(big.name, big.place, big.len).unwrap();
         assert_eq!(folder.files("quarantine").len(), 2);
+    }
+
+    #[test]
+    fn a_folder_that_is_away_loses_nothing_and_takes_nothing() {
+        let folder = Folder::new();
+        assert!(!is_made(&folder.chunks()));
+        let store = folder.open();
+        assert!(is_made(&folder.chunks()));
+        let large = keep(&store, &[chunk(1, 200_000)]).unwrap()[0];
+        let packed = keep(&store, &small_chunks(100, 40)).unwrap();
+        assert!(
+            matches!(packed[0].place, Place::Pack { .. }),
+            "many small ones share a pack, which stays open"
+        );
+        let elsewhere = folder.0.join("elsewhere");
+        fs::rename(folder.chunks(), &elsewhere).unwrap();
+        let is_away = |error: StoreError| {
+            let away = matches!(error, StoreError::Away { .. });
+            away && error.is_temporary() && !error.is_loss()
+        };
+        for replaced in [false, true] {
+            if replaced {
+                // As where a mount point shows, or somebody made the folder anew.
+                fs::create_dir(folder.chunks()).unwrap();
+            }
+            assert!(!is_made(&folder.chunks()));
+            assert!(is_away(store.free().unwrap_err()));
+            for held in [large, packed[0]] {
+                assert!(is_away(store.get(held.name, held.place, held.len).unwrap_err()));
+            }
+            let (name, bytes) = chunk(2, 200_000);
+            assert!(is_away(store.stage(name, &bytes).unwrap_err()));
+            assert!(
+                is_away(keep(&store, &small_chunks(200, 40)).unwrap_err()),
+                "not even into the open pack"
+            );
+        }
+        fs::remove_dir(folder.chunks()).unwrap();
+        fs::rename(elsewhere, folder.chunks()).unwrap();
+        store.free().unwrap();
+        for held in [large, packed[0]] {
+            store.get(held.name, held.place, held.len).unwrap();
+        }
+        keep(&store, &small_chunks(200, 40)).unwrap();
     }
 
     #[test]

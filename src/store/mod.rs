@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use crate::id::{BadId, ChunkName, hex, unhex};
 
-pub use disk::DiskStore;
+pub use disk::{DiskStore, is_made};
 pub use memory::MemoryStore;
 
 /// Chunks shorter than this may lie in packs; longer ones always have a file of their own.
@@ -293,16 +293,18 @@ pub enum StoreError {
     Full { path: PathBuf, free: u64, needed: u64, reserve: u64 },
     /// The pack is still being written to.
     PackOpen { pack: PackId, path: PathBuf },
+    /// The folder of chunks is not the one that was opened: all of it is away, and nothing of it counts as lost.
+    Away { path: PathBuf },
     /// The system refused; `doing` fits after "while".
     Io { doing: &'static str, path: PathBuf, error: io::Error },
 }
 
 impl StoreError {
-    /// The same call may work later: space or file handles may be free again by then.
+    /// The same call may work later: space or file handles may be free again, or the disk be back, by then.
     pub fn is_temporary(&self) -> bool {
         use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, WouldBlock};
         match self {
-            Self::Full { .. } | Self::PackOpen { .. } => true,
+            Self::Full { .. } | Self::PackOpen { .. } | Self::Away { .. } => true,
             Self::Io { error, .. } => {
                 let handles = [libc::EMFILE, libc::ENFILE].map(Some);
                 matches!(error.kind(), Interrupted | OutOfMemory | ResourceBusy | WouldBlock)
@@ -317,7 +319,7 @@ impl StoreError {
         match self {
             Self::Missing { .. } | Self::WrongLength { .. } | Self::Corrupt { .. } => true,
             Self::Io { error, .. } => error.raw_os_error() == Some(libc::EIO),
-            Self::Full { .. } | Self::PackOpen { .. } => false,
+            Self::Full { .. } | Self::PackOpen { .. } | Self::Away { .. } => false,
         }
     }
 
@@ -353,6 +355,12 @@ impl fmt::Display for StoreError {
                 "pack {pack} in {} is still written to; retire it before rewriting or removing it",
                 path.display()
             ),
+            Self::Away { path } => write!(
+                f,
+                "the folder of chunks, {}, is not there any more, or is another; {}",
+                path.display(),
+                away_remedy(path)
+            ),
             Self::Io { doing, path, error } => write!(
                 f,
                 "{error} while {doing} {}; check the disk and the permissions of its folder",
@@ -360,6 +368,16 @@ impl fmt::Display for StoreError {
             ),
         }
     }
+}
+
+/// What a person does about a folder of chunks that is away.
+pub fn away_remedy(dir: &Path) -> String {
+    let packs = disk::packs_of(dir);
+    format!(
+        "connect its disk, or put the folder back, and start the cell again: nothing counts as lost until then. If it is gone for \
+         good, stop the cell, run `mkdir -p {}`, start it, and run `grove verify`: what peers have is fetched from them",
+        packs.display()
+    )
 }
 
 impl std::error::Error for StoreError {

@@ -83,7 +83,7 @@ fn three_cells_agree_to_the_byte_hour_and_one_from_an_old_backup_agrees_again_by
         for ((at, cell), count) in [&ann, &bob, &cy].into_iter().enumerate().zip([30, 20, 10]) {
             cell.add_chunks(count, 40_000);
             cell.publish("one");
-            bytes[at] = cell.vault.db.read(|t| t.own_totals(1)).unwrap().1;
+            bytes[at] = cell.vault.db.read(|t| t.own_totals(2)).unwrap().bytes;
         }
         let cells = [(&ann, &a), (&bob, &b), (&cy, &c)];
         hours(&cells, 24 * 3 + 1).await;
@@ -159,7 +159,7 @@ fn copies_found_lost_take_back_what_was_counted_since_their_last_proof() {
         hours(&cells, 1).await;
         let after = view(&a, &bob.vault.id()).await;
         // They were proven on the first day, and all the time since counts for nothing.
-        let bytes = ann.vault.db.read(|t| t.own_totals(1)).unwrap().1;
+        let bytes = ann.vault.db.read(|t| t.own_totals(2)).unwrap().bytes;
         assert!(after.forfeited >= bytes * 72 && after.forfeited <= bytes * 121, "{after:?} {bytes}");
         assert_eq!(after.proofs_failed, 20);
         hours(&cells, 24).await;

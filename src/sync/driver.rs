@@ -636,7 +636,7 @@ impl Sync {
         for _ in 0..LEVELS_MAX {
             let rounds = peers.iter().map(|peer| self.level(peer));
             report.peers = join_all(rounds).await;
-            let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies.saturating_sub(1));
+            let (vault, copies) = (Arc::clone(&self.vault), self.vault.config.copies);
             let short = unblock(move || vault.db.read(|t| t.own_short(copies))).await;
             report.waiting_chunks = short.unwrap_or(0);
             // A chunk that one round left to another peer may have come after that one's last.

@@ -217,8 +217,9 @@ impl Keeper {
 
     fn usage(&self, owner: &CellId, quota: u64) -> Result<Usage, VaultError> {
         let used = self.account(owner)?.totals.bytes;
-        let space = self.vault.store.free()?;
-        Ok(Usage { used, quota, free: space.free.saturating_sub(space.reserve) })
+        // Where the disk is away nothing is taken; what is kept there is not lost, and all else is answered.
+        let free = self.vault.space().map_or(0, |space| space.free.saturating_sub(space.reserve));
+        Ok(Usage { used, quota, free })
     }
 
     /// Room for `len` bytes, or the reason why there is none.

@@ -327,7 +327,10 @@ fn chunks_and_catalog_are_pushed_once() {
         let report = a.round().await;
         assert_eq!((report.peers[0].why.as_str(), report.waiting_chunks), ("", 0));
         assert_eq!(ann.copies_with(&bob), 303);
-        assert_eq!((bob.held_for(&ann).chunks, ann.vault.db.read(|t| t.own_totals(1)).unwrap().2), (303, 0));
+        assert_eq!(
+            (bob.held_for(&ann).chunks, ann.vault.db.read(|t| t.own_totals(2)).unwrap().short),
+            (303, 0)
+        );
         let heads = bob.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
         assert!(heads.iter().any(|head| head.tip && head.hash == ann.head()));
         a.round().await;

@@ -489,6 +489,35 @@ test("no more is removed than was told", async () => {
   await cell.end();
 });
 
+test("the Recycle Bin shows all that is in it, some at a time", async () => {
+  const cell = await Cell.start("bin");
+  await cell.setUp();
+  for (let n = 0; n < 1100; n += 1) cell.put(`many/${n}.txt`, `${n}`);
+  await cell.settle();
+  const { files, bytes } = await cell.api("POST", "weigh", { paths: ["many"] });
+  await cell.api("POST", "rm", { paths: ["many"], confirmed: true, files, bytes });
+  const page = await signIn(cell);
+  await goTo(page, "files?bin");
+  const rows = page.locator(".bin-row");
+  // The folder is an entry, too; more than 1,000 come in two requests.
+  for (const shown of [100, 200, 400, 800, 1101]) {
+    await rows.nth(shown - 1).waitFor();
+    assert.equal(await rows.count(), shown);
+    if (shown < 1101) await page.getByRole("button", { name: "Show more" }).click();
+  }
+  assert.equal(await page.getByRole("button", { name: "Show more" }).isVisible(), false);
+  const ids = await rows.evaluateAll((all) => all.map((each) => each.dataset.id));
+  assert.equal(new Set(ids).size, 1101);
+  await shot(page, "bin-all");
+  const last = rows.nth(1100);
+  const id = await last.getAttribute("data-id");
+  await last.getByRole("button", { name: "Restore" }).click();
+  await page.locator(`.bin-row[data-id="${id}"]`).waitFor({ state: "detached" });
+  assert.ok(await rows.count() >= 1099, "what is shown stays shown");
+  await page.done();
+  await cell.end();
+});
+
 test("a folder that is not there says so once, and can be asked for again", async () => {
   const cell = await Cell.start("nowhere");
   await cell.setUp();

@@ -16,7 +16,7 @@ const PATHS_MAX = 1000;
 const LONG = { limit: 300_000 };
 // Entries of the Recycle Bin that are shown at once.
 const BIN_STEP = 100;
-const BIN_MAX = 1000;
+const BIN_PAGE = 1000;
 /** What tells entries that are dragged from all else that may be. */
 const DRAGGED = "application/x-grove-entries";
 
@@ -708,12 +708,14 @@ async function openBin(root, ctx) {
   const all = el("input", { type: "checkbox", on: { change: () => pick(all.checked ? known : []) } });
   const some = button(t("bin.restore_some"), () => restoreChosen(), { kind: "main", icon: "restore", className: "button main small-button", disabled: true });
   const bar = el("div", { className: "row bin-bar", hidden: true }, el("label", { className: "actions" }, all, el("span", {}, t("files.select_all"))), some);
-  const more = button(t("bin.more"), () => { count = Math.min(BIN_MAX, count + BIN_STEP); load().catch(ctx.fail); }, { hidden: true });
+  const more = button(t("bin.more"), () => { count *= 2; load().catch(ctx.fail); }, { hidden: true });
   body.append(text, bar, list, more);
   root.append(frame);
   ctx.onStatus(() => { text.textContent = t("bin.text", { span: binSpan(ctx) }); });
   let known = [];
+  let rows = new Map();
   let count = BIN_STEP;
+  let loads = 0;
 
   function pick(ids) {
     chosen.clear();
@@ -758,8 +760,8 @@ async function openBin(root, ctx) {
         ctx.refresh();
       } catch (error) {
         ctx.fail(error);
-        restore.disabled = false;
       }
+      restore.disabled = false;
     }, { icon: "restore", className: "button small-button", aria: { label: `${t("bin.restore")}: ${entry.name}` } });
     const box = el("input", { type: "checkbox", checked: chosen.has(entry.id), aria: { label: t("files.select", { name: entry.name }) }, on: { change: () => {
       chosen[box.checked ? "add" : "delete"](entry.id);
@@ -771,18 +773,28 @@ async function openBin(root, ctx) {
   }
 
   async function load() {
-    const told = await ctx.api.get("bin", { newest: 1, limit: count }, { signal: ctx.signal });
-    more.hidden = !told.more || count >= BIN_MAX;
-    const ids = told.entries.map((each) => each.id);
+    const mine = ++loads;
+    // By their ids: what comes or goes between two requests moves the others.
+    const entries = new Map();
+    let hasMore = true;
+    for (let offset = 0; hasMore && offset < count; offset += BIN_PAGE) {
+      const told = await ctx.api.get("bin", { newest: 1, offset, limit: Math.min(BIN_PAGE, count - offset) }, { signal: ctx.signal });
+      // A later one shows what is true now.
+      if (mine !== loads) return;
+      for (const each of told.entries) entries.set(each.id, each);
+      hasMore = told.more;
+    }
+    more.hidden = !hasMore;
+    const ids = [...entries.keys()];
     if (ids.join() === known.join() && list.childElementCount > 0) return;
     known = ids;
-    for (const id of chosen) if (!ids.includes(id)) chosen.delete(id);
+    for (const id of chosen) if (!entries.has(id)) chosen.delete(id);
     paintBar();
-    list.replaceChildren(...told.entries.map(row));
-    if (told.more && count >= BIN_MAX) list.append(el("li", { className: "muted" }, t("bin.older")));
-    list.hidden = told.entries.length === 0;
+    rows = new Map(ids.map((id) => [id, rows.get(id) ?? row(entries.get(id))]));
+    list.replaceChildren(...rows.values());
+    list.hidden = ids.length === 0;
     frame.querySelector(".bin-empty")?.remove();
-    if (told.entries.length === 0) body.append(el("div", { className: "card bin-empty" }, empty("trash", t("bin.empty"), t("bin.empty.text"))));
+    if (ids.length === 0) body.append(el("div", { className: "card bin-empty" }, empty("trash", t("bin.empty"), t("bin.empty.text"))));
   }
   await load();
   ctx.events.on("files", () => load().catch(() => {}));

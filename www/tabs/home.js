@@ -6,7 +6,7 @@ import { Parts, dot, empty, meter, pill } from "../ui/pieces.js";
 const REMEDIES = {
   "copies": ["fleet"], "copies-uncounted": ["fleet"], "peer-silent": ["fleet"], "peer-refuses": ["invites"], "stranger": ["invites"], "peer-full": ["invites"], "peer-false": ["fleet"], "peer-lost": ["fleet"], "bounty-dispute": ["bounty"], "bounty-books": ["bounty"],
   "owner-silent": ["fleet"], "friend-request": ["fleet"], "chat": ["settings", "logs"], "chat-full": ["chat"],
-  "disk-low": ["files"], "disk-full": ["files", "recycle-bin"], "damaged": ["home"], "damaged-held": ["settings", "logs"], "healed": ["settings", "logs"],
+  "chunks": ["help", "trouble"], "disk-low": ["files"], "disk-full": ["files", "recycle-bin"], "damaged": ["home"], "damaged-held": ["settings", "logs"], "healed": ["settings", "logs"],
   "drill-failed": ["home"], "drill-overdue": ["fleet"], "phrase": ["settings", "phrase"], "clock": ["home"], "brake": ["home"], "home": ["settings", "about"],
   "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"], "older": ["settings", "about"],
 };
@@ -126,16 +126,15 @@ export function open(root, ctx) {
     const isWhole = copies.short === 0 && files.waiting === 0;
     const covered = isWhole ? format.counted(files.count, "count.file") : `${format.number(copies.full)} / ${format.counted(total, "count.piece")}`;
     const online = peers.filter((peer) => peer.online).length;
-    const used = Math.max(0, disk.total - disk.free);
-    const low = disk.free <= 2 * disk.reserve;
+    const used = disk && Math.max(0, disk.total - disk.free);
     return el("div", { className: "tiles" },
       tile(t("home.copies"), total === 0 ? "–" : format.percent(Math.floor((copies.full / total) * 100) / 100),
         total === 0 ? t("home.copies.none") : t(copies.varied ? "home.copies.varied" : "home.copies.note", { covered, copies: format.counted(copies.wanted, "count.copy") }),
         total > 0 && meter(copies.full, total, t("home.copies"))),
       tile(t("home.files"), format.number(files.count), t("home.files.note", { bytes: format.bytes(files.bytes), stored: format.bytes(chunks.bytes) })),
       drillTile(drill, peers.length > 0),
-      tile(t("home.disk"), format.bytes(disk.free), t("home.disk.note", { total: format.bytes(disk.total), reserve: format.bytes(disk.reserve) }),
-        meter(used, disk.total, t("home.disk.bar"), low ? "low" : "")),
+      disk ? tile(t("home.disk"), format.bytes(disk.free), t("home.disk.note", { total: format.bytes(disk.total), reserve: format.bytes(disk.reserve) }),
+        meter(used, disk.total, t("home.disk.bar"), disk.free <= 2 * disk.reserve ? "low" : "")) : tile(t("home.disk"), "–", t("home.disk.away")),
       tile(t("home.peers"), peers.length === 0 ? t("home.peers.zero") : t("home.peers.figure", { online: format.number(online), all: format.number(peers.length) }),
         peers.length === 0 ? t("home.peers.none") : peers.slice(0, 3).map((peer) => peer.name).join(", ") + (peers.length > 3 ? " …" : "")),
       tile(t("home.held"), held.bytes > 0 ? format.bytes(held.bytes) : t("home.held.none"), t("home.held.note")));
@@ -161,7 +160,7 @@ export function open(root, ctx) {
     parts.put("begin", { count: status.files.count, home: status.home, hasPeers: peers.length > 0 }, nothingYet);
     parts.put("job", status.job, jobCard);
     const drill = status.drill ? { ...status.drill, age_s: coarse(status.drill.age_s) } : null;
-    parts.put("tiles", { copies: status.copies, disk: { ...status.disk, free: status.disk.free - (status.disk.free % 1e7) }, files: status.files, held: status.held, chunks: status.chunks, peers, drill }, tiles);
+    parts.put("tiles", { copies: status.copies, disk: status.disk && { ...status.disk, free: status.disk.free - (status.disk.free % 1e7) }, files: status.files, held: status.held, chunks: status.chunks, peers, drill }, tiles);
     parts.put("foot", { scan: { running: status.scan.running, last: coarse(status.scan.last_s) }, waiting: status.files.waiting, up: format.duration(status.uptime_s) }, foot);
     if (!plots.isConnected) body.insertBefore(plots, body.lastChild);
   });
