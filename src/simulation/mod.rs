@@ -1004,20 +1004,23 @@ impl Sim {
             });
             for head in heads.unwrap_or_default().into_iter().filter(|head| head.tip) {
                 let Ok((_, head)) = crate::catalog::Head::open(&head.body) else { continue };
-                for (segment, _) in &head.segments {
-                    let Ok(Some(bytes)) = vault.local_chunk(segment) else { continue };
+                // One that has a part too few is no use: nobody knows what that part said of the others.
+                let mut named = Vec::new();
+                let is_whole = head.segments.iter().all(|(segment, _)| {
+                    let Ok(Some(bytes)) = vault.local_chunk(segment) else { return false };
                     let Ok(plain) = crate::catalog::open_segment(&bytes, &self.machines[at].master) else {
-                        continue;
+                        return false;
                     };
-                    let _ = crate::catalog::read_segment(
-                        &plain,
-                        |_, key, body| -> Result<(), crate::catalog::CatalogError> {
-                            if !body.is_empty() {
-                                records.insert(key.to_vec(), body.to_vec());
-                            }
-                            Ok(())
-                        },
-                    );
+                    let read = |_, key: &[u8], body: &[u8]| -> Result<(), crate::catalog::CatalogError> {
+                        if !body.is_empty() {
+                            named.push((key.to_vec(), body.to_vec()));
+                        }
+                        Ok(())
+                    };
+                    crate::catalog::read_segment(&plain, read).is_ok()
+                });
+                if is_whole {
+                    records.extend(named);
                 }
             }
         }

@@ -759,7 +759,8 @@ impl Story {
             }
             let helper = friends[self.sim.dice.below(friends.len() as u64) as usize];
             let (needed, safe) = (self.sim.needed(at), self.sim.safe_without(at));
-            let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name));
+            let may_lack = self.sim.needed_chunks(at).into_iter().any(|name| self.sim.may_be_rotten(name))
+                || self.sim.may_catalog_be_rotten(at);
             if safe.len() < needed.len() && !may_lack {
                 let is_safe = |one: &Expected| safe.iter().any(|other| other.kept.hash == one.kept.hash);
                 let lacking: Vec<String> = (needed.iter().filter(|one| !is_safe(one)))
