@@ -167,8 +167,11 @@ pub fn read_list(bytes: &[u8]) -> Result<Vec<Entry>, BadBytes> {
         return Err(BadBytes("too many entries in a list"));
     }
     let mut entries = Vec::with_capacity(count);
+    let mut covered = 0u64;
     for _ in 0..count {
         let mut entry = Entry::read(&mut reader)?;
+        // Whoever adds them up finds the next ones behind the ones before.
+        covered = covered.checked_add(entry.len()).ok_or(BadBytes("entries of a list are too long"))?;
         if matches!(entry, Entry::List { .. }) {
             return Err(BadBytes("a list within a list"));
         }
@@ -642,6 +645,15 @@ impl<'a> Parsed<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    /// A friend's list whose bytes wrapped around would have a later chunk lie before an earlier one.
+    #[test]
+    fn a_list_that_is_longer_than_any_file_is_refused() {
+        let hole = |len: u64| Entry::Hole { len };
+        assert!(read_list(&write_list(&[hole(u64::MAX - 7), hole(7)])).is_ok());
+        assert!(read_list(&write_list(&[hole(u64::MAX - 7), hole(8)])).is_err());
+        assert!(read_list(&write_list(&[hole(1 << 63), hole(1 << 63), hole(5)])).is_err());
+    }
 
     pub(crate) fn master() -> MasterKey {
         MasterKey::from_bytes([3; 32])

@@ -82,7 +82,7 @@ fn what_is_shared_goes_through_relays_until_it_is_taken_back() {
     let began = Instant::now();
     ann.cli(["share", "big.bin", "cid"]).ok();
     ann.cli(["share", "notes", "cid"]).ok();
-    wait_for("all is in the Feed", || (feed(&cid).len() == FILES + 1).then_some(()));
+    wait_count("all is in the Feed", FILES as u64 + 1, || feed(&cid).len() as u64);
     println!("{} files are in the Feed after {} ms", FILES + 1, began.elapsed().as_millis());
     let about_big = appears(&cid, "big.bin", |entry| number(entry, "holders") >= 1);
     appears(&cid, &format!("f{}", FILES - 1), |entry| number(entry, "holders") >= 1);

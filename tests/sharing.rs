@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::feed::{appears, big_bytes, feed, fetch, objects};
 use common::fleet::{copied_within, kept, plant};
-use common::{Cell, Chance, TempDir, free_port, items, number, text, wait_for};
+use common::{Cell, Chance, TempDir, free_port, items, number, text, wait_count, wait_for};
 use miniserde::json::{Object, Value};
 
 const FILES: usize = 1000;
@@ -75,7 +75,7 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     ann.cli(["share", "notes", "cid"]).ok();
     ann.cli(["share", scripts, "cid"]).ok();
 
-    wait_for("all is in the Feed", || (feed(&cid).len() == FILES + 2).then_some(()));
+    wait_count("all is in the Feed", FILES as u64 + 2, || feed(&cid).len() as u64);
     println!("{} files are in the Feed after {} ms", FILES + 2, began.elapsed().as_millis());
     let shown = appears(&cid, "_script_alert(1)__script_.html", |_| true);
     assert_eq!(text(&shown, "media"), "text/html");
@@ -132,7 +132,9 @@ fn a_friend_reads_what_is_shared_from_whoever_holds_it_until_it_is_taken_back() 
     });
     let said = ann.cli(["unshare", "big.bin", "cid"]).ok().out;
     assert!(said.contains("no longer shared with cid: 1 file") && said.contains("stays with them"), "{said}");
-    assert!(said.contains("connected, and may serve it until then: cid"), "{said}");
+    assert!(said.contains("connected, and may serve it until then:") && said.contains("cid"), "{said}");
+    // A holder that did not hear of it at once, on a busy machine, has heard of it after a round.
+    copied_within(&ann, Duration::from_secs(300));
     ann.stop();
     cid.run();
     let to = folder.path().join("too late");
@@ -279,7 +281,7 @@ fn what_this_cell_keeps_for_the_sharer_is_read_here_and_the_rest_elsewhere() {
     });
     let bob = started(&folder, "bob");
     ann.invite(&bob);
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     // Holders of the parts find each other.
     cid.invite(&bob);
     online(&cid, "bob");
@@ -303,7 +305,7 @@ fn a_friend_finds_whoever_holds_the_copies_by_now() {
     let big = Chance::seeded("moved-copies").bytes(9 << 20);
     plant(&ann.home, "big.bin", &big);
     kept(&ann, 1);
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     ann.cli(["share", "big.bin", "cid"]).ok();
     appears(&cid, "big.bin", |entry| number(entry, "holders") == 1);
     let eve = started(&folder, "eve");
@@ -311,7 +313,7 @@ fn a_friend_finds_whoever_holds_the_copies_by_now() {
     ann.cli(["peer", "favorite", "eve"]).ok();
     bob.stop();
     ann.cli(["peer", "remove", "bob"]).ok();
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     let to = folder.path().join("got.bin");
     comes_without(&mut ann, &cid, "big.bin", &to);
     assert!(fs::read(to).unwrap() == big, "byte for byte");
@@ -342,7 +344,7 @@ fn a_friend_finds_a_holder_where_it_is_by_now() {
     plant(&ann.home, "big.bin", &big);
     plant(&ann.home, "later.txt", b"comes after it");
     kept(&ann, 2);
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     ann.cli(["share", "big.bin", "cid"]).ok();
     appears(&cid, "big.bin", |entry| number(entry, "holders") == 1);
     ann.cli(["share", "later.txt", "cid"]).ok();
@@ -368,7 +370,7 @@ fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
     plant(&ann.home, "folder/big.bin", &big);
     plant(&ann.home, "folder/small.txt", b"small");
     kept(&ann, 2);
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     ann.cli(["share", "folder", "cid"]).ok();
     wait_for("all is in the Feed", || (feed(&cid).len() == 2).then_some(()));
     let said = ann.cli(["unshare", "folder", "cid", "--reseal"]);
@@ -383,7 +385,7 @@ fn sealing_anew_leaves_nothing_that_the_old_keys_open() {
     // The brake has nothing to do with it, and the version before is no version of its own.
     let versions = ann.cli(["versions", "folder/big.bin"]).ok().out;
     assert_eq!(versions.lines().filter(|line| line.contains("9.0 MiB")).count(), 1, "{versions}");
-    copied_within(&ann, Duration::from_secs(60));
+    copied_within(&ann, Duration::from_secs(300));
     // A later version goes on under the new keys.
     plant(&ann.home, "folder/small.txt", b"small and later");
     wait_for("the later version is kept", || {
@@ -423,7 +425,7 @@ fn names_that_are_tricks_are_harmless_on_disk_in_json_and_in_the_terminal() {
     kept(&ann, tricks.len() as u64 - 1);
     ann.cli(["share", "notes", "cid"]).ok();
     let count = tricks.len() - 1;
-    wait_for("all is in the Feed", || (feed(&cid).len() >= count).then_some(()));
+    wait_count("all is in the Feed", count as u64, || feed(&cid).len() as u64);
     let to = folder.path().join("fetched");
     for entry in feed(&cid) {
         let name = text(&entry, "name");
@@ -454,7 +456,7 @@ fn names_that_are_tricks_are_harmless_on_disk_in_json_and_in_the_terminal() {
         common::walk(&cid.home.join("Shared/ann"), &mut |path| count += usize::from(path.is_file()));
         count
     };
-    wait_for("all is kept", || (kept_files() >= count).then_some(()));
+    wait_count("all is kept", count as u64, || kept_files() as u64);
     let outside: Vec<_> = fs::read_dir(&cid.home).unwrap().map(|there| there.unwrap().file_name()).collect();
     assert!(outside.iter().all(|name| name == "Shared" || name == ".grove-home"), "{outside:?}");
 }

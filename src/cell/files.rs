@@ -1096,6 +1096,8 @@ fn put_back(
     manifest.version = last.as_ref().map_or(old.version, |(m, _)| m.version) + 1;
     manifest.life = vault.life();
     manifest.previous = last.map(|(_, hash)| hash);
+    // Whoever knows the key of any version before has none to this one and those that follow it.
+    manifest.salt = crate::keys::random();
     manifest.owner_part.parent = version::file_of(t, parent)?;
     let mut name = manifest.owner_part.name.clone();
     if t.child(parent, &name)?.is_some() {

@@ -45,10 +45,13 @@ impl Known {
         self.epoch.max(vault.sealer.epoch())
     }
 
-    /// The salt of the next version: that of the newest, unless it was given away and taken back since.
-    fn next_salt(&self) -> [u8; 16] {
+    /// The salt of the next version: that of the newest, unless it was given away and taken back since. What was taken back in
+    /// an earlier life is not known by its salt any more.
+    fn next_salt(&self, life: u32) -> [u8; 16] {
         match &self.manifest {
-            Some(manifest) if self.burnt.as_deref() != Some(&manifest.salt[..]) => manifest.salt,
+            Some(newest) if newest.life == life && self.burnt.as_deref() != Some(&newest.salt[..]) => {
+                newest.salt
+            }
             _ => random(),
         }
     }
@@ -183,7 +186,7 @@ impl NewVersion {
             mtime: stat.mtime,
             mode: stat.mode,
             link_group,
-            salt: known.next_salt(),
+            salt: known.next_salt(vault.life()),
             epoch: content.epoch,
             entries: content.entries,
             target: content.target,
@@ -224,9 +227,8 @@ impl NewVersion {
         manifest.previous = known.hash;
         manifest.owner_part.parent = parent;
         manifest.owner_part.name = name.to_vec();
-        if known.manifest.is_some() {
-            manifest.salt = known.next_salt();
-        }
+        // Not that of the old version: it may have been given away and taken back since.
+        manifest.salt = known.next_salt(vault.life());
         Self::from_manifest(vault, &manifest)
     }
 }

@@ -466,7 +466,7 @@ async fn with_liar(executor: &Executor, ann: &Cell, a: &Rc<Sync>, evil: Evil, ke
         to_other: RefCell::new(None),
     });
     executor.spawn(Rc::clone(&liar).serve(session)).detach();
-    a.wait_connected(Duration::from_secs(5)).await;
+    a.wait_connected(Duration::from_secs(60)).await;
     liar
 }
 
@@ -521,7 +521,7 @@ fn a_peer_that_passes_audits_on_to_another_holder_or_back_to_the_owner_does_not_
             } else {
                 ann.add_chunks(3, 1000);
             }
-            a.wait_connected(Duration::from_secs(5)).await;
+            a.wait_connected(Duration::from_secs(60)).await;
             a.round().await;
             a.prove_all(&|_, _| {}).await.unwrap();
             let proofs = a.proofs();

@@ -59,7 +59,7 @@ pub const PEERS_MAX: usize = 1024;
 /// Invites kept, whatever their state; the oldest closed ones go.
 pub const INVITES_MAX: usize = 1024;
 
-type KeyAndBody = (Vec<u8>, Vec<u8>);
+pub(super) type KeyAndBody = (Vec<u8>, Vec<u8>);
 
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -305,7 +305,7 @@ pub struct Books {
     pub(super) conn: Mutex<Connection>,
     /// Held by whoever works at what is kept of friends' shares.
     pub(super) shelf: Mutex<()>,
-    /// Ends the process at a step of the bounty, in tests.
+    /// Ends the process at a step of the bounty or of sharing, in tests.
     #[cfg(test)]
     pub(super) fuse: crate::world::Fuse,
 }
@@ -406,6 +406,12 @@ impl Books {
             #[cfg(test)]
             fuse: crate::world::Fuse::default(),
         })
+    }
+
+    /// One more step after which the process may end.
+    pub(super) fn step(&self) {
+        #[cfg(test)]
+        self.fuse.step();
     }
 
     pub(super) fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize, DbError> {

@@ -109,9 +109,9 @@ fn three_cells_agree_to_the_byte_hour_and_one_from_an_old_backup_agrees_again_by
         let wall = crate::clock::Clock::wall(&*ann.clock);
         backup.clock.set_wall(wall, true);
         let b = backup.start(&executor).await;
-        b.wait_connected(Duration::from_secs(10)).await;
-        a.wait_connected(Duration::from_secs(10)).await;
-        c.wait_connected(Duration::from_secs(10)).await;
+        b.wait_connected(Duration::from_secs(60)).await;
+        a.wait_connected(Duration::from_secs(60)).await;
+        c.wait_connected(Duration::from_secs(60)).await;
         let cells = [(&ann, &a), (&backup, &b), (&cy, &c)];
         hours(&cells, 26).await;
         assert_level(&cells).await;
@@ -572,7 +572,7 @@ fn what_a_cheat_with_the_larger_id_proposes_is_refused_or_kept_as_evidence_and_n
         let session = rogue(&executor, &eve, &a, known(&ann)).await.unwrap();
         let cheat = Rc::new(Cheat { script: RefCell::new(script), heard: RefCell::default() });
         executor.spawn(Rc::clone(&cheat).serve(session)).detach();
-        a.wait_connected(Duration::from_secs(5)).await;
+        a.wait_connected(Duration::from_secs(60)).await;
         ann.clock.pass(24 * HOUR);
         for turn in 0..turns {
             // Another exchange is due after an hour where something was refused.

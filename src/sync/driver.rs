@@ -213,6 +213,8 @@ pub struct Sync {
     pub(super) reconciled_at: Cell<Option<(u64, Duration)>>,
     pub(super) is_publishing_later: Cell<bool>,
     /// Tells that something came or went that may be kept.
+    /// Bytes of the kept files that are fetched now.
+    pub(super) keeping_bytes: Cell<u64>,
     pub(super) keep_wake: (Sender<()>, Receiver<()>),
     /// What observed time lacks to Unix time, as last believed.
     pub(super) unix_offset: Cell<Option<i64>>,
@@ -326,6 +328,7 @@ impl Sync {
             sharing: Turns::default(),
             reconciled_at: Cell::new(None),
             is_publishing_later: Cell::new(false),
+            keeping_bytes: Cell::new(0),
             keep_wake: smol::channel::bounded(1),
             unix_offset: Cell::new(None),
             places: RefCell::default(),
@@ -374,6 +377,7 @@ impl Sync {
         sync.load_health().await?;
         sync.load_recovered().await?;
         sync.load_grant_time().await?;
+        sync.end_broken_sharing().await?;
         let (books, vault, body) = (Arc::clone(&sync.books), Arc::clone(&sync.vault), sync.card_body());
         let card = unblock(move || books.own_card(&vault, body)).await?;
         sync.gate.set_card(&card);

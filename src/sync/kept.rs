@@ -2,7 +2,7 @@
 //!
 //! Only which shares are kept is in the catalog as well (a mark on each received grant): the files come again.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::books::{Books, wrong};
 use super::received::{RECEIVED_COLUMNS, ReceivedRow, received_key, received_row};
@@ -49,28 +49,42 @@ fn kept_row(row: &Row<'_>) -> rusqlite::Result<KeptFile> {
     })
 }
 
+fn put_kept(conn: &Connection, kept: &KeptFile) -> rusqlite::Result<()> {
+    conn.prepare_cached(&format!(
+        "INSERT OR REPLACE INTO kept_files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
+    ))?
+    .execute(params![
+        kept.creator.0,
+        kept.file.0,
+        kept.version as i64,
+        kept.root,
+        kept.wanted,
+        kept.path,
+        kept.size as i64,
+        kept.mtime.s,
+        kept.mtime.ns
+    ])
+    .map(drop)
+}
+
 impl Books {
-    /// From now on the files of a share come by themselves, or do not; in the catalog, too.
+    /// From now on the files of a share come by themselves, or do not; in the catalog, too. Those that lie here when they come
+    /// no more are this cell's own: gives their paths, which wait in [`Self::kept_freed`].
     pub(super) fn set_kept(
         &self,
         vault: &Vault,
         creator: &CellId,
         id: &[u8; 16],
         is_kept: bool,
-    ) -> Result<(), VaultError> {
+    ) -> Result<Vec<Vec<u8>>, VaultError> {
         if is_kept {
             let count = self.list("SELECT count(*) FROM kept_shares", [], |row| row.get::<_, i64>(0))?;
             if count.first().is_some_and(|count| *count >= KEPT_MAX) {
                 return Err(VaultError::Refused("too many shares are kept already".into()));
             }
-            self.run("INSERT OR IGNORE INTO kept_shares VALUES (?1, ?2)", params![creator.0, id])?;
-        } else {
-            self.run("DELETE FROM kept_shares WHERE creator = ?1 AND id = ?2", params![creator.0, id])?;
         }
-        self.run(
-            "UPDATE grants_received SET kept = ?3 WHERE creator = ?1 AND coalesce(share, file) = ?2",
-            params![creator.0, id, is_kept],
-        )?;
+        let freed = self.change_kept(creator, id, is_kept).map_err(wrong)?;
+        self.step();
         let sql = format!(
             "SELECT {RECEIVED_COLUMNS} FROM grants_received WHERE creator = ?1 AND coalesce(share, file) = ?2
              AND n > ?3 ORDER BY n LIMIT ?4"
@@ -87,7 +101,74 @@ impl Books {
                 })
             })?;
         }
-        Ok(())
+        Ok(freed)
+    }
+
+    /// All of it or nothing: a share that is kept no more while its files still are would be taken for one that was taken back.
+    fn change_kept(&self, creator: &CellId, id: &[u8; 16], is_kept: bool) -> rusqlite::Result<Vec<Vec<u8>>> {
+        let conn = lock(&self.conn);
+        let change = conn.unchecked_transaction()?;
+        let of = params![creator.0, id];
+        let of_share = "creator = ?1 AND coalesce(share, file) = ?2";
+        let mut freed = Vec::new();
+        if is_kept {
+            change.execute("INSERT OR IGNORE INTO kept_shares VALUES (?1, ?2)", of)?;
+        } else {
+            let theirs =
+                format!("creator = ?1 AND file IN (SELECT file FROM grants_received WHERE {of_share})");
+            change.execute("DELETE FROM kept_shares WHERE creator = ?1 AND id = ?2", of)?;
+            freed = change
+                .prepare(&format!("SELECT path FROM kept_files WHERE {theirs} ORDER BY file"))?
+                .query_map(of, |row| row.get(0))?
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            change.execute(
+                &format!("INSERT OR IGNORE INTO kept_freed SELECT path FROM kept_files WHERE {theirs}"),
+                of,
+            )?;
+            change.execute(&format!("DELETE FROM kept_files WHERE {theirs}"), of)?;
+        }
+        change.execute(
+            &format!("UPDATE grants_received SET kept = ?3 WHERE {of_share}"),
+            params![creator.0, id, is_kept],
+        )?;
+        change.commit()?;
+        Ok(freed)
+    }
+
+    /// Paths of files that are this cell's own now, of which the walk is still to be told.
+    pub(super) fn kept_freed(&self, limit: usize) -> Result<Vec<Vec<u8>>, DbError> {
+        self.list("SELECT path FROM kept_freed LIMIT ?1", [limit as i64], |row| row.get(0))
+    }
+
+    /// The walk was told.
+    pub(super) fn drop_kept_freed(&self, path: &[u8]) -> Result<(), DbError> {
+        self.run("DELETE FROM kept_freed WHERE path = ?1", [path]).map(drop)
+    }
+
+    /// A friend's file sets out from `source` for its path: durable before anything of it is done.
+    pub(super) fn begin_kept_move(&self, kept: &KeptFile, source: &[u8]) -> Result<(), DbError> {
+        let conn = lock(&self.conn);
+        let work = || -> rusqlite::Result<()> {
+            let change = conn.unchecked_transaction()?;
+            put_kept(&change, kept)?;
+            change
+                .prepare_cached("INSERT OR REPLACE INTO kept_moves VALUES (?1, ?2, ?3)")?
+                .execute(params![kept.creator.0, kept.file.0, source])?;
+            change.commit()
+        };
+        work().map_err(wrong)
+    }
+
+    /// Files that set out and may not have come to their paths, with where they come from.
+    pub(super) fn kept_moves(&self, limit: usize) -> Result<Vec<(CellId, FileId, Vec<u8>)>, DbError> {
+        let read = |row: &Row<'_>| Ok((CellId(row.get(0)?), FileId(row.get(1)?), row.get(2)?));
+        self.list("SELECT creator, file, source FROM kept_moves LIMIT ?1", [limit as i64], read)
+    }
+
+    /// It is where it is to be, or will never be.
+    pub(super) fn end_kept_move(&self, creator: &CellId, file: FileId) -> Result<(), DbError> {
+        self.run("DELETE FROM kept_moves WHERE creator = ?1 AND file = ?2", params![creator.0, file.0])
+            .map(drop)
     }
 
     /// Nothing of a cell is kept any more.
@@ -164,25 +245,9 @@ impl Books {
         Ok(!self.list("SELECT 1 FROM kept_files WHERE path = ?1", [path], |_| Ok(()))?.is_empty())
     }
 
-    /// A friend's file was put in its place.
+    /// What is known of a friend's file.
     pub(super) fn put_kept_file(&self, kept: &KeptFile) -> Result<(), DbError> {
-        self.run(
-            &format!(
-                "INSERT OR REPLACE INTO kept_files ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
-            ),
-            params![
-                kept.creator.0,
-                kept.file.0,
-                kept.version as i64,
-                kept.root,
-                kept.wanted,
-                kept.path,
-                kept.size as i64,
-                kept.mtime.s,
-                kept.mtime.ns
-            ],
-        )
-        .map(drop)
+        put_kept(&lock(&self.conn), kept).map_err(wrong)
     }
 
     /// A friend's file is none any more.

@@ -150,12 +150,6 @@ fn unsigned(number: i64) -> u64 {
 }
 
 impl Books {
-    /// One more step after which the process may end.
-    fn bounty_step(&self) {
-        #[cfg(test)]
-        self.fuse.step();
-    }
-
     /// What is counted with all peers.
     pub(super) fn bounty_books(&self) -> Result<Vec<(CellId, PeerBook)>, DbError> {
         self.list(&format!("SELECT {BOOK_COLUMNS} FROM bounty_peers p"), [], book_row)
@@ -170,25 +164,25 @@ impl Books {
 
     /// Keeps what is counted and was heard: durable when this returns.
     pub(crate) fn save_counts(&self, peer: &CellId, book: &PeerBook) -> Result<(), DbError> {
-        self.bounty_step();
+        self.step();
         self.run(
             "INSERT INTO bounty_peers (peer, counts, heard) VALUES (?1, ?2, ?3)
              ON CONFLICT (peer) DO UPDATE SET counts = excluded.counts, heard = excluded.heard",
             params![peer.0, book.counts.to_bytes(), book.heard.as_ref().map(heard_bytes)],
         )?;
-        self.bounty_step();
+        self.step();
         Ok(())
     }
 
     /// This number is used: durable before anybody sees what is signed under it.
     pub(crate) fn note_proposed(&self, peer: &CellId, seq: u64) -> Result<(), DbError> {
-        self.bounty_step();
+        self.step();
         self.run(
             "INSERT INTO bounty_peers (peer, counts, proposed) VALUES (?1, x'', ?2)
              ON CONFLICT (peer) DO UPDATE SET proposed = max(proposed, excluded.proposed)",
             params![peer.0, seq.min(i64::MAX as u64) as i64],
         )?;
-        self.bounty_step();
+        self.step();
         Ok(())
     }
 
@@ -207,7 +201,7 @@ impl Books {
         counts.agree(by_them, by_us);
         let day = statement.until / 86_400;
         let mut conn = lock(&self.conn);
-        self.bounty_step();
+        self.step();
         let change = conn.transaction().map_err(wrong)?;
         let before = change
             .query_row("SELECT -earned, spent FROM bounty_accounts WHERE peer = ?1", [peer.0], |row| {
@@ -218,14 +212,14 @@ impl Books {
             .unwrap_or_default();
         let earned = by_us.saturating_sub(unsigned(before.0));
         let spent = by_them.saturating_sub(unsigned(before.1));
-        self.bounty_step();
+        self.step();
         change
             .execute(
                 "INSERT INTO bounty_postings VALUES (?1, ?2, ?3, ?4)",
                 params![peer.0, day as i64, earned as i64, spent as i64],
             )
             .map_err(wrong)?;
-        self.bounty_step();
+        self.step();
         change
             .execute(
                 "INSERT INTO bounty_peers (peer, counts, statement, proposed) VALUES (?1, ?2, ?3, ?4)
@@ -239,7 +233,7 @@ impl Books {
                 ],
             )
             .map_err(wrong)?;
-        self.bounty_step();
+        self.step();
         for (older_than, span) in [(DAYS_SINGLE, 30), (DAYS_MONTHLY, 360)] {
             let until = day.saturating_sub(older_than) as i64;
             change
@@ -252,7 +246,7 @@ impl Books {
                     params![until, span, peer.0],
                 )
                 .map_err(wrong)?;
-            self.bounty_step();
+            self.step();
             change
                 .execute(
                     "DELETE FROM bounty_days WHERE peer = ?3 AND day < ?1 AND day % ?2 <> 0",
@@ -260,9 +254,9 @@ impl Books {
                 )
                 .map_err(wrong)?;
         }
-        self.bounty_step();
+        self.step();
         change.commit().map_err(wrong)?;
-        self.bounty_step();
+        self.step();
         (book.counts, book.newest) = (counts, Some(statement.clone()));
         book.proposed = book.proposed.max(statement.seq);
         Ok(())

@@ -58,6 +58,11 @@ impl ReceivedRow {
     }
 }
 
+fn is_same_root(one: &ReceivedRow, other: &ReceivedRow) -> bool {
+    let root = |row: &ReceivedRow| crate::grant::ticket_of(&row.grant).map(|ticket| ticket.root).ok();
+    root(one).is_some_and(|first| root(other) == Some(first))
+}
+
 /// What became of a grant that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reception {
@@ -217,8 +222,10 @@ impl Books {
                     continue;
                 };
                 kept = after;
-                let is_verified =
-                    known.as_ref().is_some_and(|known| known.version == row.version && known.is_verified);
+                // A friend may give one number to other bytes.
+                let is_verified = known.as_ref().is_some_and(|known| {
+                    known.version == row.version && known.is_verified && is_same_root(known, row)
+                });
                 // The same once more tells of other holders: it is no news, and stays where it stands in the Feed.
                 let is_same =
                     |known: &&ReceivedRow| known.version == row.version && known.ticket == row.ticket;
@@ -269,12 +276,13 @@ impl Books {
         )
     }
 
-    /// Received grants whose file id begins with these hexadecimal digits, at most `limit`.
+    /// Received grants whose file id begins with these hexadecimal digits, at most `limit`. Two friends may give one id to
+    /// their files, by accident or not: the id of whoever granted it goes on behind the file's.
     pub fn received_like(&self, digits: &str, limit: usize) -> Result<Vec<ReceivedRow>, DbError> {
         let digits: String = digits.chars().filter(char::is_ascii_hexdigit).collect();
         self.list(
             &format!(
-                "SELECT {RECEIVED_COLUMNS} FROM grants_received WHERE hex(file) LIKE ?1 || '%' LIMIT ?2"
+                "SELECT {RECEIVED_COLUMNS} FROM grants_received WHERE hex(file) || hex(creator) LIKE ?1 || '%' LIMIT ?2"
             ),
             params![digits, limit as i64],
             received_row,

@@ -307,6 +307,9 @@ async fn take_head(
         publish::merge_head(vault, &hash, &head, |name| local(vault, name), new_life)
     })
     .await?;
+    if let Err(why) = sync.end_broken_sharing().await {
+        log::warn!("what was taken back elsewhere is not yet taken back here: {why}");
+    }
     sync.poke_others(&link.peer);
     Ok(())
 }

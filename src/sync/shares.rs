@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::books::{Books, wrong};
+use super::books::{Books, KeyAndBody, wrong};
 use super::received::{ReceivedRow, insert_received, mirror};
 use crate::catalog::RecordKind;
 use crate::grant::{
@@ -48,6 +48,11 @@ CREATE TABLE IF NOT EXISTS grants_paths (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS grants_waiting ON grants_made (share, file) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS grants_numbers ON grants_made (number);
+CREATE TABLE IF NOT EXISTS taken_back (
+    file BLOB NOT NULL,                  -- it was taken back, and its later versions are still to get other keys
+    record BLOB NOT NULL,                -- key of a record that the catalog is still to forget; empty: none
+    PRIMARY KEY (file, record)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS grants_received (
     n INTEGER PRIMARY KEY AUTOINCREMENT,
     creator BLOB NOT NULL,
@@ -94,6 +99,15 @@ CREATE TABLE IF NOT EXISTS kept_anew (
     creator BLOB NOT NULL,
     file BLOB NOT NULL,                  -- of a kept file that was granted once more: it may belong in another folder now
     PRIMARY KEY (creator, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_moves (
+    creator BLOB NOT NULL,
+    file BLOB NOT NULL,                  -- of a kept file that may not have come to its path yet
+    source BLOB NOT NULL,                -- path below GroveHome that it comes from
+    PRIMARY KEY (creator, file)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_freed (
+    path BLOB PRIMARY KEY                -- of a file that is this cell's own now; the walk is still to be told
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept_bin (
     path BLOB PRIMARY KEY,               -- below GroveHome
@@ -427,12 +441,13 @@ impl Books {
         };
         work().map_err(wrong)?;
         drop(conn);
-        vault.db.change(|t| -> Result<(), DbError> {
+        // Durably, before anybody is given them: what the catalog does not know cannot be taken back after a recovery.
+        vault.db.change_durably(|t| -> Result<(), DbError> {
             for (row, made) in made {
                 // The ticket of the version before.
                 let old = row.ticket.as_ref().and_then(|bytes| Ticket::from_bytes(bytes).ok());
                 if let Some(old) = old.filter(|old| old.id != made.ticket.id) {
-                    t.forget_record(&crate::catalog::record_key(RecordKind::Grant, &old.id))?;
+                    t.forget_record(&ticket_key(&old))?;
                 }
                 t.put_record(&made.key(), &made.to_bytes())?;
             }
@@ -466,14 +481,14 @@ impl Books {
 
     // Taking back.
 
-    /// Takes back what `files` of a share grant, or all of it with the share: on the own list, durably, and then in the
-    /// catalog. Gives the files.
+    /// Takes back what `files` of a share grant, or all of it with the share: on the own list, durably, with a note of what
+    /// follows from it, see [`Self::taken_back`]. Gives the number of files.
     pub(super) fn take_back(
         &self,
         vault: &Vault,
         share: &ShareRow,
         files: Option<&[FileId]>,
-    ) -> Result<Vec<FileId>, VaultError> {
+    ) -> Result<u64, VaultError> {
         let mut rows = Vec::new();
         match files {
             Some(files) => {
@@ -494,8 +509,16 @@ impl Books {
         }
         let mut ranges = self.own_list(vault)?.map(|list| list.revoked.clone()).unwrap_or_default();
         rows.iter().for_each(|row| ranges.add(row.number));
-        let list = self.change_list(vault, ranges, |change| {
+        self.step();
+        self.change_list(vault, ranges, |change| {
+            let note = |file: FileId, record: &[u8]| {
+                change
+                    .prepare_cached("INSERT OR IGNORE INTO taken_back VALUES (?1, ?2)")?
+                    .execute(params![file.0, record])
+            };
             for row in &rows {
+                let ticket = row.ticket.as_deref().and_then(|bytes| Ticket::from_bytes(bytes).ok());
+                note(row.file, &ticket.map_or_else(Vec::new, |ticket| ticket_key(&ticket)))?;
                 // What another share grants of the same file is offered once more: the recipient forgets it with this one.
                 change
                     .prepare_cached(
@@ -511,29 +534,98 @@ impl Books {
             }
             if files.is_none() {
                 change.execute("DELETE FROM shares WHERE id = ?1", [share.id])?;
+                note(share.file, &share.to_record().key())?;
             }
             Ok(())
         })?;
-        let tickets: Vec<[u8; 16]> = rows
-            .iter()
-            .filter_map(|row| Ticket::from_bytes(row.ticket.as_deref()?).ok())
-            .map(|ticket| ticket.id)
-            .collect();
-        let is_whole = files.is_none();
-        for slice in tickets.chunks(SLICE) {
-            vault.db.change(|t| {
-                slice
-                    .iter()
-                    .try_for_each(|id| t.forget_record(&crate::catalog::record_key(RecordKind::Grant, id)))
-            })?;
-        }
-        vault.db.change_durably(|t| -> Result<(), DbError> {
-            if is_whole {
-                t.forget_record(&share.to_record().key())?;
+        self.step();
+        Ok(rows.len() as u64)
+    }
+
+    /// Files that were taken back and whose later versions are still to get other keys, with the key of a record that the
+    /// catalog is still to forget (empty: none).
+    pub(super) fn taken_back(&self, limit: usize) -> Result<Vec<(FileId, Vec<u8>)>, DbError> {
+        let read = |row: &Row<'_>| Ok((FileId(row.get(0)?), row.get(1)?));
+        self.list("SELECT file, record FROM taken_back LIMIT ?1", [limit as i64], read)
+    }
+
+    /// All of that was done for these.
+    pub(super) fn drop_taken_back(&self, done: &[(FileId, Vec<u8>)]) -> Result<(), DbError> {
+        let conn = lock(&self.conn);
+        let work = || -> rusqlite::Result<()> {
+            let change = conn.unchecked_transaction()?;
+            for (file, record) in done {
+                change
+                    .prepare_cached("DELETE FROM taken_back WHERE file = ?1 AND record = ?2")?
+                    .execute(params![file.0, record])?;
             }
-            t.put_record(&revocations_key(&list.creator), &revocations_to_bytes(&list)).map(drop)
+            change.commit()
+        };
+        work().map_err(wrong)
+    }
+
+    /// Puts into the catalog what it may lack since a break: the own list, and each share.
+    pub(super) fn record_shares(&self, vault: &Vault) -> Result<(), VaultError> {
+        let list = self.own_list(vault)?;
+        let shares: Vec<ShareMade> = self.shares()?.iter().map(ShareRow::to_record).collect();
+        let lacking = vault.db.read(|t| -> Result<Vec<KeyAndBody>, DbError> {
+            let mut lacking = Vec::new();
+            if let Some(list) = list {
+                let key = revocations_key(&list.creator);
+                let known = t.record(&key)?.and_then(|body| revocations_from_bytes(&body).ok());
+                if known.is_none_or(|known| known.number < list.number) {
+                    lacking.push((key, revocations_to_bytes(&list)));
+                }
+            }
+            for share in &shares {
+                let (body, known) = (share.to_bytes(), t.record(&share.key())?);
+                let is_forgotten = known.as_ref().is_some_and(Vec::is_empty);
+                if !is_forgotten && known.as_ref() != Some(&body) {
+                    lacking.push((share.key(), body));
+                }
+            }
+            Ok(lacking)
         })?;
-        Ok(rows.into_iter().map(|row| row.file).collect())
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        Ok(vault.db.change_durably(|t| {
+            lacking.iter().try_for_each(|(key, body)| t.put_record(key, body).map(drop))
+        })?)
+    }
+
+    /// Shares that the catalog has forgotten: they were taken back, by a later state of this cell than its books.
+    pub(super) fn forgotten_shares(&self, vault: &Vault) -> Result<Vec<ShareRow>, DbError> {
+        let mut forgotten = self.shares()?;
+        vault.db.read(|t| -> Result<(), DbError> {
+            let mut is_forgotten = Vec::with_capacity(forgotten.len());
+            for share in &forgotten {
+                is_forgotten.push(t.record(&share.to_record().key())?.is_some_and(|body| body.is_empty()));
+            }
+            let mut is_forgotten = is_forgotten.into_iter();
+            forgotten.retain(|_| is_forgotten.next() == Some(true));
+            Ok(())
+        })?;
+        Ok(forgotten)
+    }
+
+    /// Cells with whom something is shared, or of whom something was received or is kept.
+    pub(super) fn sharing_cells(&self) -> Result<Vec<CellId>, DbError> {
+        let mut cells = Vec::new();
+        // One search for each cell, however many rows it has.
+        for (table, column) in
+            [("shares", "peer"), ("grants_received", "creator"), ("kept_shares", "creator")]
+        {
+            let next = format!("SELECT {column} FROM {table} WHERE {column} > ?1 ORDER BY {column} LIMIT 1");
+            let mut after = Vec::new();
+            while let Some(cell) = self.list(&next, [&after], |row| Ok(CellId(row.get(0)?)))?.pop() {
+                after = cell.0.to_vec();
+                if !cells.contains(&cell) {
+                    cells.push(cell);
+                }
+            }
+        }
+        Ok(cells)
     }
 
     /// Signs a new own list of these ranges and keeps it together with `also`.
@@ -723,6 +815,10 @@ fn for_each_record(
             return Ok(());
         }
     }
+}
+
+fn ticket_key(ticket: &Ticket) -> Vec<u8> {
+    crate::catalog::record_key(RecordKind::Grant, &ticket.id)
 }
 
 fn refused(why: crate::grant::GrantError) -> VaultError {
