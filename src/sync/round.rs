@@ -598,7 +598,7 @@ async fn push_chunks(
                 remedy: "ask for a larger quota, free space there, or invite another peer".into(),
             },
         );
-    } else if moved.pushed_chunks > 0 {
+    } else if !sync.links().iter().any(|other| other.has_no_room()) {
         vault.clear("peer-full");
     }
     Ok(())
