@@ -226,12 +226,14 @@ pub(super) fn check(vault: &Vault, kept: &Kept) -> Result<(), String> {
     }
 }
 
-/// Whether the newest version of the file, by these records of a catalog, is this one under another number (see `check`).
+/// Whether the newest version of the file, by these records of a catalog, is this one under a higher number (see `check`).
 pub(super) fn is_newest_of(records: &BTreeMap<Vec<u8>, Vec<u8>>, kept: &Kept, master: &MasterKey) -> bool {
     let prefix = version_key_prefix(kept.file);
     let of_file = records.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
     let newest = of_file.last().and_then(|(_, body)| Manifest::open(body, master, Check::Signature).ok());
-    newest.is_some_and(|newest| newest.chunks().eq(kept.chunks.iter().copied()))
+    newest.is_some_and(|newest| {
+        newest.version >= kept.version && newest.chunks().eq(kept.chunks.iter().copied())
+    })
 }
 
 /// Chunks of versions that should be here or be fetched, and are not here.
