@@ -20,6 +20,13 @@ pub fn on_peers(wanted: u64, extra: Extra, is_here: bool) -> u64 {
     }
 }
 
+/// Copies that peers may keep of a chunk; those beyond are given up. What should lie here and does not is no copy: as long as
+/// it is on its way, peers keep as many as are wanted in all.
+pub fn at_most_on_peers(wanted: u64, extra: Extra, is_here: bool) -> u64 {
+    let needed = on_peers(wanted, extra, is_here);
+    if is_here { needed } else { needed.max(wanted) }
+}
+
 /// A place that burns down as one: cells in one local network share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(pub u64);
@@ -290,6 +297,15 @@ mod tests {
             [on_peers(wanted, Extra::No, true), on_peers(wanted, Extra::No, false), freed]
         };
         assert_eq!([0, 1, 2, 3, 20].map(all), [[0, 1, 2], [0, 1, 2], [1, 1, 2], [2, 2, 3], [19, 19, 20]]);
+    }
+
+    #[test]
+    fn what_is_on_its_way_here_is_no_copy_for_which_another_is_given_up() {
+        let at_most = |wanted| [true, false].map(|is_here| at_most_on_peers(wanted, Extra::No, is_here));
+        assert_eq!([0, 1, 2, 3, 20].map(at_most), [[0, 1], [0, 1], [1, 2], [2, 3], [19, 20]]);
+        for is_here in [true, false] {
+            assert_eq!(at_most_on_peers(3, Extra::Freed, is_here), 3);
+        }
     }
 
     #[test]

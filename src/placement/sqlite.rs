@@ -285,6 +285,11 @@ mod tests {
             assert_eq!(over.iter().map(|row| row.id).collect::<Vec<_>>(), [here]);
             t.put_copy(absent, other)?;
             assert_eq!(t.chunks_over(None, 1, ChunkId(0), 10)?.len(), 2);
+            // Where two are wanted, both of its copies stay until it is here.
+            assert_eq!(t.chunks_over(None, 2, ChunkId(0), 10)?.len(), 0);
+            t.put_chunk(&ChunkName([1; 32]), 100, &Place::Loose, Own::Data)?;
+            assert_eq!(t.chunks_over(None, 2, ChunkId(0), 10)?.len(), 1);
+            t.move_chunk(absent, None)?;
             // What should lie here and does not is wanted back, also when its only copy is as many as are wanted.
             t.drop_copy(absent, other)?;
             let back = t.absent_own_after(ChunkId(0), 1, 10)?;

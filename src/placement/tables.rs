@@ -5,7 +5,7 @@ use std::cell::Cell;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::DbError;
-use super::planner::{FREED_COPIES_MIN, on_peers};
+use super::planner::{FREED_COPIES_MIN, at_most_on_peers, on_peers};
 use crate::id::{BodyHash, CellId, ChunkName};
 use crate::keys::random;
 use crate::store::{PackId, Place};
@@ -806,7 +806,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Up to `limit` chunks of my files over row `after` that want `want`, which is `wanted` copies in all, and that peers have more
-    /// copies of than they should.
+    /// copies of than they may.
     pub fn chunks_over(
         &self,
         want: Want,
@@ -827,7 +827,7 @@ impl<'a> Tables<'a> {
                 after.0,
                 limit as i64,
                 want,
-                on_peers(wanted, Extra::No, false) as i64,
+                at_most_on_peers(wanted, Extra::No, false) as i64,
                 on_peers(wanted, Extra::Freed, false) as i64,
             ],
             chunk_row,

@@ -14,7 +14,7 @@ use crate::config::RECORDS_PER_CHANGE;
 use crate::copies;
 use crate::id::{CellId, ChunkName};
 use crate::order;
-use crate::placement::planner::{Deficit, Holder, Pace, Sites, on_peers, plan, surplus};
+use crate::placement::planner::{Deficit, Holder, Pace, Sites, at_most_on_peers, on_peers, plan, surplus};
 use crate::placement::{CellNumber, ChunkId, ChunkRow, Copy, CopyState, DbError, Extra, Want};
 use crate::vault::{Alert, Vault, VaultError};
 use crate::world::{self, Sabotage};
@@ -394,7 +394,7 @@ fn let_go(
             // All as it is now: it may have changed since the page was read.
             let wanted = copies::in_all(t.want(row.id)?, vault.config.copies);
             let is_here = t.chunk(&row.name)?.is_some_and(|row| row.place.is_some());
-            let copies = on_peers(wanted, t.extra(row.id)?, is_here);
+            let copies = at_most_on_peers(wanted, t.extra(row.id)?, is_here);
             let counted = |copy: &Copy| matches!(copy.state, CopyState::Stored | CopyState::Suspect);
             let mut holders = Vec::new();
             for copy in t.all_copies_of(row.id)?.into_iter().filter(counted) {
