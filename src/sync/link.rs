@@ -237,6 +237,8 @@ pub(super) struct Link {
     pub(super) is_full: Cell<bool>,
     /// Chunks wait that would fit neither here nor with anybody else.
     pub(super) lacks_room: Cell<bool>,
+    /// Heads of ours of which it lacks a part that nobody else gives, and when that was found. Observed seconds.
+    pub(super) broken_heads: RefCell<Vec<(BodyHash, u64)>>,
     /// Segments of ours that it holds, as far as is known since it was connected.
     pub(super) segments: RefCell<HashSet<ChunkName>>,
     /// The newest head of ours that it says it holds.
@@ -303,6 +305,7 @@ impl Link {
             usage: Cell::new(None),
             is_full: Cell::new(false),
             lacks_room: Cell::new(false),
+            broken_heads: RefCell::default(),
             segments: RefCell::default(),
             head_there: Cell::new(None),
             lost_segments: RefCell::default(),

@@ -177,7 +177,9 @@ async fn bring_level(sync: &Rc<Sync>, link: &Rc<Link>, moved: &mut Moved) -> Res
     take_heads(sync, link, &theirs.tips, moved).await?;
     take_inventory(sync, link, &theirs).await?;
     sync.welcome_back(link).await?;
-    let mut head = theirs.tips.first().copied().filter(|_| theirs.tips.len() == 1);
+    let mut tips = theirs.tips.clone();
+    tips.retain(|tip| link.broken_heads.borrow().iter().all(|(broken, _)| broken != tip));
+    let mut head = tips.first().copied().filter(|_| tips.len() == 1);
     let pushed = push_chunks(sync, link, moved, &mut head, was_full).await;
     if moved.pushed_chunks > 0 {
         sync.offer_all();
@@ -222,7 +224,12 @@ async fn take_heads(
         let merged: Vec<BodyHash> = is_stale.into_iter().take(32).collect();
         with_vault(vault, move |vault| publish::publish_with_parents(vault, &merged)).await?;
     }
-    if !unknown.is_empty() {
+    let now = vault.now();
+    link.broken_heads.borrow_mut().retain(|(head, found)| {
+        unknown.contains(head) && (*found..found.saturating_add(SEEN_AGAIN_S)).contains(&now)
+    });
+    let is_new = |tip: &BodyHash| link.broken_heads.borrow().iter().all(|(broken, _)| broken != tip);
+    if unknown.iter().any(is_new) {
         let mut heads = Vec::new();
         for bytes in message::heads(&link.line(For::Small).await?.session).await? {
             match Head::open(&bytes) {
@@ -235,8 +242,14 @@ async fn take_heads(
         }
         order::sort_by_key(&mut heads, |(_, head)| std::cmp::Reverse((head.life, head.seq)));
         for (hash, head) in heads {
-            take_head(sync, link, hash, head, moved).await?;
+            if is_new(&hash) && !take_head(sync, link, hash, head, moved).await? {
+                link.broken_heads.borrow_mut().push((hash, now));
+            }
         }
+    }
+    if !link.broken_heads.borrow().is_empty() {
+        // What is not known of cannot be said to be heard.
+        return Ok(());
     }
     let peer = link.peer;
     with_vault(vault, move |vault| {
@@ -276,17 +289,19 @@ pub(super) fn all_heard(t: &Tables<'_>, peers: &[CellId], since: u64, now: u64) 
     Ok(true)
 }
 
+/// Takes in what a head of ours names that this cell did not write. `false`: the peer has lost a part of it, so nothing of it can be
+/// used; the round goes on without.
 async fn take_head(
     sync: &Rc<Sync>,
     link: &Link,
     hash: BodyHash,
     head: Head,
     moved: &mut Moved,
-) -> Result<(), RoundError> {
+) -> Result<bool, RoundError> {
     let vault = &sync.vault;
     let is_known = with_vault(vault, move |vault| vault.db.read(|t| t.knows_head(&hash))).await?;
     let new_life = match judge(vault.life(), &head, is_known) {
-        Verdict::Known => return Ok(()),
+        Verdict::Known => return Ok(true),
         Verdict::Retire => {
             with_vault(vault, |vault| vault.retire()).await?;
             return Err(RoundError::Why("a newer life of this cell runs elsewhere".into()));
@@ -298,9 +313,21 @@ async fn take_head(
     let pulled = pull(vault, link, names, Own::No, &sync.permits.pulling).await;
     moved.pulled_chunks += pulled.got.len() as u64;
     moved.pulled_bytes += pulled.bytes;
-    if !pulled.missing.is_empty() {
-        let why = pulled.error.unwrap_or_else(|| "it does not have all of it".into());
-        return Err(RoundError::Why(format!("a catalog of this cell's could not be fetched: {why}")));
+    match pulled.error {
+        _ if pulled.missing.is_empty() => {}
+        // As one of an older life it is in nobody's way.
+        None if !new_life => {
+            log::warn!(
+                "{} has lost a part of a catalog of life {} of this cell: what it alone knew does not come back from there",
+                sync.name_of(&link.peer),
+                head.life
+            );
+            return Ok(false);
+        }
+        why => {
+            let why = why.unwrap_or_else(|| "it does not have all of it".into());
+            return Err(RoundError::Why(format!("a catalog of this cell's could not be fetched: {why}")));
+        }
     }
     log::warn!("taking in a catalog of life {} that another machine or an older life wrote", head.life);
     with_vault(vault, move |vault| {
@@ -311,7 +338,7 @@ async fn take_head(
         log::warn!("what was taken back elsewhere is not yet taken back here: {why}");
     }
     sync.poke_others(&link.peer);
-    Ok(())
+    Ok(true)
 }
 
 /// A chunk from the local store, or an error that it is not here.
