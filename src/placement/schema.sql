@@ -65,6 +65,7 @@ CREATE TABLE chunks (
     extra INTEGER NOT NULL DEFAULT 0,    -- 1: a copy more on peers is wanted, for its file is to be freed here; 2: it is freed
     want  INTEGER
 );
+-- Queries name it: SQLite would take chunks_short, which leads through all that have as few copies.
 CREATE INDEX chunks_extra ON chunks (id) WHERE extra > 0;
 CREATE INDEX chunks_short ON chunks (want, ncopies) WHERE own IN (1, 2);
 CREATE INDEX chunks_pack ON chunks (pack) WHERE pack IS NOT NULL;

@@ -734,8 +734,8 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkId>, DbError> {
         let sql = match only_extra {
             true => {
-                "SELECT id FROM chunks WHERE extra > 0 AND own IN (1, 2) AND want IS ?4 AND ncopies = ?1 AND id > ?2
-                 ORDER BY id LIMIT ?3"
+                "SELECT id FROM chunks INDEXED BY chunks_extra
+                 WHERE extra > 0 AND own IN (1, 2) AND want IS ?4 AND ncopies = ?1 AND id > ?2 ORDER BY id LIMIT ?3"
             }
             false => {
                 "SELECT id FROM chunks INDEXED BY chunks_short
@@ -757,7 +757,8 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND ncopies < ?2 AND id > ?3 AND place > 0
+                "SELECT {CHUNK_COLUMNS} FROM chunks INDEXED BY chunks_extra
+                 WHERE extra > 0 AND ncopies < ?2 AND id > ?3 AND place > 0
                    AND own IN (1, 2) AND want IS ?5
                    AND NOT EXISTS (SELECT 1 FROM copies WHERE chunk = chunks.id AND copies.cell = ?1)
                  ORDER BY id LIMIT ?4"
@@ -778,7 +779,8 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND place = 0 AND own IN (1, 2) AND want IS ?4
+                "SELECT {CHUNK_COLUMNS} FROM chunks INDEXED BY chunks_extra
+                 WHERE extra > 0 AND place = 0 AND own IN (1, 2) AND want IS ?4
                    AND ncopies > 0 AND ncopies < ?1 AND id > ?2 ORDER BY id LIMIT ?3"
             ),
             params![on_peers(wanted, Extra::Freed, false) as i64, after.0, limit as i64, want],
@@ -797,7 +799,8 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<ChunkRow>, DbError> {
         self.list(
             &format!(
-                "SELECT {CHUNK_COLUMNS} FROM chunks WHERE extra > 0 AND extra = 2 AND place > 0 AND want IS ?4 AND ncopies >= ?1
+                "SELECT {CHUNK_COLUMNS} FROM chunks INDEXED BY chunks_extra
+                 WHERE extra > 0 AND extra = 2 AND place > 0 AND want IS ?4 AND ncopies >= ?1
                    AND id > ?2 ORDER BY id LIMIT ?3"
             ),
             params![on_peers(wanted, Extra::Freed, true) as i64, after.0, limit as i64, want],
