@@ -88,9 +88,15 @@ fn killed_import_loses_nothing_acknowledged() {
     cell.init("ann", &[]);
     cell.run();
     let mut kept = Kept::default();
-    let (mut acknowledged, mut unfinished, mut newest) = (0, 0, 0);
+    let (mut acknowledged, mut unfinished, mut newest, mut kills) = (0, 0, 0, 0);
     let changing = cell.home.join("changing");
-    for round in 0..IMPORTS {
+    // Where all was acknowledged the next kill comes sooner, and where nothing was it comes later: on a quick machine and on a
+    // busy one it falls into the midst of the imports.
+    let mut latest_ms = 400;
+    for round in 0..4 * IMPORTS {
+        if kills >= IMPORTS && unfinished >= IMPORTS / 4 && acknowledged >= IMPORTS / 4 {
+            break;
+        }
         // From outside GroveHome, and in it while it is watched.
         let batches: Vec<(PathBuf, String)> = (0..6)
             .map(|batch| {
@@ -101,7 +107,7 @@ fn killed_import_loses_nothing_acknowledged() {
             .collect();
         let mut seeds = Chance(chance.next());
         let shared = &cell;
-        let (done, last) = kill_within(&mut chance, 400, cell.pid(), || {
+        let (done, last) = kill_within(&mut chance, latest_ms, cell.pid(), || {
             let (mut done, mut last) = (Vec::new(), None);
             fs::write(&changing, format!("{} {}", round + 1, "x".repeat(100_000))).unwrap();
             if add(shared, &changing) {
@@ -117,6 +123,12 @@ fn killed_import_loses_nothing_acknowledged() {
             (done, last)
         });
         cell.kill();
+        kills += 1;
+        match done.len() {
+            0 => latest_ms = latest_ms * 5 / 4,
+            count if count == batches.len() => latest_ms = (latest_ms * 4 / 5).max(10),
+            _ => {}
+        }
         acknowledged += done.len();
         unfinished += usize::from(done.len() < batches.len());
         newest = last.unwrap_or(newest);
@@ -135,9 +147,7 @@ fn killed_import_loses_nothing_acknowledged() {
     }
     kept.check(&cell, "");
     cell.verify_deep();
-    eprintln!(
-        "{IMPORTS} kills, {unfinished} of them in an import; {acknowledged} imports acknowledged before"
-    );
+    eprintln!("{kills} kills, {unfinished} of them in an import; {acknowledged} imports acknowledged before");
     assert!(unfinished >= IMPORTS / 4 && acknowledged >= IMPORTS / 4, "{unfinished}, {acknowledged}");
 }
 
@@ -221,34 +231,33 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     invite_through(&to_a, &a, &b);
     level(&a);
     let mut kept = Kept::default();
-    let (mut midway, mut kills) = (0, 0);
     let passed = || to_a.passed() + to_b.passed();
-    let chunks = b.dir.join("chunks");
-    // A kill that comes when all is there already is no kill of a sync, and another one is tried.
-    for round in 0..4 * SYNCS {
-        if midway == SYNCS {
-            break;
-        }
+    for round in 0..SYNCS {
         let name = format!("round {round:02}");
         let folder = a.home.join(&name);
         // Before the first file is there: the cell watches, and may push some before the last one is written.
-        let (before, held) = (passed(), walked_bytes(&chunks));
-        let mut files = make_files(&folder, &name, &mut chance);
+        let before = passed();
         let large = chance.bytes(6_000_000);
+        let share = chance.below(large.len() as u64 * 9 / 10).max(1);
+        // No more than that passes before the kill, however late that comes.
+        for proxy in [&to_a, &to_b] {
+            proxy.hold_after(share);
+        }
+        let mut files = make_files(&folder, &name, &mut chance);
         fs::write(folder.join("large"), &large).unwrap();
         files.push((to_wire(format!("{name}/large").as_bytes()), large));
         let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         assert!(add(&a, &folder));
         kept.take(files);
         // What was added is pushed by itself. Somewhere within it the one who sends or the one who takes is killed.
-        let share = chance.below(total * 9 / 10).max(1);
-        wait_for("bytes are on their way", || {
-            (passed() >= before + share || walked_bytes(&chunks) >= held + share).then_some(())
-        });
+        wait_for("bytes are on their way", || (passed() >= before + share).then_some(()));
         let killed = if round % 2 == 0 { &mut a } else { &mut b };
         killed.kill();
-        kills += 1;
-        midway += usize::from(walked_bytes(&chunks) < held + total);
+        // A kill that comes when all is there already would be no kill of a sync.
+        assert!(passed() < before + total, "{} bytes have passed, of {total}", passed() - before);
+        for proxy in [&to_a, &to_b] {
+            proxy.release();
+        }
         killed.run();
         killed.no_temps();
         if round % 8 == 7 {
@@ -262,8 +271,7 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     a.verify_deep();
     b.verify_deep();
     b.no_temps();
-    eprintln!("{kills} kills, {midway} of them in the middle of a sync");
-    assert_eq!(midway, SYNCS);
+    eprintln!("{SYNCS} kills in the middle of a sync");
 
     let before = inventory(&a.home);
     let phrase = temp.path().join("phrase");

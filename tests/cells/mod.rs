@@ -136,10 +136,12 @@ impl Cell {
         }
     }
 
+    /// Writes a file in place. The cell never sees it empty, as it is for a moment, or for longer on a busy machine: whether
+    /// that becomes a version would be chance.
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let path = self.home.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        self.at_once(|| fs::write(path, bytes).unwrap());
     }
 
     pub fn read(&self, name: &str) -> Vec<u8> {

@@ -80,6 +80,11 @@ pub fn wait_online(cells: &[&Cell]) {
     wait_for("all are online", || cells.iter().all(|cell| online(cell)).then_some(()));
 }
 
+/// Waits until a cell knows that its only peer is off: what it says of it from then on does not depend on how soon that was.
+pub fn wait_offline(cell: &Cell) {
+    wait_for("the peer is known to be off", || (!online(cell)).then_some(()));
+}
+
 /// One way to a peer, as `grove routes --json` tells it.
 #[derive(Debug, Clone)]
 pub struct Route {

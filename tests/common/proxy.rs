@@ -11,11 +11,14 @@ use super::DEADLINE;
 
 /// So long nothing may pass before a count is taken.
 const QUIET: Duration = Duration::from_millis(700);
+/// Passed on at once, at most.
+const PIECE_BYTES: usize = 64 << 10;
 
-#[derive(Default)]
 struct Shared {
     /// Bytes that have passed, both ways together.
     passed: AtomicU64,
+    /// Nothing more passes once so many bytes have.
+    hold_at: AtomicU64,
     is_over: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -31,7 +34,12 @@ impl Proxy {
     pub fn before(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let own = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            passed: AtomicU64::new(0),
+            hold_at: AtomicU64::new(u64::MAX),
+            is_over: AtomicBool::new(false),
+            streams: Mutex::default(),
+        });
         let for_all = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -53,6 +61,16 @@ impl Proxy {
     /// Bytes that have passed so far, both ways together.
     pub fn passed(&self) -> u64 {
         self.shared.passed.load(Ordering::SeqCst)
+    }
+
+    /// Holds everything up, silently, once so many bytes more have passed; one piece more may pass each way.
+    pub fn hold_after(&self, bytes: u64) {
+        self.shared.hold_at.store(self.passed().saturating_add(bytes), Ordering::SeqCst);
+    }
+
+    /// Holds nothing up any more.
+    pub fn release(&self) {
+        self.shared.hold_at.store(u64::MAX, Ordering::SeqCst);
     }
 
     /// Bytes that have passed once nothing more does.
@@ -95,9 +113,13 @@ fn join(shared: &Arc<Shared>, one: TcpStream, other: TcpStream) {
 }
 
 fn pass(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; PIECE_BYTES];
     loop {
         let count = from.read(&mut buffer).unwrap_or(0);
+        let is_held = || shared.passed.load(Ordering::SeqCst) >= shared.hold_at.load(Ordering::SeqCst);
+        while is_held() && !shared.is_over.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
         if count == 0 || to.write_all(&buffer[..count]).is_err() {
             break;
         }
