@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::fleet::{peer_of, wait_online};
+use common::fleet::{peer_of, wait_offline, wait_online};
 use common::{Cell, Chance, TempDir, items, number, object, text, wait_count, wait_for};
 use grove::cli::client::percent_encode;
 use miniserde::json::{self, Object, Value};
@@ -190,6 +190,7 @@ fn only_friends_talk_and_what_was_said_stays_readable() {
     assert_eq!(ann.cli(["chat", "bob", "hello", "bob"]).ok().out, "Sent to bob.\n");
     wait_texts(&bob, "ann", &["hello bob"]);
     bob.stop();
+    wait_offline(&ann);
     assert!(ann.cli(["chat", "bob", "late"]).ok().out.starts_with("Kept for bob"));
     // History is there without a running cell.
     assert!(bob.cli(["chat", "ann", "--history", "5"]).ok().out.contains("ann: hello bob"));
@@ -579,6 +580,7 @@ fn a_conversation_goes_line_by_line_in_a_terminal() {
     say(&bob, "ann", "good");
     shows("bob: good");
     bob.stop();
+    wait_offline(&ann);
     typing.write_all(b"\nand later\n").unwrap();
     shows("gets it later");
     bob.run();

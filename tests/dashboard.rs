@@ -23,7 +23,7 @@ fn secret(cell: &Cell) -> String {
 
 fn connect(cell: &Cell) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", cell.port())).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     stream
 }
 
@@ -88,12 +88,13 @@ fn events(cell: &Cell) -> BufReader<TcpStream> {
     reader
 }
 
-/// Reads lines until one has all of these words.
-fn event_with(events: &mut BufReader<TcpStream>, words: &[&str]) {
-    let mut line = String::new();
-    while !words.iter().all(|word| line.contains(word)) {
-        line.clear();
-        assert!(events.read_line(&mut line).unwrap() > 0, "the stream ended before {words:?}");
+/// Reads lines of data until all of these words were told, together or one after the other.
+fn told_of(events: &mut BufReader<TcpStream>, words: &[&str]) {
+    let mut left = words.to_vec();
+    while !left.is_empty() {
+        let mut line = String::new();
+        assert!(events.read_line(&mut line).unwrap() > 0, "the stream ended before {left:?}");
+        left.retain(|word| !(line.starts_with("data:") && line.contains(word)));
     }
 }
 
@@ -103,9 +104,9 @@ fn changes_are_told_as_they_happen_and_watchers_are_bounded() {
     let cell = running(&temp, "ann", &[("settle.closed_ms", "60")]);
     let mut watching = events(&cell);
     fs::write(cell.home.join("new.txt"), "new").unwrap();
-    event_with(&mut watching, &["data:", "\"files\"", "\"status\""]);
+    told_of(&mut watching, &["\"files\"", "\"status\""]);
     cell.post("/collect", "{}");
-    event_with(&mut watching, &["data:", "\"jobs\""]);
+    told_of(&mut watching, &["\"jobs\""]);
 
     let more: Vec<_> = (1..16).map(|_| events(&cell)).collect();
     let full = ask(&cell, "GET /api/v1/events", "", b"");
@@ -584,6 +585,9 @@ fn cell_starts_itself_anew_with_its_ports_and_sessions() {
     assert_eq!(post(&cell, "restart", &cookie, "{}").status, 200);
     let mut rest = Vec::new();
     let _ = watching.read_to_end(&mut rest);
+    let starts = || cell.log_text().matches("ann is up").count();
+    // Before that the one that ends may answer still.
+    wait_for("it says so", || (starts() >= 2).then_some(()));
     wait_for("it is there again", || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -594,7 +598,7 @@ fn cell_starts_itself_anew_with_its_ports_and_sessions() {
         stream.read_to_string(&mut text).ok()?;
         text.starts_with("HTTP/1.1 200").then_some(())
     });
-    assert_eq!((cell.pid(), cell.log_text().matches("ann is up").count()), (pid, 2), "{}", cell.log_text());
+    assert_eq!((cell.pid(), starts()), (pid, 2), "{}", cell.log_text());
 }
 
 #[test]
@@ -789,11 +793,13 @@ fn files_that_are_only_on_peers_are_read_from_where_a_range_begins() {
         ann.try_post("/rm", "{\"path\":\"film.mp4\",\"local\":true}").is_ok().then_some(())
     });
     assert!(!ann.home.join("film.mp4").exists());
-    let before = common::number(&ann.get("/status"), "chunks.count");
+    // Counted are the film's, which are large: the catalog goes on changing a little.
+    let large = || common::loose_chunks(&ann).len();
+    let before = large();
     let last = ask(&ann, "GET /api/v1/content?path=film.mp4", "Range: bytes=20999999-\r\n", b"");
     assert_eq!((last.status, last.header("content-range")), (206, Some("bytes 20999999-21000002/21000003")));
     assert!(last.body == bytes[20_999_999..]);
-    let fetched = common::number(&ann.get("/status"), "chunks.count") - before;
+    let fetched = large().saturating_sub(before);
     assert!(fetched <= 1, "{fetched} chunks were fetched for four bytes");
     let part = ask(&ann, "GET /api/v1/content?path=film.mp4", "Range: bytes=4194300-12582920\r\n", b"");
     assert!(part.status == 206 && part.body == bytes[4_194_300..=12_582_920]);

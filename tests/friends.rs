@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::fleet::{peer_of, wait_online};
+use common::fleet::{peer_of, wait_offline, wait_online};
 use common::{Cell, TempDir, text, wait_for};
 
 fn friendship(cell: &Cell) -> String {
@@ -33,6 +33,7 @@ fn two_cells_become_friends_and_part_over_restarts() {
 
     // Asked for while the other is off: it arrives when that one is back.
     bob.stop();
+    wait_offline(&ann);
     let said = ann.cli(["peer", "friend", "bob"]).ok().out;
     assert_eq!(said, "bob is asked for friendship; it hears of it when it is next connected.\n");
     ann.stop();
