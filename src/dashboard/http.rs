@@ -692,7 +692,7 @@ mod tests {
         let handlers = Handlers::start(&socket, context).unwrap();
         let page = || -> io::Result<String> {
             let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
             stream.write_all(b"GET /api/v1/session HTTP/1.1\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text).map(|_| text)
