@@ -17,6 +17,15 @@ fn running(temp: &TempDir, name: &str, settings: &[(&str, &str)]) -> Cell {
     cell
 }
 
+/// One that will start itself anew, and must find its port free.
+fn running_at_a_port(temp: &TempDir, name: &str) -> Cell {
+    let mut cell = Cell::at(temp.path(), name);
+    cell.http_port = common::free_port();
+    cell.init(name, &[]);
+    cell.run();
+    cell
+}
+
 fn secret(cell: &Cell) -> String {
     fs::read_to_string(cell.dir.join("peer_secret")).unwrap().trim().to_owned()
 }
@@ -573,7 +582,7 @@ fn sessions_survive_a_new_start_and_are_revoked() {
 #[test]
 fn cell_starts_itself_anew_with_its_ports_and_sessions() {
     let temp = TempDir::new("dash-again");
-    let cell = running(&temp, "ann", &[]);
+    let cell = running_at_a_port(&temp, "ann");
     fs::write(cell.home.join("a.txt"), "a").unwrap();
     let cookie = signed_in(&cell);
     let (port, pid) = (cell.port(), cell.pid());
@@ -674,7 +683,7 @@ fn empty_cell_becomes_the_one_of_a_phrase() {
     lost.cli(["sync", "--wait"]);
     lost.stop();
 
-    let new = running(&temp, "new", &[]);
+    let new = running_at_a_port(&temp, "new");
     let cookie = signed_in(&new);
     let peer = friend.address();
     let ask_for = |phrase: &str, peer: &str| {

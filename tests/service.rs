@@ -129,9 +129,9 @@ fn dashboard_answers_on_sockets_that_were_handed_over_and_on_its_own() {
     command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]).arg(&cell.program);
     command.arg("--dir").arg(&cell.dir).arg("--home").arg(&cell.home).args([
         "--port",
-        "0",
+        &free_port().to_string(),
         "--peer-port",
-        "0",
+        &free_port().to_string(),
         "run",
     ]);
     command.env("LISTEN_FDS", "1").stdin(Stdio::null()).stdout(Stdio::piped());

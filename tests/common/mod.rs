@@ -248,6 +248,8 @@ pub struct Cell {
     pub home: PathBuf,
     /// The peer port stays the same from run to run, so that peers find the cell again.
     pub peer_port: u16,
+    /// Of the dashboard; 0: whichever the kernel gives. Who closes such a one for a moment may find it given to another.
+    pub http_port: u16,
     /// The program, and the user it runs as.
     pub program: PathBuf,
     pub uid: Option<u32>,
@@ -272,6 +274,7 @@ impl Cell {
             dir,
             home,
             peer_port: free_port(),
+            http_port: 0,
             program,
             uid: None,
             env: Vec::new(),
@@ -320,7 +323,7 @@ impl Cell {
             Some(host) => host.command(&self.program),
         };
         command.arg("--dir").arg(&self.dir).arg("--home").arg(&self.home);
-        command.args(["--port", "0", "--peer-port", &self.peer_port.to_string()]);
+        command.args(["--port", &self.http_port.to_string(), "--peer-port", &self.peer_port.to_string()]);
         command.args(words).stdin(Stdio::null()).env_remove("GROVE_DIR").env_remove("GROVE_HOME");
         command.env("HOME", self.dir.parent().unwrap()).current_dir(self.dir.parent().unwrap());
         if let Some(uid) = self.uid {
