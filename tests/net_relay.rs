@@ -44,16 +44,17 @@ fn hidden_cells_meet_at_a_relay_and_move_to_a_port_that_opens() {
     // The old way is given up meanwhile.
     std::thread::sleep(Duration::from_secs(5));
     let longest = asker.finish();
-    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    // A connection that is dead and not left would be one for half a minute.
+    assert!(longest < Duration::from_secs(15), "{longest:?}");
 
     // And back, when the port is closed and what went through it is dropped without a word.
     left.close();
     left.block(5679);
     plant(&a.home, "one more", &chance.bytes(100_000));
     kept(&a, 381);
-    let (_, took) = wait_route(&a, "the relay again", Duration::from_secs(20), |route| route.kind == "relay");
+    let (_, took) = wait_route(&a, "the relay again", DEADLINE, |route| route.kind == "relay");
     eprintln!("back at the relay {took:?} after something was to be sent");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     copied_within(&a, DEADLINE);
     b.verify_deep();
 }
@@ -76,7 +77,7 @@ fn relay_that_is_killed_costs_no_more_than_what_was_under_way() {
 
     let began = std::time::Instant::now();
     plant(&a.home, "large", &chance.bytes(mib << 20));
-    let limit = began + Duration::from_secs(150);
+    let limit = began + 2 * DEADLINE;
     while arrived() < total * 2 / 5 {
         assert!(std::time::Instant::now() < limit, "{} bytes in {:?}", arrived(), began.elapsed());
         std::thread::sleep(Duration::from_millis(20));
@@ -89,7 +90,7 @@ fn relay_that_is_killed_costs_no_more_than_what_was_under_way() {
     assert!(arrived() - at_kill < 1 << 20, "nothing passes without the relay");
     relay.restart();
     kept(&a, 1);
-    copied_within(&a, Duration::from_secs(150));
+    copied_within(&a, 2 * DEADLINE);
     let passed = arrived();
     eprintln!(
         "{mib} MiB in {:?}; {at_kill} bytes before the kill ({held} kept), {passed} in all, {:.3} of the file",

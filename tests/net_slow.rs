@@ -38,9 +38,9 @@ fn small_tree_passes_where_a_fifth_is_lost() {
     let asker = Asker::start(&a, remote, Duration::from_millis(200));
     plant_small(&a.home, &mut chance);
     kept(&a, 230);
-    copied_within(&a, Duration::from_secs(50));
+    copied_within(&a, DEADLINE);
     let longest = asker.finish();
-    assert!(longest < Duration::from_secs(20), "{longest:?}");
+    assert!(longest < Duration::from_secs(40), "{longest:?}");
     b.verify_deep();
 }
 
@@ -60,8 +60,8 @@ fn small_requests_are_answered_while_a_slow_line_is_full() {
     let far = home.router.ping(b_address(&b), 20);
     assert!(far.received == 20 && (300.0..400.0).contains(&far.round_trip_ms), "{far:?}");
 
-    // A file that takes 12 s at least, in the middle of which small requests are made.
-    let large = chance.bytes(3_000_000);
+    // A file that takes 24 s at least, in the middle of which small requests are made.
+    let large = chance.bytes(6_000_000);
     let (_, before) = a.host.as_ref().unwrap().traffic("eth0");
     plant(&a.home, "large", &large);
     wait_for("the line is in use", || {
@@ -73,7 +73,7 @@ fn small_requests_are_answered_while_a_slow_line_is_full() {
     let longest = asker.finish();
     let (_, sent) = a.host.as_ref().unwrap().traffic("eth0");
     assert!(
-        sent - before < 3_000_000,
+        sent - before < 6_000_000,
         "the line was not full all the time: {} bytes were sent",
         sent - before
     );
@@ -83,10 +83,11 @@ fn small_requests_are_answered_while_a_slow_line_is_full() {
         sent - before
     );
     // 0.3 s for the round trip, 0.2 s in the modem's buffer, and what the kernel had taken before.
-    assert!(longest < Duration::from_secs(4), "{longest:?}");
+    // Behind the file it would be many times as long.
+    assert!(longest < Duration::from_secs(8), "{longest:?}");
 
     plant_small(&a.home, &mut chance);
     kept(&a, 131);
-    copied_within(&a, Duration::from_secs(50));
+    copied_within(&a, DEADLINE);
     b.verify_deep();
 }

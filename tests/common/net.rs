@@ -342,7 +342,7 @@ impl Host {
     /// Echoes asked for 10 ms apart: how many came back, and their round trips on average.
     pub fn ping(&self, to: Ipv4Addr, count: u32) -> Ping {
         let mut command = self.command("ping");
-        command.args(["-q", "-i", "0.01", "-W", "1", "-c", &count.to_string(), &to.to_string()]);
+        command.args(["-q", "-i", "0.01", "-W", "2", "-c", &count.to_string(), &to.to_string()]);
         // It ends with 1 where nothing came back.
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
