@@ -235,17 +235,19 @@ fn wrong_names_and_tokens_behind_the_end_change_nothing() {
     });
 }
 
-/// A server of ann's own that writes a number each 40 ms, going on where another broke off.
+/// A server of ann's own that writes a number each 40 ms, going on where another broke off; and who asks it to linger is
+/// answered without end.
 fn own_server() -> u16 {
     hostile(|stream, request| {
+        let last = if request.contains("linger") { usize::MAX } else { 9 };
         let said = request.split("\"assistant\",\"content\":\"").nth(1).unwrap_or_default();
         let from = said.split('"').next().unwrap_or_default().split_whitespace().count();
         let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
         if std::io::Write::write_all(stream, head).is_err() {
             return;
         }
-        for n in from + 1..=9 {
-            let finish = (n == 9).then_some("stop");
+        for n in from + 1..=last {
+            let finish = (n == 9 && last == 9).then_some("stop");
             let event = [b"data: ", &chunk(&format!(" {n}"), finish)[..], b"\n\n"].concat();
             if std::io::Write::write_all(stream, &event).is_err() {
                 return;
@@ -419,8 +421,8 @@ fn hostile_beats_and_questions_are_refused_and_the_cell_goes_on() {
     a.cli(["ai", "--offer", "mallory", "--models", "grove-tiny", "--concurrent", "1"]).ok();
     assert_eq!(refused(questions(50, 2)), 55);
     println!("odd questions: {:?}", began.elapsed());
-    // One that is, and a second one beside it; who breaks it off has no place any more.
-    let question = b"{\"kind\":\"chat\",\"body\":{\"model\":\"grove-tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"count\"}]}}";
+    // One that is, and a second one beside it; who breaks it off has no place any more. Its answer is not over before that.
+    let question = b"{\"kind\":\"chat\",\"body\":{\"model\":\"grove-tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"linger\"}]}}";
     rogue.with(move |session| async move {
         for _ in 0..20 {
             let mut answering = loop {
