@@ -88,23 +88,29 @@ fn yggdrasil_is_classed_and_chosen_by_measurement() {
     });
     let (route, _) = wait_route(&b, "Yggdrasil is quicker", DEADLINE, is_ygg);
     assert!(route.address.starts_with(&format!("[{at_a}]:")), "{route:?}");
-    let before = host_a.traffic("ygg0").0;
-    plant(&b.home, "large", &chance.bytes(4_000_000));
-    copied(&b, 1);
-    let passed = host_a.traffic("ygg0").0 - before;
-    assert!(passed > 4_000_000, "{passed} bytes by Yggdrasil");
+    // Where the machine is so busy that the other way seems quicker for a while, it is tried again.
+    let mut files = 0;
+    let mut by_ygg = |chance: &mut Chance| {
+        let before = host_a.traffic("ygg0").0;
+        plant(&b.home, &format!("large {files}"), &chance.bytes(4_000_000));
+        files += 1;
+        copied(&b, files);
+        host_a.traffic("ygg0").0 - before
+    };
+    wait_for("a file goes by Yggdrasil", || {
+        wait_route(&b, "Yggdrasil is quicker", DEADLINE, is_ygg);
+        (by_ygg(&mut chance) > 4_000_000).then_some(())
+    });
 
     direct_wire.set(Quality::default());
     below_wire.set(poor);
     let near = host_a.ping([10, 1, 0, 2].into(), 10);
     assert!(near.round_trip_ms < 60.0, "{near:?}");
     bench(&b);
-    wait_route(&b, "the direct way is quicker", DEADLINE, is_direct);
-    let before = host_a.traffic("ygg0").0;
-    plant(&b.home, "other", &chance.bytes(4_000_000));
-    copied(&b, 2);
-    let passed = host_a.traffic("ygg0").0 - before;
-    assert!(passed < 2_000_000, "{passed} bytes by Yggdrasil");
+    wait_for("a file goes by the direct way", || {
+        wait_route(&b, "the direct way is quicker", DEADLINE, is_direct);
+        (by_ygg(&mut chance) < 2_000_000).then_some(())
+    });
     a.verify_deep();
 }
 
