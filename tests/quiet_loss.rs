@@ -274,7 +274,9 @@ fn local_bytes_are_not_freed_while_too_few_peers_have_them() {
     cell.ok(&["sync", "--wait"]);
     let told = cell.grove(&["rm", "--local", "d"]);
     assert!(told.code == 1 && told.err.contains("as 1 other file"), "{told:?}");
-    cell.ok(&["sync", "--wait"]);
+    until("both have two copies with peers", || {
+        cell.ls("d").iter().all(|entry| number(entry, "copies") >= 3)
+    });
     cell.ok(&["rm", "--local", "d"]);
     assert!(!cell.home.join("d/one").exists() && !cell.home.join("d/other").exists());
 }

@@ -569,10 +569,22 @@ class Cell:
         self.process.wait()
 
 
+GIVEN = set()
+
+
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One that the kernel gives to no connection by itself, so that it is free again whenever its cell starts."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 20_000)
+        if port in GIVEN:
+            continue
+        with socket.socket() as listener:
+            try:
+                listener.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        GIVEN.add(port)
+        return port
 
 
 def until(what, ask):
