@@ -221,7 +221,8 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     let temp = TempDir::new("kill-sync");
     let (mut a, mut b) = (Cell::at(temp.path(), "a"), Cell::at(temp.path(), "b"));
     // All that they say to each other passes a proxy that counts it: each knows of the other only the proxy before it.
-    let (to_a, to_b) = (Proxy::before(a.peer_port), Proxy::before(b.peer_port));
+    let to_a = Proxy::before(a.peer_port);
+    let to_b = to_a.beside(b.peer_port);
     for (cell, name, proxy) in [(&a, "ann", &to_a), (&b, "bob", &to_b)] {
         let addresses = format!("[\"{}\"]", proxy.address());
         cell.init(name, &[("sync.every_s", "1"), ("peer.addresses", &addresses)]);
@@ -231,18 +232,15 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
     invite_through(&to_a, &a, &b);
     level(&a);
     let mut kept = Kept::default();
-    let passed = || to_a.passed() + to_b.passed();
     for round in 0..SYNCS {
         let name = format!("round {round:02}");
         let folder = a.home.join(&name);
-        // Before the first file is there: the cell watches, and may push some before the last one is written.
-        let before = passed();
         let large = chance.bytes(6_000_000);
         let share = chance.below(large.len() as u64 * 9 / 10).max(1);
-        // No more than that passes before the kill, however late that comes.
-        for proxy in [&to_a, &to_b] {
-            proxy.hold_after(share);
-        }
+        // Before the first file is there: the cell watches, and may push some before the last one is written. And no more than
+        // that share passes before the kill, however late that comes.
+        let before = to_a.passed();
+        to_a.hold_at(before + share);
         let mut files = make_files(&folder, &name, &mut chance);
         fs::write(folder.join("large"), &large).unwrap();
         files.push((to_wire(format!("{name}/large").as_bytes()), large));
@@ -250,14 +248,13 @@ fn killed_sync_and_recovery_lose_nothing_acknowledged() {
         assert!(add(&a, &folder));
         kept.take(files);
         // What was added is pushed by itself. Somewhere within it the one who sends or the one who takes is killed.
-        wait_for("bytes are on their way", || (passed() >= before + share).then_some(()));
+        wait_for("bytes are on their way", || (to_a.passed() >= before + share).then_some(()));
         let killed = if round % 2 == 0 { &mut a } else { &mut b };
         killed.kill();
         // A kill that comes when all is there already would be no kill of a sync.
-        assert!(passed() < before + total, "{} bytes have passed, of {total}", passed() - before);
-        for proxy in [&to_a, &to_b] {
-            proxy.release();
-        }
+        let on_the_way = to_a.passed() - before;
+        assert!(on_the_way < total, "{on_the_way} bytes have passed, of {total}");
+        to_a.release();
         killed.run();
         killed.no_temps();
         if round % 8 == 7 {

@@ -32,14 +32,23 @@ pub struct Proxy {
 impl Proxy {
     /// Passes all connections on to `port`.
     pub fn before(port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let own = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
             passed: AtomicU64::new(0),
             hold_at: AtomicU64::new(u64::MAX),
             is_over: AtomicBool::new(false),
             streams: Mutex::default(),
         });
+        Self::sharing(port, shared)
+    }
+
+    /// Another one, before another port: what passes the two is counted, and held up, together.
+    pub fn beside(&self, port: u16) -> Self {
+        Self::sharing(port, Arc::clone(&self.shared))
+    }
+
+    fn sharing(port: u16, shared: Arc<Shared>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let own = listener.local_addr().unwrap().port();
         let for_all = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -63,9 +72,9 @@ impl Proxy {
         self.shared.passed.load(Ordering::SeqCst)
     }
 
-    /// Holds everything up, silently, once so many bytes more have passed; one piece more may pass each way.
-    pub fn hold_after(&self, bytes: u64) {
-        self.shared.hold_at.store(self.passed().saturating_add(bytes), Ordering::SeqCst);
+    /// Holds everything up, silently, once so many bytes have passed in all; one piece more may pass each way.
+    pub fn hold_at(&self, bytes: u64) {
+        self.shared.hold_at.store(bytes, Ordering::SeqCst);
     }
 
     /// Holds nothing up any more.
