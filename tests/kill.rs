@@ -68,15 +68,22 @@ fn add(cell: &Cell, path: &Path) -> bool {
     cell.cli([OsStr::new("add"), path.as_os_str()]).status.success()
 }
 
-/// Lets `work` run in another thread and calls `kill` after a random time of at most `max_ms`.
-fn kill_within<T: Send>(chance: &mut Chance, max_ms: u64, pid: u32, work: impl FnOnce() -> T + Send) -> T {
+/// Lets `work` run in another thread and kills after a random time of at most `max_ms`. Gives what came of it, and whether it
+/// was over before the kill.
+fn kill_within<T: Send>(
+    chance: &mut Chance,
+    max_ms: u64,
+    pid: u32,
+    work: impl FnOnce() -> T + Send,
+) -> (T, bool) {
     let delay = Duration::from_micros(chance.below(max_ms * 1000));
     std::thread::scope(|scope| {
         let working = scope.spawn(work);
         std::thread::sleep(delay);
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        let was_over = working.is_finished();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        working.join().unwrap()
+        (working.join().unwrap(), was_over)
     })
 }
 
@@ -90,8 +97,8 @@ fn killed_import_loses_nothing_acknowledged() {
     let mut kept = Kept::default();
     let (mut acknowledged, mut unfinished, mut newest, mut kills) = (0, 0, 0, 0);
     let changing = cell.home.join("changing");
-    // Where all was acknowledged the next kill comes sooner, and where nothing was it comes later: on a quick machine and on a
-    // busy one it falls into the midst of the imports.
+    // Where all was over the next kill comes sooner, and where nothing was acknowledged it comes later: on a quick machine and
+    // on a busy one it falls into the midst of the imports. What is added after the kill is added without a cell.
     let mut latest_ms = 400;
     for round in 0..4 * IMPORTS {
         if kills >= IMPORTS && unfinished >= IMPORTS / 4 && acknowledged >= IMPORTS / 4 {
@@ -107,7 +114,7 @@ fn killed_import_loses_nothing_acknowledged() {
             .collect();
         let mut seeds = Chance(chance.next());
         let shared = &cell;
-        let (done, last) = kill_within(&mut chance, latest_ms, cell.pid(), || {
+        let ((done, last), was_over) = kill_within(&mut chance, latest_ms, cell.pid(), || {
             let (mut done, mut last) = (Vec::new(), None);
             fs::write(&changing, format!("{} {}", round + 1, "x".repeat(100_000))).unwrap();
             if add(shared, &changing) {
@@ -124,10 +131,10 @@ fn killed_import_loses_nothing_acknowledged() {
         });
         cell.kill();
         kills += 1;
-        match done.len() {
-            0 => latest_ms = latest_ms * 5 / 4,
-            count if count == batches.len() => latest_ms = (latest_ms * 4 / 5).max(10),
-            _ => {}
+        if was_over {
+            latest_ms = latest_ms * 4 / 5;
+        } else if done.is_empty() {
+            latest_ms = latest_ms * 5 / 4;
         }
         acknowledged += done.len();
         unfinished += usize::from(done.len() < batches.len());
@@ -338,7 +345,7 @@ fn killed_restore_goes_on_and_loses_nothing() {
             cell.cli(["rm", "tree"]).ok();
             assert!(!cell.home.join("tree").exists());
         }
-        let done = kill_within(&mut chance, 350, cell.pid(), || {
+        let (done, _) = kill_within(&mut chance, 350, cell.pid(), || {
             let said = match is_home {
                 true => shared.cli(["restore", "tree"]),
                 false => shared.cli([
@@ -404,7 +411,7 @@ fn killed_collection_takes_nothing_that_is_needed() {
         let late = format!("late {round:02}");
         let late_folder = cell.home.join(&late);
         let mut seeds = Chance(chance.next());
-        let (done, added) = kill_within(&mut chance, 200, cell.pid(), || {
+        let ((done, added), _) = kill_within(&mut chance, 200, cell.pid(), || {
             let collecting = shared.try_post("/collect", "{}").map(|answer| number(&answer, "job"));
             // An import beside it.
             let files = make_files(&late_folder, &late, &mut seeds);
