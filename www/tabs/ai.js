@@ -107,6 +107,7 @@ class AiPage {
       this.log.replaceChildren(waiting());
       try {
         const talk = await this.ctx.api.get(`ai/conversations/${this.talk}`, {}, { signal: this.ctx.signal });
+        await this.known;
         if (this.talk !== id) return;
         this.messages = talk.messages;
         this.model.value = talk.model || "auto";
@@ -154,7 +155,7 @@ class AiPage {
 
   async send() {
     const content = this.input.value.trim();
-    if (!content || this.answering) return;
+    if (!content || this.answering || this.log.querySelector(".waiting")) return;
     this.input.value = "";
     this.grow();
     this.messages.push({ role: "user", content, at_unix: Math.floor(Date.now() / 1000) });
@@ -375,7 +376,8 @@ export async function open(root, ctx) {
     return;
   }
   current = new AiPage(root, ctx);
-  await current.loadModels();
+  // One may ask at once: what is shown is not cleared any more when the models are known.
+  current.known = current.loadModels();
   await current.show(ctx.path[0]);
 }
 
