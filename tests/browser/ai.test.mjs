@@ -50,11 +50,22 @@ test("an answer is written as it comes, harmless, kept here, stopped and asked f
   await ann.setUp();
   const page = await signIn(ann);
   await waitFor("the model is known", async () => (await ann.api("GET", "ai")).models.length > 0);
+  // One asks before the page has heard which models there are, and is answered all the same.
+  const place = "**/api/v1/ai";
+  let hear;
+  const heard = new Promise((done) => { hear = done; });
+  await page.route(place, async (route) => {
+    await heard;
+    await route.continue().catch(() => {});
+  });
   await goTo(page, "ai");
   await page.getByLabel("Ask something").fill("hello");
   await page.keyboard.press("Enter");
   const answer = page.locator(".bubble:not(.ours) .said");
   await answer.locator("blockquote").waitFor();
+  hear();
+  await page.unroute(place);
+  await page.getByLabel("Model").locator("option", { hasText: "tiny" }).waitFor({ state: "attached" });
   assert.equal(await answer.locator("img, script").count(), 0);
   assert.equal(await answer.locator(".said-heading").innerText(), "A heading");
   assert.deepEqual(await answer.locator("a").evaluateAll((links) => links.map((link) => link.href)), ["https://example.org/", "https://example.org/x.png"]);

@@ -19,8 +19,10 @@ export const chromiumPath = () => process.env.CHROMIUM ?? PLACES.find((place) =>
 const TEXT_MAX = 1500;
 // How long a page is waited for; only what fails takes so long.
 const PAGE_MS_MAX = 90_000;
-// For whoever looks for what is chance: GROVE_TEST_CPU=4 makes every page four times slower.
+// For whoever looks for what is chance: GROVE_TEST_CPU=4 makes every page four times slower, GROVE_TEST_LATE=800 sends what it asks
+// of the cell up to 800 ms late, so that answers come in another order.
 const CPU_RATE = Number(process.env.GROVE_TEST_CPU ?? 1);
+const LATE_MS = Number(process.env.GROVE_TEST_LATE ?? 0);
 
 let browser = null;
 const pages = new Set();
@@ -72,6 +74,12 @@ export async function newPage({ width = 1280, height = 800, scheme = "light", ..
   if (CPU_RATE > 1) await (await context.newCDPSession(page)).send("Emulation.setCPUThrottlingRate", { rate: CPU_RATE });
   // A page that is left while its service worker is fetched: the browser reports the fetch that it broke off itself.
   const allowed = [/unknown error occurred when fetching the script/];
+  if (LATE_MS > 0) {
+    await context.route("**/api/**", async (route) => {
+      await new Promise((done) => setTimeout(done, Math.random() * LATE_MS));
+      await route.continue().catch(() => {});
+    });
+  }
   page.problems = [];
   page.heard = [];
   const note = (text) => {
