@@ -58,12 +58,19 @@ pub fn tidy(vault: &Vault) -> Result<Collected, VaultError> {
             "what came from another catalog has not all got its place in the tree: {why}; it is tried again"
         );
     }
-    thin_all(vault)?;
-    keep_to_budget(vault)?;
-    empty_trash(vault)?;
-    copies::tidy(vault)?;
-    publish::publish(vault)?;
+    // On a full disk what makes room waits for nothing that needs some.
+    let done = [
+        thin_all(vault).map(drop),
+        keep_to_budget(vault).map(drop),
+        empty_trash(vault).map(drop),
+        copies::tidy(vault).map_err(VaultError::from),
+    ];
+    let published = publish::publish(vault);
     let collected = collect(vault)?;
+    if published.is_err() {
+        publish::publish(vault)?;
+    }
+    done.into_iter().collect::<Result<(), _>>()?;
     copies::settle(vault)?;
     Ok(collected)
 }
@@ -726,6 +733,19 @@ mod tests {
         keep(b"film", 4, 45_000);
         assert_eq!(keep_to_budget(&vault).unwrap(), 2, "the oldest go until it is enough");
         assert_eq!(keep_to_budget(&vault).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_disk_too_full_for_the_catalog_is_tidied_and_then_the_catalog_has_room() {
+        let store = Arc::new(MemoryStore::new());
+        let vault = vault(&store);
+        files::keep_in(&vault, NodeId::ROOT, b"notes", &[vec![1; 300]]).unwrap();
+        let junk = put(&vault, 7, 5000, Own::No);
+        store.set_capacity(vault.store.free().map(|space| space.total - space.free).unwrap());
+        assert!(publish::publish(&vault).is_err(), "there is no room");
+        assert_eq!(tidy(&vault).unwrap().chunks, 1);
+        assert!(vault.local_chunk(&junk).unwrap().is_none());
+        assert!(!vault.db.read(|t| t.segments()).unwrap().is_empty(), "it is published");
     }
 
     #[test]

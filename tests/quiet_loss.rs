@@ -250,14 +250,32 @@ fn freed_file_outlives_a_power_cut_right_after() {
 }
 
 #[test]
-fn local_bytes_are_not_freed_while_no_peer_has_them() {
+fn local_bytes_are_not_freed_while_too_few_peers_have_them() {
     let temp = Temp::new("alone");
     let cell = running(&temp, "ann");
-    cell.write("only", "copy");
+    fs::create_dir(cell.home.join("d")).unwrap();
+    cell.write("d/one", "copy");
+    cell.write("d/other", "copies");
     cell.scan();
-    let told = cell.grove(&["rm", "--local", "only"]);
-    assert!(told.code == 1 && told.err.contains("copies"), "{told:?}");
-    assert_eq!(cell.read("only"), b"copy");
+    let told = cell.grove(&["rm", "--local", "d/one"]);
+    assert!(told.code == 1 && told.err.contains("this cell has no peer"), "{told:?}");
+    assert_eq!(cell.read("d/one"), b"copy");
+    // One peer cannot hold two copies, so none is asked of it that would be missing for ever.
+    let bob = running(&temp, "bob");
+    cell.befriend(&bob);
+    cell.ok(&["sync", "--wait"]);
+    let told = cell.grove(&["rm", "--local", "d"]);
+    assert!(told.code == 1 && told.err.contains("1 of 2 copies") && told.err.contains("1 peer;"), "{told:?}");
+    cell.ok(&["sync", "--wait"]);
+    // With two it is asked once for all that lies in the folder.
+    let cat = running(&temp, "cat");
+    cell.befriend(&cat);
+    cell.ok(&["sync", "--wait"]);
+    let told = cell.grove(&["rm", "--local", "d"]);
+    assert!(told.code == 1 && told.err.contains("as 1 other file"), "{told:?}");
+    cell.ok(&["sync", "--wait"]);
+    cell.ok(&["rm", "--local", "d"]);
+    assert!(!cell.home.join("d/one").exists() && !cell.home.join("d/other").exists());
 }
 
 #[test]

@@ -554,10 +554,13 @@ impl Cell {
             Err(answer) => return answer,
         };
         let local = fields.bool("local");
+        let peers = self.sync.borrow().as_ref().map_or(u64::MAX, |sync| sync.peer_count());
         // A scan in between would find on disk what the tree has no more, and keep it anew.
         let held = self.keeper.hold().await;
         let outcome = pool(&self.vault, move |v| match local {
-            true => Ok(Removed::Each(places.iter().map(|path| doing::free_locally(v, path)).collect())),
+            true => {
+                Ok(Removed::Each(places.iter().map(|path| doing::free_locally(v, path, peers)).collect()))
+            }
             false => doing::remove(v, &places, meant),
         })
         .await;

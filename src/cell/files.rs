@@ -735,14 +735,16 @@ fn delete_from_disk(folder: &Folder, name: &[u8]) -> Result<(), VaultError> {
 }
 
 /// Frees the local bytes of a file or of all files in a folder, where peers hold enough copies without them. The state is
-/// in the catalog before a file goes. Gives what was freed.
-pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<Weight, VaultError> {
+/// in the catalog before a file goes. Gives what was freed. Where copies are missing, nothing is freed, and they are asked for
+/// if there are peers enough: `peers` is how many this cell has.
+pub fn free_locally(vault: &Vault, path: &[u8], peers: u64) -> Result<Weight, VaultError> {
     let root = Folder::open_root(&vault.home).map_err(VaultError::io("cannot open GroveHome"))?;
     crate::files::marker::check(vault, &root)?;
     let top = vault.db.read(|t| node_at(t, path))?;
     let mut files = Vec::new();
     gather_files(vault, top, &mut files)?;
     let mut freed = Vec::new();
+    let (mut lacking, mut lacking_count) = (None, 0);
     for node in files {
         if node.state != NodeState::Present || node.kind != Kind::File {
             continue;
@@ -759,16 +761,34 @@ pub fn free_locally(vault: &Vault, path: &[u8]) -> Result<Weight, VaultError> {
         }
         let (least, wanted) = remote_copies(vault, &node, by_folder)?;
         if least < wanted {
-            // Asked for once, a copy more is made on another peer; then the same command frees the file.
-            want_extra(vault, &node, Extra::Wanted)?;
-            return Err(VaultError::Refused(format!(
-                "{} has {least} of {wanted} copies on peers, and is not freed yet; the missing ones are made now if another peer is \
-                 there. Try again in a while; add a peer with `grove invite`, or lower the number, with `grove copies FOLDER N` for \
-                 a folder or \"copies\" in config.json for all",
-                show(&names)
-            )));
+            // Asked for once, a copy more is made on another peer; then the same command frees all.
+            if wanted <= peers {
+                want_extra(vault, &node, Extra::Wanted)?;
+            }
+            lacking.get_or_insert((show(&names), least, wanted));
+            lacking_count += 1;
+            continue;
         }
         freed.push(node);
+    }
+    if let Some((name, least, wanted)) = lacking {
+        let others = match lacking_count - 1 {
+            0 => String::new(),
+            1 => ", as 1 other file is not".to_owned(),
+            count => format!(", as {count} other files are not"),
+        };
+        let then = match peers {
+            0 => "this cell has no peer; add one with `grove invite`".to_owned(),
+            _ if peers < wanted => {
+                let word = if peers == 1 { "peer" } else { "peers" };
+                format!("this cell has {peers} {word}; add one with `grove invite`")
+            }
+            _ => "the missing ones are made now if another peer is there; try again in a while".to_owned(),
+        };
+        return Err(VaultError::Refused(format!(
+            "{name} has {least} of {wanted} copies on peers, and is not freed yet{others}: {then}. Or lower the number, with `grove \
+             copies FOLDER N` for a folder or \"copies\" in config.json for all"
+        )));
     }
     let bytes = freed.iter().map(|node| node.size).sum();
     vault.db.change(|t| -> Result<(), DbError> {

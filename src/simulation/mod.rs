@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::id::ChunkName;
 use crate::keys::random;
-use crate::placement::{CopyState, DbError, Tables};
+use crate::placement::{CopyState, DbError, Own, Tables};
 use crate::pool::unblock;
 use crate::publish;
 use crate::routes::{Kind, Speed};
@@ -612,6 +612,9 @@ impl Sim {
             crate::gc::tidy(vault)?;
             crate::gc::gather_cold(vault).map(drop)
         });
+        self.settle()?;
+        // As often a cell asks for all that should lie here and does not.
+        self.fetch_absent(at);
         self.settle()
     }
 
@@ -811,13 +814,17 @@ impl Sim {
             .collect()
     }
 
-    /// Those of them that run and know where the bytes lie. What a pack holds of a chunk that was let go counts as no copy: it
-    /// goes when the pack is rewritten.
+    /// Those of them that run, know where the bytes lie, and keep them for somebody. What was let go counts as no copy, though
+    /// its bytes are there until the next collection, or until their pack is rewritten.
     fn kept_at(&self, name: ChunkName) -> impl Iterator<Item = usize> + '_ {
         self.sound_at(name).into_iter().filter(move |at| {
-            self.vault(*at).is_some_and(|vault| {
-                vault.db.read(|t| t.chunk(&name)).is_ok_and(|row| row.is_some_and(|row| row.place.is_some()))
-            })
+            let is_kept = self.vault(*at).map(|vault| {
+                vault.db.read(|t| match t.chunk(&name)?.filter(|row| row.place.is_some()) {
+                    Some(row) => Ok(t.own(row.id)? != Own::No || t.is_held(row.id)?),
+                    None => Ok::<_, DbError>(false),
+                })
+            });
+            is_kept.is_some_and(|kept| kept.unwrap_or(false))
         })
     }
 
@@ -1136,7 +1143,12 @@ impl Sim {
 
     /// A cell fetches what is not here of its files, from whoever has it.
     fn refill(&mut self, at: usize) -> Checked {
-        let Some(running) = &self.machines[at].running else { return Ok(()) };
+        self.fetch_absent(at);
+        self.pass(Duration::from_secs(60))
+    }
+
+    fn fetch_absent(&self, at: usize) {
+        let Some(running) = &self.machines[at].running else { return };
         let (sync, vault) = (Rc::clone(&running.sync), Arc::clone(&running.vault));
         self.spawn(at, async move {
             let names = unblock(move || files::absent(&vault)).await.unwrap_or_default();
@@ -1144,7 +1156,6 @@ impl Sim {
                 drop(sync.fetch(names).await);
             }
         });
-        self.pass(Duration::from_secs(60))
     }
 
     /// Everything needed of a cell can be read there, to the byte.

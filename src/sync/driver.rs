@@ -800,6 +800,11 @@ impl Sync {
 
     // ---- Peers and invites ----
 
+    /// How many peers there are.
+    pub fn peer_count(&self) -> u64 {
+        self.gate.peers().len() as u64
+    }
+
     /// All peers, in the order in which they came.
     pub async fn peers(&self) -> Result<Vec<PeerView>, VaultError> {
         let rows = self.gate.peers();
