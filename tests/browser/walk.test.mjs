@@ -186,3 +186,39 @@ test("signing in, out, and with a second factor", async () => {
   await again.done();
   await cell.end();
 });
+
+test("who signs out is shown the sign-in once, and what is typed there stays", async () => {
+  const cell = await Cell.start("leaving");
+  await cell.setUp();
+  const page = await signIn(cell);
+  page.allow(/401/);
+  // What the page has asked before is answered when its session is over, and before it has looked who is there.
+  let isOver;
+  const over = new Promise((done) => { isOver = done; });
+  await page.route("**/api/v1/status", async (route) => {
+    await over;
+    await route.continue().catch(() => {});
+  });
+  let looks = 0;
+  await page.route("**/api/v1/session", async (route) => {
+    looks += 1;
+    if (looks === 1) {
+      const refused = page.waitForResponse((response) => response.status() === 401 && response.url().endsWith("/status"));
+      isOver();
+      await refused;
+      // The page has heard it.
+      await page.evaluate(() => new Promise((done) => { setTimeout(done); }));
+    }
+    await route.continue().catch(() => {});
+  });
+  const asked = page.waitForRequest("**/api/v1/status");
+  await page.evaluate(async () => (await import("/ui/live.js")).changed("status"));
+  await asked;
+  await page.getByRole("button", { name: "Sign out", exact: true }).first().click();
+  await page.getByLabel("Password").fill("half a pass");
+  await page.evaluate(async () => (await import("/api.js")).get("status").catch(() => {}));
+  assert.equal(looks, 1);
+  assert.equal(await page.getByLabel("Password").inputValue(), "half a pass");
+  await page.done();
+  await cell.end();
+});
