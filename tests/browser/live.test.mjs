@@ -47,7 +47,11 @@ test("Home says that files are safe once they are, and a trial restore proves it
   ann.put("keep/me.txt", "important ".repeat(500));
   await page.getByText("machine only").waitFor();
   await befriend(ann, bob);
-  await waitFor("Home says so", async () => /safe, with 2/.test(await page.locator("#sentence").innerText()));
+  await waitFor("Home says so", async () => /safe, with 2/.test(await page.locator("#sentence").innerText())).catch(async (error) => {
+    // Whether the copy is missing, or only the word of it.
+    const { copies, files, uptime_s: up } = await ann.api("GET", "status");
+    throw new Error(`${error.message}; the cell says ${JSON.stringify({ copies, files, up })}`);
+  });
   await page.getByRole("button", { name: "Try now" }).click();
   await page.getByText("The trial restore has ended.").waitFor({ timeout: 60_000 });
   await page.getByText("Worked").waitFor();
