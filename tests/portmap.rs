@@ -116,6 +116,7 @@ END",
             for _ in 0..10 {
                 if let Ok(mut stream) = TcpStream::connect_timeout(&external, Duration::from_millis(200)) {
                     let mut said = [0; 4];
+                    stream.set_read_timeout(Some(DEADLINE)).unwrap();
                     return stream.read_exact(&mut said).is_ok() && &said == b"cell";
                 }
                 thread::sleep(Duration::from_millis(20));

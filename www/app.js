@@ -23,7 +23,7 @@ async function start() {
   isIn = session.signed_in;
   const isWalking = session.fresh && sessionStorage.getItem("walk") !== "done";
   if (session.signed_in && !isWalking) {
-    showFrame(session, start);
+    showFrame(session, leave);
     return;
   }
   hideFrame();
@@ -31,13 +31,14 @@ async function start() {
   await entrance.show(session, start);
 }
 
-api.whenSignedOut(() => {
-  // Uploads go on asking: what is being typed into the sign-in is not taken away by that.
+/** Back to the sign-in, once: uploads go on asking, and what is being typed there is not taken away by that. */
+function leave() {
   if (!isIn) return;
   isIn = false;
   hideFrame();
   start();
-});
+}
+api.whenSignedOut(leave);
 // Another tab may have signed in meanwhile.
 document.addEventListener("visibilitychange", async () => {
   if (document.hidden || isIn) return;

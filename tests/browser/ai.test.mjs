@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import { checkAxe, goTo, signIn } from "./lib/browser.mjs";
-import { Cell } from "./lib/cell.mjs";
+import { Cell, request } from "./lib/cell.mjs";
 import { test, waitFor } from "./lib/runner.mjs";
 
 const HOSTILE = [
@@ -50,11 +50,22 @@ test("an answer is written as it comes, harmless, kept here, stopped and asked f
   await ann.setUp();
   const page = await signIn(ann);
   await waitFor("the model is known", async () => (await ann.api("GET", "ai")).models.length > 0);
+  // One asks before the page has heard which models there are, and is answered all the same.
+  const place = "**/api/v1/ai";
+  let hear;
+  const heard = new Promise((done) => { hear = done; });
+  await page.route(place, async (route) => {
+    await heard;
+    await route.continue().catch(() => {});
+  });
   await goTo(page, "ai");
   await page.getByLabel("Ask something").fill("hello");
   await page.keyboard.press("Enter");
   const answer = page.locator(".bubble:not(.ours) .said");
   await answer.locator("blockquote").waitFor();
+  hear();
+  await page.unroute(place);
+  await page.getByLabel("Model").locator("option", { hasText: "tiny" }).waitFor({ state: "attached" });
   assert.equal(await answer.locator("img, script").count(), 0);
   assert.equal(await answer.locator(".said-heading").innerText(), "A heading");
   assert.deepEqual(await answer.locator("a").evaluateAll((links) => links.map((link) => link.href)), ["https://example.org/", "https://example.org/x.png"]);
@@ -65,14 +76,20 @@ test("an answer is written as it comes, harmless, kept here, stopped and asked f
   assert.equal(await page.evaluate(() => window.hacked), undefined);
   await page.locator(".bubble-foot").getByText("ann").waitFor();
   await checkAxe(page, "an answer");
+  // An answer has ended when one can send again, and is kept when it stands in the list.
+  const ended = () => page.locator(".ai-log[aria-busy=false]").waitFor();
+  const kept = page.locator(".talk").getByText("hello");
+  await ended();
+  await kept.waitFor();
 
   await page.reload();
-  await page.locator(".talk").getByText("hello").waitFor();
+  await kept.waitFor();
   await page.locator(".bubble:not(.ours) blockquote").waitFor();
   await page.getByRole("button", { name: "Answer again" }).click();
   await waitFor("it is asked again", () => asked.length === 2);
   assert.equal(asked[1].messages.length, 1);
   await page.locator(".bubble:not(.ours) blockquote").waitFor();
+  await ended();
 
   await page.getByLabel("Ask something").fill("write slowly");
   await page.keyboard.press("Enter");
@@ -98,11 +115,19 @@ test("a model server is tried and used, and a key is made and ended", async () =
   await page.getByRole("button", { name: "Use it", exact: true }).click();
   await page.locator(".pill").getByText("ready").or(page.locator(".pill").getByText("busy")).waitFor();
   await page.getByLabel("Name of the program or machine").fill("laptop");
+  // What is typed stays, whatever changes meanwhile.
+  const told = page.waitForResponse((response) => response.url().endsWith("/api/v1/ai"));
+  await page.evaluate(async () => {
+    document.activeElement.blur();
+    (await import("/ui/live.js")).changed("ai");
+  });
+  await told;
+  await checkAxe(page, "a key that is not made yet");
   await page.getByRole("button", { name: "Make a key" }).click();
   const key = await page.locator("dialog .copy-box code").innerText();
   assert.match(key, /^grove-[0-9a-f]{64}$/);
   await page.locator("dialog").getByRole("button", { name: "Close" }).first().click();
-  const models = await fetch(`${ann.url}/v1/models`, { headers: { Authorization: `Bearer ${key}` } });
+  const models = await request("GET", `${ann.url}/v1/models`, { Authorization: `Bearer ${key}` });
   assert.equal(models.status, 200);
   await page.getByRole("button", { name: "End it" }).click();
   await page.getByText("laptop").waitFor({ state: "detached" });

@@ -26,7 +26,7 @@ test("what two cells have stored for each other is shown, alike on both sides, a
   await waitFor("both have signed", async () => {
     const [ours, theirs] = [await known(ann), await known(bob)];
     return ours?.earned_mleaf > 50 && ours.spent_mleaf > 50 && ours.earned_byte_hours === theirs.spent_byte_hours && ours.spent_byte_hours === theirs.earned_byte_hours;
-  }, 60_000);
+  });
   await page.reload();
   await goTo(page, "bounty");
   const card = page.locator('[data-bounty-peer][data-name="bob"]');

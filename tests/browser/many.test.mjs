@@ -15,7 +15,7 @@ test("50,000 files in one folder scroll smoothly, are found and selected", async
   const folder = path.join(cell.home, "many");
   fs.mkdirSync(folder);
   for (let n = 0; n < COUNT; n += 1) fs.writeFileSync(path.join(folder, `file ${String(n).padStart(5, "0")}.txt`), "");
-  await waitFor("all are kept", async () => (await cell.api("GET", "status")).files.count >= COUNT, 280_000);
+  await waitFor("all are kept", async () => (await cell.api("GET", "status")).files.count >= COUNT, 480_000);
   const page = await signIn(cell);
   await goTo(page, "files/many");
   await page.locator('.virtual > li[data-name="file 00000.txt"]').waitFor();

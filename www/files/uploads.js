@@ -50,8 +50,13 @@ export class Uploads {
     this.askAt = Infinity;
     this.isAsking = false;
     addEventListener("beforeunload", (event) => { if (this.isBusy) event.preventDefault(); });
+    // Ids of other tabs' uploads; one that is busy says late that it has them.
+    this.others = new Set();
     tabs?.addEventListener("message", ({ data }) => {
       if (data.who) tabs.postMessage({ here: this.items.filter((each) => each.id && each.state !== "left").map((each) => each.id) });
+      for (const id of data.here ?? []) this.others.add(id);
+      this.items = this.items.filter((each) => each.state !== "left" || !this.others.has(each.id));
+      this.tell();
     });
   }
 
@@ -107,20 +112,16 @@ export class Uploads {
 
   /** What was begun before and is not whole, and is not another tab's. */
   async loadLeft() {
-    const others = new Set();
-    const hear = ({ data }) => { for (const id of data.here ?? []) others.add(id); };
     try {
-      tabs?.addEventListener("message", hear);
       tabs?.postMessage({ who: true });
       const [{ uploads }] = await Promise.all([api.get("uploads"), new Promise((done) => setTimeout(done, tabs ? OTHERS_MS : 0))]);
       for (const { id, path, size, offset } of uploads ?? []) {
-        if (!others.has(id) && !this.items.some((each) => each.id === id)) this.items.push({ path, file: null, size, offset, id, state: "left", error: "" });
+        if (!this.others.has(id) && !this.items.some((each) => each.id === id)) this.items.push({ path, file: null, size, offset, id, state: "left", error: "" });
       }
       this.tell();
     } catch {
       // Without it they are begun anew.
     }
-    tabs?.removeEventListener("message", hear);
   }
 
   pump() {

@@ -107,6 +107,7 @@ class AiPage {
       this.log.replaceChildren(waiting());
       try {
         const talk = await this.ctx.api.get(`ai/conversations/${this.talk}`, {}, { signal: this.ctx.signal });
+        await this.known;
         if (this.talk !== id) return;
         this.messages = talk.messages;
         this.model.value = talk.model || "auto";
@@ -154,7 +155,7 @@ class AiPage {
 
   async send() {
     const content = this.input.value.trim();
-    if (!content || this.answering) return;
+    if (!content || this.answering || this.log.querySelector(".waiting")) return;
     this.input.value = "";
     this.grow();
     this.messages.push({ role: "user", content, at_unix: Math.floor(Date.now() / 1000) });
@@ -331,8 +332,25 @@ async function setup(root, ctx) {
     return el("div", { className: "stack" }, on, el("details", {}, el("summary", {}, t("ai.limits")), el("div", { className: "stack" }, which.root, tokens.root, from.root, to.root, many.root)));
   }
 
-  async function paint() {
+  const name = field(t("ai.key.name"), { required: true, maxLength: 64 });
+  const keyList = el("ul", { className: "lines" });
+  keys.append(keyList, el("form", { className: "stack", on: { submit: async (event) => {
+    event.preventDefault();
+    try {
+      const { key: made } = await api.post("ai/keys", { name: name.input.value });
+      name.input.value = "";
+      await ctx.dialog({ title: t("ai.key.made"), body: [el("p", {}, t("ai.key.once")), copyBox(made, t("ai.key.made"))] });
+      await paint();
+    } catch (error) {
+      ctx.fail(error);
+    }
+  } } }, name.root, el("div", { className: "actions" }, button(t("ai.key.make"), null, { type: "submit", kind: "main" }))));
+
+  const isTyping = () => body.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
+
+  async function paint(isLive) {
     const [told, { peers }] = await Promise.all([api.get("ai", {}, { signal: ctx.signal }), api.get("peers", {}, { signal: ctx.signal })]);
+    if (isLive && isTyping()) return;
     folder.textContent = t("ai.folder", { folder: told.models_folder });
     const kinds = { ready: "good", busy: "warn", loading: "warn", asleep: "", down: "bad" };
     servers.replaceChildren(el("ul", { className: "lines" }, told.backends.map((one) => el("li", { className: "feed-row" },
@@ -343,20 +361,9 @@ async function setup(root, ctx) {
     const own = told.models.filter((model) => model.on.includes(told.cell)).map((model) => model.id);
     offers.replaceChildren(...friends.map((friend) => offerRow(friend, told.offers.find((offer) => offer.id === friend.id), own)));
     if (friends.length === 0) offers.append(el("p", { className: "muted" }, t("ai.no_friends")));
-    const name = field(t("ai.key.name"), { required: true, maxLength: 64 });
-    keys.replaceChildren(el("ul", { className: "lines" }, told.keys.map((one) => el("li", { className: "feed-row" }, el("div", { className: "file-words" }, el("p", { className: "strong cut" }, one.name), el("p", { className: "small muted" }, one.used_unix ? t("ai.key.used", { when: format.when(one.used_unix) }) : t("ai.key.unused"))), button(t("ai.key.revoke"), run(() => api.post("ai/keys/revoke", { id: one.id })))))),
-      el("form", { className: "stack", on: { submit: async (event) => {
-        event.preventDefault();
-        try {
-          const { key: made } = await api.post("ai/keys", { name: name.input.value });
-          await ctx.dialog({ title: t("ai.key.made"), body: [el("p", {}, t("ai.key.once")), copyBox(made, t("ai.key.made"))] });
-          await paint();
-        } catch (error) {
-          ctx.fail(error);
-        }
-      } } }, name.root, el("div", { className: "actions" }, button(t("ai.key.make"), null, { type: "submit", kind: "main" }))));
+    keyList.replaceChildren(...told.keys.map((one) => el("li", { className: "feed-row" }, el("div", { className: "file-words" }, el("p", { className: "strong cut" }, one.name), el("p", { className: "small muted" }, one.used_unix ? t("ai.key.used", { when: format.when(one.used_unix) }) : t("ai.key.unused"))), button(t("ai.key.revoke"), run(() => api.post("ai/keys/revoke", { id: one.id }))))));
   }
-  ctx.events.on("ai", () => { if (!body.contains(document.activeElement) || document.activeElement.tagName !== "INPUT") paint().catch(() => {}); });
+  ctx.events.on("ai", () => { if (!isTyping()) paint(true).catch(() => {}); });
   await paint();
 }
 
@@ -369,7 +376,8 @@ export async function open(root, ctx) {
     return;
   }
   current = new AiPage(root, ctx);
-  await current.loadModels();
+  // One may ask at once: what is shown is not cleared any more when the models are known.
+  current.known = current.loadModels();
   await current.show(ctx.path[0]);
 }
 

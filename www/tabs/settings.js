@@ -225,7 +225,8 @@ export async function open(root, ctx) {
               await api.post("phrase/kept", { words: Object.fromEntries(places.map((n, at) => [n, fields[at].input.value.trim().toLowerCase()])) });
               ctx.toast(t("phrase.done"));
               ctx.refresh();
-              setTimeout(() => phrase(), 2000);
+              const timer = setTimeout(phrase, 2000);
+              stop = () => clearTimeout(timer);
               check.replaceChildren(el("p", { className: "pill good" }, t("phrase.kept")));
             }));
           }, { kind: "main" })));

@@ -17,6 +17,12 @@ export const SHOTS = path.join(TARGET, "screenshots");
 export const chromiumPath = () => process.env.CHROMIUM ?? PLACES.find((place) => fs.existsSync(place));
 
 const TEXT_MAX = 1500;
+// How long a page is waited for; only what fails takes so long.
+const PAGE_MS_MAX = 90_000;
+// For whoever looks for what is chance: GROVE_TEST_CPU=4 makes every page four times slower, GROVE_TEST_LATE=800 sends what it asks
+// of the cell up to 800 ms late, so that answers come in another order.
+const CPU_RATE = Number(process.env.GROVE_TEST_CPU ?? 1);
+const LATE_MS = Number(process.env.GROVE_TEST_LATE ?? 0);
 
 let browser = null;
 const pages = new Set();
@@ -45,7 +51,9 @@ witness(async () => {
 });
 
 export async function launch() {
-  browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS, handleSIGTERM: false, handleSIGINT: false, handleSIGHUP: false });
+  // One that has crashed fails one test, not all that follow.
+  if (browser?.isConnected() === false) browser = null;
+  browser ??= await chromium.launch({ executablePath: chromiumPath(), args: FLAGS, timeout: PAGE_MS_MAX, handleSIGTERM: false, handleSIGINT: false, handleSIGHUP: false });
   return browser;
 }
 
@@ -60,11 +68,18 @@ export async function closeBrowser() {
  */
 export async function newPage({ width = 1280, height = 800, scheme = "light", ...more } = {}) {
   const isPhone = width < 760;
-  const context = await (await launch()).newContext({ viewport: { width, height: isPhone ? 844 : height }, colorScheme: scheme, isMobile: isPhone, hasTouch: isPhone, acceptDownloads: true, ...more });
+  const context = await (await launch()).newContext({ viewport: { width, height: isPhone ? 844 : height }, colorScheme: scheme, reducedMotion: "reduce", isMobile: isPhone, hasTouch: isPhone, acceptDownloads: true, ...more });
   const page = await context.newPage();
-  page.setDefaultTimeout(20_000);
+  page.setDefaultTimeout(PAGE_MS_MAX);
+  if (CPU_RATE > 1) await (await context.newCDPSession(page)).send("Emulation.setCPUThrottlingRate", { rate: CPU_RATE });
   // A page that is left while its service worker is fetched: the browser reports the fetch that it broke off itself.
   const allowed = [/unknown error occurred when fetching the script/];
+  if (LATE_MS > 0) {
+    await context.route("**/api/**", async (route) => {
+      await new Promise((done) => setTimeout(done, Math.random() * LATE_MS));
+      await route.continue().catch(() => {});
+    });
+  }
   page.problems = [];
   page.heard = [];
   const note = (text) => {
@@ -109,6 +124,23 @@ export async function signIn(cell, options) {
   return page;
 }
 
+/**
+ * Opens a menu and takes an item of it. A list that is painted anew while the button is pressed takes the press away; whether
+ * the menu has opened is known as soon as it is let go.
+ */
+export async function chooseFrom(page, button, item) {
+  for (let tries = 0; tries < 5 && await page.getByRole("menu").count() === 0; tries += 1) await button.click();
+  await page.getByRole("menuitem", item).click();
+}
+
+/** Presses the button of a form that shows what went wrong; gives whether `done` is there instead. */
+export async function pressed(page, button, done) {
+  await button.click();
+  const refused = page.locator(".problem:not([hidden])");
+  await done.or(refused).first().waitFor();
+  return await refused.count() === 0;
+}
+
 /** Goes to a tab by its address. */
 export async function goTo(page, hash, selector = ".page h1") {
   await page.evaluate((to) => { location.hash = to; }, `#/${hash}`);
@@ -117,7 +149,7 @@ export async function goTo(page, hash, selector = ".page h1") {
 
 /** Throws where axe finds a violation. */
 export async function checkAxe(page, where) {
-  // What fades in has its colours at the end only.
+  // What fades in has its colours at the end only; what is asked to keep still hardly does.
   await page.evaluate(() => Promise.all(document.getAnimations().filter((each) => each.effect.getTiming().iterations !== Infinity).map((each) => each.finished.catch(() => {}))));
   await page.evaluate(`${AXE}; 0`);
   const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));

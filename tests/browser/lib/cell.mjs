@@ -2,6 +2,7 @@
 
 import { execFile, spawn } from "node:child_process";
 import crypto from "node:crypto";
+import dgram from "node:dgram";
 import fs from "node:fs";
 import http from "node:http";
 import net from "node:net";
@@ -22,19 +23,30 @@ const cells = new Set();
 
 witness(async () => [...cells].flatMap((cell) => [`log of ${cell.name}${cell.child && (cell.child.exitCode ?? cell.child.signalCode) !== null ? " (has ended)" : ""}:`, ...(cell.log ?? "").trimEnd().split("\n").slice(-LINES_MAX)]).join("\n"), () => endAll());
 
+/** Whether nobody has this port. */
+const isFree = (socket, begin, port) => new Promise((done) => {
+  socket.once("error", () => done(false));
+  socket.once("listening", () => socket.close(() => done(true)));
+  socket[begin](port, "0.0.0.0");
+});
+
+let nextPort = crypto.randomInt(12_000);
+
+/** A port that is free, is given out once, and that the kernel gives to no connection: a cell finds it free after each start. */
 async function freePort() {
-  const server = net.createServer();
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  const { port } = server.address();
-  await new Promise((done) => server.close(done));
-  return port;
+  for (let tries = 0; tries < 1000; tries += 1) {
+    nextPort = (nextPort + 7) % 12_000;
+    const port = 20_000 + nextPort;
+    if (await isFree(net.createServer(), "listen", port) && await isFree(dgram.createSocket("udp4"), "bind", port)) return port;
+  }
+  throw new Error("no free port");
 }
 
 /**
  * One request by a connection of its own: one that is kept may be closed by the cell in the moment in which it is used again,
  * and after a busy time it often is.
  */
-function request(method, address, headers, body) {
+export function request(method, address, headers, body) {
   return new Promise((done, failed) => {
     const text = body ? JSON.stringify(body) : "";
     const asked = http.request(address, { method, agent: false, headers: { ...headers, ...(body ? { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) } : {}) } }, (response) => {
@@ -43,7 +55,8 @@ function request(method, address, headers, body) {
       response.on("error", failed);
       response.on("end", () => {
         try {
-          done({ status: response.statusCode, told: JSON.parse(Buffer.concat(pieces).toString()) });
+          const text = Buffer.concat(pieces).toString();
+          done({ status: response.statusCode, told: /json/.test(response.headers["content-type"]) ? JSON.parse(text) : text });
         } catch (error) {
           failed(error);
         }
@@ -83,7 +96,7 @@ export class Cell {
   /** Runs a command of the program; gives what it prints. */
   cli(...words) {
     return new Promise((done, failed) => {
-      execFile(GROVE, [...this.base, ...words], { timeout: 60_000, maxBuffer: 16e6 }, (error, stdout, stderr) => {
+      execFile(GROVE, [...this.base, ...words], { timeout: 120_000, maxBuffer: 16e6 }, (error, stdout, stderr) => {
         if (error) failed(new Error(`grove ${words.join(" ")}: ${stderr || error.message}`));
         else done(stdout);
       });
@@ -101,7 +114,10 @@ export class Cell {
   }
 
   async waitUp() {
-    await waitFor(`${this.name} is up\n${this.log}`, async () => (await fetch(`${this.url}/healthz`).catch(() => null))?.ok);
+    await waitFor(`${this.name} is up`, async () => {
+      if (this.child.exitCode !== null) throw new Error(`${this.name} has ended:\n${this.log}`);
+      return (await request("GET", `${this.url}/healthz`, {}).catch(() => null))?.status === 200;
+    });
   }
 
   async kill(signal = "SIGKILL") {
@@ -156,7 +172,7 @@ export class Cell {
     cells.delete(this);
     if (this.child?.exitCode === null && this.child.signalCode === null) {
       this.child.kill("SIGTERM");
-      const late = setTimeout(() => this.child.kill("SIGKILL"), 10_000);
+      const late = setTimeout(() => this.child.kill("SIGKILL"), 30_000);
       await this.ended;
       clearTimeout(late);
     }
