@@ -630,14 +630,30 @@ pub fn merge_head(
     place_unplaced(vault)?;
     add_foreign(vault, head, fetch)?;
     place_unplaced(vault)?;
+    go_on_behind(vault, head, new_life)?;
+    publish_with_parents(vault, &[*hash])?;
+    Ok(())
+}
+
+/// Goes on in a new life, as somebody else has written `head` in this one, though nothing of it can be read.
+pub fn begin_life(vault: &Vault, head: &Head) -> Result<(), VaultError> {
+    let _merging = vault.merging();
+    go_on_behind(vault, head, true)?;
+    // The other must see it, so it is published even if nothing else changed.
+    if !publish(vault)? {
+        let own = vault.db.read(current_head)?.map(|(hash, ..)| hash);
+        publish_with_parents(vault, own.as_slice())?;
+    }
+    Ok(())
+}
+
+fn go_on_behind(vault: &Vault, head: &Head, new_life: bool) -> Result<(), VaultError> {
     if new_life {
         let life = head.life.max(vault.life()) + 1;
         vault.db.change_durably(|t| -> Result<(), DbError> { t.set_meta_u64("life", u64::from(life)) })?;
         vault.set_life(life);
     }
-    vault.db.change(|t| t.set_meta_u64("seq_floor", head.seq))?;
-    publish_with_parents(vault, &[*hash])?;
-    Ok(())
+    Ok(vault.db.change(|t| t.set_meta_u64("seq_floor", head.seq))?)
 }
 
 /// Adds the records of a foreign head that are not known here, to be placed.

@@ -53,6 +53,8 @@ pub struct RecoverReport {
     pub files: u64,
     /// Heads of other lives that were merged.
     pub merged: u64,
+    /// Heads of other lives that lack a part where they are kept, and were left out.
+    pub broken: u64,
     /// Peers in the books.
     pub peers: u64,
     /// Settings as (key, JSON text), to be adopted into config.json.
@@ -285,13 +287,22 @@ pub(crate) async fn bring_back(
         Ok(kept.peers()?.iter().filter(|peer| peer.removed_at.is_none()).count() as u64)
     })
     .await?;
-    let mut merged = 0;
+    let (mut merged, mut broken) = (0, 0);
     for (other, head, _) in heads {
         let (job, known) = (Arc::clone(vault), other);
         if unblock(move || job.db.read(|t| t.knows_head(&known))).await.map_err(VaultError::from)? {
             continue;
         }
-        fetch_segments(vault, session, &head, Own::No, &keeper, others).await?;
+        match fetch_segments(vault, session, &head, Own::No, &keeper, others).await {
+            Ok(()) => {}
+            // The newest is here. What this one alone knew comes when a peer is met that has all of it.
+            Err(why @ RecoverError::Incomplete { .. }) => {
+                log::warn!("a catalog of life {} is left out: {why}", head.life);
+                broken += 1;
+                continue;
+            }
+            Err(why) => return Err(why),
+        }
         let job = Arc::clone(vault);
         unblock(move || publish::merge_head(&job, &other, &head, |name| local(&job, name), false)).await?;
         merged += 1;
@@ -305,7 +316,7 @@ pub(crate) async fn bring_back(
         settings(&job)
     })
     .await?;
-    Ok(RecoverReport { from, address, head: found, life, records, files, merged, peers, settings })
+    Ok(RecoverReport { from, address, head: found, life, records, files, merged, broken, peers, settings })
 }
 
 /// The heads of this owner that no other one contains, newest first; what is not a head of ours is left out.

@@ -225,11 +225,12 @@ async fn take_heads(
         with_vault(vault, move |vault| publish::publish_with_parents(vault, &merged)).await?;
     }
     let now = vault.now();
-    link.broken_heads.borrow_mut().retain(|(head, found)| {
-        unknown.contains(head) && (*found..found.saturating_add(SEEN_AGAIN_S)).contains(&now)
-    });
-    let is_new = |tip: &BodyHash| link.broken_heads.borrow().iter().all(|(broken, _)| broken != tip);
-    if unknown.iter().any(is_new) {
+    link.broken_heads.borrow_mut().retain(|(head, _)| unknown.contains(head));
+    let is_due = |tip: &BodyHash| {
+        let broken = link.broken_heads.borrow();
+        broken.iter().all(|(head, at)| head != tip || !(*at..at.saturating_add(SEEN_AGAIN_S)).contains(&now))
+    };
+    if unknown.iter().any(is_due) {
         let mut heads = Vec::new();
         for bytes in message::heads(&link.line(For::Small).await?.session).await? {
             match Head::open(&bytes) {
@@ -242,8 +243,11 @@ async fn take_heads(
         }
         order::sort_by_key(&mut heads, |(_, head)| std::cmp::Reverse((head.life, head.seq)));
         for (hash, head) in heads {
-            if is_new(&hash) && !take_head(sync, link, hash, head, moved).await? {
-                link.broken_heads.borrow_mut().push((hash, now));
+            let is_again = link.broken_heads.borrow().iter().any(|(broken, _)| *broken == hash);
+            if is_due(&hash) && !take_head(sync, link, hash, head, is_again, moved).await? {
+                let mut broken = link.broken_heads.borrow_mut();
+                broken.retain(|(other, _)| *other != hash);
+                broken.push((hash, now));
             }
         }
     }
@@ -289,13 +293,15 @@ pub(super) fn all_heard(t: &Tables<'_>, peers: &[CellId], since: u64, now: u64) 
     Ok(true)
 }
 
-/// Takes in what a head of ours names that this cell did not write. `false`: the peer has lost a part of it, so nothing of it can be
-/// used; the round goes on without.
+/// Takes in what a head of ours names that this cell did not write. `false`: the peer has lost a part of it that no other has, so
+/// nothing of it can be used; the round goes on without. Where it is of this cell's own life and still so a day later
+/// (`is_again`), this cell goes on in a new one: what others wrote in its own cannot come to light.
 async fn take_head(
     sync: &Rc<Sync>,
     link: &Link,
     hash: BodyHash,
     head: Head,
+    is_again: bool,
     moved: &mut Moved,
 ) -> Result<bool, RoundError> {
     let vault = &sync.vault;
@@ -313,20 +319,22 @@ async fn take_head(
     let pulled = pull(vault, link, names, Own::No, &sync.permits.pulling).await;
     moved.pulled_chunks += pulled.got.len() as u64;
     moved.pulled_bytes += pulled.bytes;
-    match pulled.error {
-        _ if pulled.missing.is_empty() => {}
-        // As one of an older life it is in nobody's way.
-        None if !new_life => {
+    if !pulled.missing.is_empty() {
+        if let Some(why) = pulled.error {
+            return Err(RoundError::Why(format!("a catalog of this cell's could not be fetched: {why}")));
+        }
+        // Others keep the same parts.
+        if !sync.fetch(pulled.missing).await.missing.is_empty() {
             log::warn!(
                 "{} has lost a part of a catalog of life {} of this cell: what it alone knew does not come back from there",
                 sync.name_of(&link.peer),
                 head.life
             );
+            if new_life && is_again {
+                with_vault(vault, move |vault| publish::begin_life(vault, &head)).await?;
+                sync.poke_others(&link.peer);
+            }
             return Ok(false);
-        }
-        why => {
-            let why = why.unwrap_or_else(|| "it does not have all of it".into());
-            return Err(RoundError::Why(format!("a catalog of this cell's could not be fetched: {why}")));
         }
     }
     log::warn!("taking in a catalog of life {} that another machine or an older life wrote", head.life);

@@ -650,6 +650,47 @@ fn of_two_copies_one_goes_on_and_the_other_retires() {
 }
 
 #[test]
+fn what_another_copy_wrote_and_its_peer_has_lost_holds_up_neither_rounds_nor_a_recovery() {
+    run(|executor| async move {
+        let (ann, bob) = (Cell::new(1), Cell::new(2));
+        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
+        pair(&a, &b, Role::Peer).await;
+        ann.publish("before");
+        a.round().await;
+        let clone = ann.copied(1);
+        ann.add_folder("ours");
+        ann.publish("ours");
+        a.round().await;
+        a.stop().await;
+        let (_, newest, _) = *ann.vault.db.read(|t| t.segments()).unwrap().last().unwrap();
+        assert!(bob.store.flip_byte(newest));
+
+        clone.add_folder("theirs");
+        clone.publish("theirs");
+        let c = clone.start(&executor).await;
+        for round in 0..2 {
+            let report = c.round().await;
+            assert_eq!((report.peers[0].why.as_str(), clone.vault.life()), ("", 1), "{round}");
+        }
+        let tips = || bob.vault.db.change(|t| t.peer_heads(t.cell(&ann.vault.id())?)).unwrap();
+        assert!(tips().iter().any(|head| head.hash == clone.head()), "it is kept there");
+        // It may have come to light the day after. It has not, so the other's life is left to it.
+        clone.pass(DAY + DAY / 24);
+        bob.pass(DAY + DAY / 24);
+        let report = c.round().await;
+        assert_eq!((report.peers[0].why.as_str(), clone.vault.life()), ("", 2));
+        assert!(tips().iter().any(|head| (head.hash, head.life) == (clone.head(), 2)));
+
+        c.stop().await;
+        let again = Cell::new(1);
+        let report =
+            fetch_catalog(&again.vault, &again.books, &[format!("127.0.0.1:{}", b.port())]).await.unwrap();
+        assert_eq!((report.files, report.merged, report.broken, report.life), (1, 0, 1, 3));
+        assert!(again.vault.db.read(|t| t.child(NodeId::ROOT, b"theirs")).unwrap().is_some());
+    });
+}
+
+#[test]
 fn removed_peer_keeps_chunks_and_copies_heal_elsewhere() {
     run(|executor| async move {
         let (ann, bob, eve) = (Cell::new(1), Cell::new(2), Cell::new(3));
