@@ -102,6 +102,9 @@ struct Rotten {
     at: Duration,
     /// The cell's own observed seconds, once it was on.
     observed: Option<u64>,
+    /// How long the cell has run since, and when that was last looked at.
+    ran: Duration,
+    seen: Duration,
 }
 
 /// A recovery asks the one peer that is whole.
@@ -895,11 +898,11 @@ impl Sim {
     fn can_help(&self, helper: usize, at: usize) -> bool {
         let Some(running) = &self.machines[helper].running else { return false };
         let master = &self.machines[at].master;
-        // One whose copy of the catalog has rotted is no help: a person tries the next.
-        let store = &self.machines[helper].disk.store;
+        // One whose copy of the newest catalog has rotted is no help: a person tries the next.
         let is_whole = |head: &crate::placement::StoredHead| {
             let opened = crate::catalog::Head::open(&head.body);
-            opened.is_ok_and(|(_, head)| head.segments.iter().all(|(name, _)| store.has_sound(*name)))
+            let is_kept = |name: ChunkName| self.kept_at(name).any(|holder| holder == helper);
+            opened.is_ok_and(|(_, head)| head.segments.iter().all(|(name, _)| is_kept(*name)))
         };
         let heads = self.look(helper, |t| {
             let cell = t.cell(&master.identity(0, 0).id())?;
@@ -908,8 +911,10 @@ impl Sim {
         helper != at
             && self.reaches(at, helper)
             && running.sync.knows_phrase(&master.recovery_secret())
-            && heads
-                .is_some_and(|heads| !heads.is_empty() && heads.iter().filter(|head| head.tip).all(is_whole))
+            && heads.is_some_and(|heads| {
+                let newest = heads.iter().filter(|head| head.tip).max_by_key(|head| (head.life, head.seq));
+                newest.is_some_and(is_whole)
+            })
     }
 
     /// Damages a chunk on a disk.
@@ -919,7 +924,7 @@ impl Sim {
         let store = &self.machines[at].disk.store;
         if if is_cut { store.truncate(name) } else { store.flip_byte(name) } {
             let observed = self.vault(at).map(|vault| vault.now());
-            self.rotten.insert((at, name), Rotten { at: now, observed });
+            self.rotten.insert((at, name), Rotten { at: now, observed, ran: Duration::ZERO, seen: now });
             self.note(format_args!("chunk {} rots at {at}", name.short()));
         }
     }
@@ -929,17 +934,19 @@ impl Sim {
         const RUN_S: u64 = 33 * 86_400;
         let mut rotten = std::mem::take(&mut self.rotten);
         let mut missed = None;
+        let now = self.now();
         rotten.retain(|(at, name), rotten| {
+            let passed = now.saturating_sub(std::mem::replace(&mut rotten.seen, now));
             let Some(vault) = self.vault(*at) else { return true };
+            rotten.ran += passed;
             let row = vault.db.read(|t| t.chunk(name)).ok().flatten();
             let is_said_here = row.is_some_and(|row| row.place.is_some());
             if !is_said_here || self.machines[*at].disk.store.has_sound(*name) {
                 return false;
             }
             let since = *rotten.observed.get_or_insert_with(|| vault.now());
-            // A clock that was put right may have leapt.
-            let runs_long = self.now() > rotten.at + Duration::from_secs(RUN_S);
-            if runs_long && vault.now() > since + RUN_S {
+            // What it has observed may leap: when a clock is put right, and by the time for which it was off.
+            if rotten.ran > Duration::from_secs(RUN_S) && vault.now() > since + RUN_S {
                 missed = Some(format!(
                     "chunk {} has been rotten at {at} since day {} and was not found",
                     name.short(),

@@ -395,7 +395,7 @@ impl Story {
         let observed = self.sim.vault(at).map(|vault| vault.now());
         for name in &names {
             self.sim.machines[at].disk.store.lose(*name);
-            self.sim.rotten.insert((at, *name), Rotten { at: now, observed });
+            self.sim.rotten.insert((at, *name), Rotten { at: now, observed, ran: Duration::ZERO, seen: now });
         }
         self.hurt_at = now;
         self.sim.note(format_args!("{at} drops {} chunks of {owner} and forges proofs", names.len()));
