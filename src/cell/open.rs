@@ -145,6 +145,13 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    /// Who takes it next has it for a moment before it says so: until then the old words would name a cell that is gone.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+    }
+}
+
 /// A cell that was made or opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellSummary {
@@ -479,4 +486,23 @@ fn adopt_owners(vault: &Vault) -> Result<(), CellError> {
 /// Makes GroveHome where there is none, and marks it.
 pub fn open_home(vault: &Vault, adopt: bool) -> Result<(), CellError> {
     Ok(marker::create(vault, adopt)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_let_go_names_nobody() {
+        let dir = std::env::temp_dir().join(format!("grove-lock-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let lock = Lock::take(&dir).unwrap();
+        lock.tell(5678, 5679).unwrap();
+        let text = || fs::read_to_string(dir.join("lock")).unwrap();
+        assert!(text().contains("5678"));
+        assert!(matches!(Lock::take(&dir), Err(CellError::Locked { pid }) if pid == std::process::id()));
+        drop(lock);
+        assert_eq!(text(), "");
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
