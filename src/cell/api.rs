@@ -901,7 +901,11 @@ impl Cell {
     async fn status(&self) -> Result<String, VaultError> {
         let wanted = self.vault.config.copies;
         let began = self.vault.clock.steady();
-        let known = self.status_sums.get(&(), began);
+        let count = self.vault.changes.count();
+        let known = self.status_sums.get(&(), began, count).map(|(sums, later)| {
+            self.tell_later(Part::Status, later);
+            sums
+        });
         let (sums, bin, brake) = pool(&self.vault, move |v| {
             Ok(v.db.read(|t| -> Result<_, DbError> {
                 let sums = match known {
@@ -923,7 +927,7 @@ impl Cell {
         })
         .await?;
         if known.is_none() {
-            self.status_sums.put((), sums, began, self.vault.clock.steady());
+            self.status_sums.put((), sums, (began, count), self.vault.clock.steady());
         }
         let StatusSums { totals, chunks, own, is_varied } = sums;
         let vault = Arc::clone(&self.vault);

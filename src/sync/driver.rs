@@ -810,8 +810,19 @@ impl Sync {
         let rows = self.gate.peers();
         let ids: Vec<CellId> = rows.iter().map(|row| row.id).collect();
         let began = self.vault.clock.steady();
-        let sums = match self.peer_sums.get(&ids, began) {
-            Some(sums) => sums,
+        let count = self.vault.changes.count();
+        let sums = match self.peer_sums.get(&ids, began, count) {
+            Some((sums, None)) => sums,
+            Some((sums, Some(after))) => {
+                // Who shows them asks again when the newest can be had.
+                let changes = Arc::clone(&self.vault.changes);
+                let telling = async move {
+                    Timer::after(after).await;
+                    changes.note(Part::Peers);
+                };
+                self.spawn(telling).detach();
+                sums
+            }
             None => {
                 let (vault, keeper, asked) = (Arc::clone(&self.vault), Arc::clone(&self.keeper), ids.clone());
                 let sums = unblock(move || -> Result<Vec<PeerSums>, VaultError> {
@@ -827,7 +838,7 @@ impl Sync {
                         .collect()
                 })
                 .await?;
-                self.peer_sums.put(ids, sums.clone(), began, self.vault.clock.steady());
+                self.peer_sums.put(ids, sums.clone(), (began, count), self.vault.clock.steady());
                 sums
             }
         };
