@@ -187,7 +187,7 @@ class FilesPage {
       this.tree.replaceChildren(...[el("a", { className: "tree-top", href: href("files"), data: { folder: "", drop: "" }, attrs: { draggable: "false" } }, this.ctx.icon("home"), t("files.root")), inner].filter(Boolean));
       this.paintTree();
     } catch (error) {
-      if (error.status !== -1) console.warn(error);
+      if (error.status === undefined) console.warn(error);
     }
   }
 
@@ -634,7 +634,7 @@ class FilesPage {
         sum = await this.ctx.api.post("weigh", { paths: entries.slice(n, n + PATHS_MAX).map((entry) => entry.path), files: sum.files ?? 0, bytes: sum.bytes ?? 0 }, LONG);
       }
     } catch (error) {
-      console.warn(error);
+      if (error.status === undefined) console.warn(error);
       return {};
     }
     return sum;
