@@ -263,11 +263,10 @@ fn a_hundred_kills_in_mid_answer_give_the_exact_text() {
     }
     gaps.sort();
     println!("gap: median {:?}, largest {:?}", gaps[50], gaps[99]);
-    // A reset overtakes what has not been read, on a busy machine all of it: then it is asked anew, and nothing is to be gone on
-    // with.
+    // A reset can overtake the first text: then it is asked anew, and nothing is to be gone on with.
     let (resumes, failovers) =
         (metric(&cell, "grove_ai_resumes_total"), metric(&cell, "grove_ai_failovers_total"));
-    assert!(resumes >= 50 && resumes + failovers >= 100, "{resumes} and {failovers}");
+    assert!(resumes >= 90 && resumes + failovers >= 100, "{resumes} and {failovers}");
 }
 
 #[test]

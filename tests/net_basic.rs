@@ -20,15 +20,14 @@ fn networks_do_what_they_are_told() {
     let (at_a, at_b) = (Ipv4Addr::new(10, 1, 0, 1), Ipv4Addr::new(10, 1, 0, 2));
 
     let plain = a.ping(at_b, 20);
-    assert!(plain.received == 20 && plain.round_trip_ms < 150.0, "{plain:?}");
+    assert!(plain.received == 20 && plain.round_trip_ms < 50.0, "{plain:?}");
     wire.set(Quality::line(2, 300));
     let far = a.ping(at_b, 20);
-    // No less than that, and what a busy machine adds.
-    assert!(far.received == 20 && (300.0..800.0).contains(&far.round_trip_ms), "{far:?}");
+    assert!(far.received == 20 && (300.0..400.0).contains(&far.round_trip_ms), "{far:?}");
     let speed = net.throughput(&a, &b, at_b, 1 << 19, Duration::from_secs(6));
-    assert!((50_000..=250_000).contains(&speed), "{speed} bytes/s of 250,000");
+    assert!((100_000..=250_000).contains(&speed), "{speed} bytes/s of 250,000");
     let speed = net.throughput(&b, &a, at_a, 1 << 19, Duration::from_secs(6));
-    assert!((50_000..=250_000).contains(&speed), "{speed} bytes/s of 250,000");
+    assert!((100_000..=250_000).contains(&speed), "{speed} bytes/s of 250,000");
     wire.set(Quality::lossy(20));
     let lossy = a.ping(at_b, 150);
     // Each of two directions loses a fifth: 64 % come back.

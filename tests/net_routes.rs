@@ -8,9 +8,8 @@ use common::fleet::*;
 use common::net::*;
 use common::*;
 
-/// How long a cell may go on with a dead route. 3 s by design, and some for a busy machine: still half of what the kernel
-/// would wait before it gives the connection up.
-const FAILOVER_MAX: Duration = Duration::from_secs(15);
+/// How long a cell may go on with a dead route. 3 s by design, and some for a busy machine.
+const FAILOVER_MAX: Duration = Duration::from_secs(6);
 
 #[test]
 fn dead_route_is_left_within_seconds_and_taken_again_when_it_is_back() {
@@ -71,7 +70,7 @@ fn dead_route_is_left_within_seconds_and_taken_again_when_it_is_back() {
     wait_route(&a, "the better way again", DEADLINE, is_fast);
     eprintln!("the better way is taken again after {:?}", healed_at.elapsed());
     let longest = asker.finish();
-    assert!(longest < Duration::from_secs(10), "{longest:?}");
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
     for cell in [&a, &b] {
         sound_after_repair(cell);
     }
@@ -121,7 +120,7 @@ fn neighbours_with_new_addresses_find_each_other_by_beacons_only() {
     let began = Instant::now();
     while !is_found(&on) {
         let why = || on.iter().map(Cell::log_text).collect::<Vec<_>>().join("\n");
-        assert!(began.elapsed() < DEADLINE, "not found again\n{}", why());
+        assert!(began.elapsed() < Duration::from_secs(60), "not found again\n{}", why());
         std::thread::sleep(Duration::from_millis(50));
     }
     eprintln!("found again after {:?}", began.elapsed());

@@ -40,7 +40,7 @@ fn small_tree_passes_where_a_fifth_is_lost() {
     kept(&a, 230);
     copied_within(&a, DEADLINE);
     let longest = asker.finish();
-    assert!(longest < Duration::from_secs(40), "{longest:?}");
+    assert!(longest < Duration::from_secs(20), "{longest:?}");
     b.verify_deep();
 }
 
@@ -83,8 +83,7 @@ fn small_requests_are_answered_while_a_slow_line_is_full() {
         sent - before
     );
     // 0.3 s for the round trip, 0.2 s in the modem's buffer, and what the kernel had taken before.
-    // Behind the file it would be many times as long.
-    assert!(longest < Duration::from_secs(8), "{longest:?}");
+    assert!(longest < Duration::from_secs(4), "{longest:?}");
 
     plant_small(&a.home, &mut chance);
     kept(&a, 131);

@@ -17,10 +17,10 @@ const MIB: usize = 1024 * 1024;
 const PIECE: usize = 64 * 1024;
 /// How long anything may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// What is cut after five seconds is cut by then, busy or not; other limits of the door are longer than this.
-const CUT_WITHIN: Duration = Duration::from_secs(25);
-/// A stop waits for less than a second; if it waited for any client it would be five at least.
-const STOPPED_WITHIN: Duration = Duration::from_secs(4);
+/// What is cut after five seconds is cut by then.
+const CUT_WITHIN: Duration = Duration::from_secs(9);
+/// A stop waits for no client.
+const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A cell that answers a few questions, on its own thread.
 struct Cell {
@@ -526,7 +526,7 @@ fn bodies_that_never_come_hold_nobody_up() {
         .collect();
     let began = Instant::now();
     cell.is_well();
-    assert!(began.elapsed() < Duration::from_secs(4));
+    assert!(began.elapsed() < Duration::from_secs(2));
     let mut last = silent.into_iter().next_back().unwrap();
     assert_eq!(status(&read_rest(&mut last)), 408);
     assert!(began.elapsed() < CUT_WITHIN);
@@ -593,7 +593,7 @@ fn slow_heads_and_silent_connections_are_cut() {
         }
     });
     let passed = began.elapsed();
-    assert!(passed > Duration::from_secs(4) && passed < CUT_WITHIN, "{passed:?}");
+    assert!(passed > Duration::from_secs(4) && passed < Duration::from_secs(10), "{passed:?}");
     cell.is_well();
 }
 
@@ -896,9 +896,9 @@ fn cell_that_answers_nothing_keeps_nobody_waiting_for_long() {
     let began = Instant::now();
     let (status, head, body) = cell.ask("GET /healthz", "", "");
     assert!(status == 503 && head.contains("Retry-After") && body.contains("busy"), "{head}");
-    assert!(began.elapsed() < Duration::from_secs(25));
+    assert!(began.elapsed() < Duration::from_secs(12));
     let passed = cell.stop();
-    assert!(passed < STOPPED_WITHIN, "{passed:?}");
+    assert!(passed < Duration::from_millis(1100), "{passed:?}");
     drop(held);
 }
 
@@ -938,7 +938,7 @@ fn stopping_ends_streams_frees_the_port_and_removes_the_socket() {
     assert!(socket.exists());
     assert_eq!(fs::metadata(cell.folder.join("run")).unwrap().permissions().mode() & 0o777, 0o700);
     let passed = cell.stop();
-    assert!(passed < STOPPED_WITHIN, "{passed:?}");
+    assert!(passed < Duration::from_millis(1100), "{passed:?}");
     assert!(!socket.exists());
     assert!(TcpStream::connect(("127.0.0.1", cell.port)).is_err());
     let mut rest = Vec::new();

@@ -123,20 +123,23 @@ pub fn numbers(seed: u64) -> Outcome {
 
 /// A chunk that is not with as many peers as it should be, in words.
 fn wrong_chunk(sim: &Sim, now: &Reckoning, usual: u64, cells: usize) -> Option<String> {
-    // Who finds that this cell counts too little of what it has stored takes nothing more: then there are fewer.
-    let is_disputed = (1..cells).any(|at| {
-        sim.vault(at).is_some_and(|vault| vault.alerts().iter().any(|raised| raised.code == "bounty-dispute"))
-    });
+    // Who finds that this cell counts too little of what it has stored takes nothing more: it may lack a chunk, and nobody else.
+    let takes_more = |at: &usize| {
+        !sim.vault(*at)
+            .is_some_and(|vault| vault.alerts().iter().any(|raised| raised.code == "bounty-dispute"))
+    };
     now.wanted(usual).into_iter().find_map(|(name, wanted)| {
         let on_peers = (wanted.saturating_sub(1) as usize).min(cells - 1);
-        let held = rules::held_for(sim, 0, name);
+        let holders = rules::held_for(sim, 0, name);
+        let held = holders.len();
+        let is_short = held < on_peers && (1..cells).any(|at| !holders.contains(&at) && takes_more(&at));
         let known = sim.describe(0, name);
         let want = sim.vault(0).map(|vault| {
             let want = vault.db.read(|t| t.chunk(&name)?.map_or(Ok(None), |row| t.want(row.id)));
             (want.unwrap_or_default(), copies::is_counted(&vault).unwrap_or_default())
         });
         let name = name.short();
-        (held > on_peers || held < on_peers && !is_disputed).then(|| {
+        (held > on_peers || is_short).then(|| {
             format!(
                 "chunk {name} is with {held} peers, and should be with {on_peers}; it wants {want:?}: {known}"
             )

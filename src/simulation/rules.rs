@@ -144,7 +144,7 @@ pub fn settling(seed: u64) -> Outcome {
                     sim.pass(HOUR)?;
                     let now = sim.now();
                     for name in sim.needed_chunks(0) {
-                        if held_for(sim, 0, name) > 1 {
+                        if held_for(sim, 0, name).len() > 1 {
                             was_over = true;
                             let since = *over.entry(name).or_insert(now);
                             if now > since + settle + HOUR * 5 {
@@ -168,8 +168,8 @@ pub fn settling(seed: u64) -> Outcome {
     )
 }
 
-/// On how many peers that are on a chunk is held for its owner.
-pub(super) fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
+/// Peers that are on and hold a chunk for its owner.
+pub(super) fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> Vec<usize> {
     let id = sim.machines[owner].master.identity(0, 0).id();
     let holds = |at: &usize| {
         let hold = sim.look(*at, |t| {
@@ -181,7 +181,7 @@ pub(super) fn held_for(sim: &Sim, owner: usize, name: ChunkName) -> usize {
         });
         matches!(hold, Some(Some((_, HoldState::Held))))
     };
-    (0..sim.len()).filter(|at| *at != owner).filter(holds).count()
+    (0..sim.len()).filter(|at| *at != owner).filter(holds).collect()
 }
 
 /// What a quiet round costs in a large fleet, for each peer of each cell: bytes, and CPU in microseconds.

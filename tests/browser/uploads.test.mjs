@@ -145,11 +145,8 @@ test("another tab leaves an upload alone, and what is typed to sign in again sta
   await other.goto(`${cell.url}/#/files`);
   await other.locator(".files").waitFor();
   // What the cell tells of it does not count, whenever the first tab finds time to say that it has it.
-  const known = () => other.evaluate(async () => {
-    const uploads = (await import("/files/uploads.js")).Uploads.shared();
-    await uploads.loadLeft();
-    return uploads.others.size;
-  });
+  await other.evaluate(async () => (await import("/files/uploads.js")).Uploads.shared().loadLeft());
+  const known = () => other.evaluate(async () => (await import("/files/uploads.js")).Uploads.shared().others.size);
   await waitFor("the first tab has said so", async () => await known() === 1);
   const left = other.getByText("Not finished. Choose the file again to go on.");
   await left.waitFor({ state: "hidden" });
