@@ -4,8 +4,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use smol::channel::{Receiver, Sender};
+
+use crate::world::Timer;
 
 /// A part of what a person sees of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,12 @@ impl Changes {
             waiting.parts.fetch_or(part.bit(), Ordering::AcqRel);
             let _ = waiting.wake.try_send(());
         }
+    }
+
+    /// Notes it after this time, for whoever shows what will be known only then.
+    pub async fn note_after(self: Arc<Self>, part: Part, pause: Duration) {
+        Timer::after(pause).await;
+        self.note(part);
     }
 
     /// How many changes there were since the start.

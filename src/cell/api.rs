@@ -903,7 +903,11 @@ impl Cell {
         let began = self.vault.clock.steady();
         let count = self.vault.changes.count();
         let known = self.status_sums.get(&(), began, count).map(|(sums, later)| {
-            self.tell_later(Part::Status, later);
+            if let Some(pause) = later {
+                // Who shows them asks again when the newest can be had.
+                let changes = Arc::clone(&self.vault.changes);
+                pool::spawn(&self.executor, changes.note_after(Part::Status, pause)).detach();
+            }
             sums
         });
         let (sums, bin, brake) = pool(&self.vault, move |v| {

@@ -184,17 +184,6 @@ impl Cell {
         }
     }
 
-    /// Tells of a part when the newest figures of it can be had: who shows it asks again then.
-    fn tell_later(&self, part: Part, after: Option<Duration>) {
-        let Some(after) = after else { return };
-        let changes = Arc::clone(&self.vault.changes);
-        let telling = async move {
-            smol::Timer::after(after).await;
-            changes.note(part);
-        };
-        pool::spawn(&self.executor, telling).detach();
-    }
-
     /// Gets chunks from peers; gives what could not be had.
     async fn fetch(&self, names: Vec<ChunkName>) -> Vec<ChunkName> {
         let sync = self.sync.borrow().clone();

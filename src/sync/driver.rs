@@ -812,15 +812,11 @@ impl Sync {
         let began = self.vault.clock.steady();
         let count = self.vault.changes.count();
         let sums = match self.peer_sums.get(&ids, began, count) {
-            Some((sums, None)) => sums,
-            Some((sums, Some(after))) => {
-                // Who shows them asks again when the newest can be had.
-                let changes = Arc::clone(&self.vault.changes);
-                let telling = async move {
-                    Timer::after(after).await;
-                    changes.note(Part::Peers);
-                };
-                self.spawn(telling).detach();
+            Some((sums, later)) => {
+                if let Some(pause) = later {
+                    // Who shows them asks again when the newest can be had.
+                    self.spawn(Arc::clone(&self.vault.changes).note_after(Part::Peers, pause)).detach();
+                }
                 sums
             }
             None => {

@@ -617,21 +617,27 @@ fn a_catalog_of_which_each_peer_has_lost_a_part_comes_back_from_all_of_them() {
     });
 }
 
+/// Ann's disk was copied, and both copies went on: what one wrote is with bob, and it has stopped; the other's is not.
+async fn two_copies(executor: &Rc<LocalExecutor<'static>>) -> (Cell, Cell, Rc<Sync>, Cell) {
+    let (ann, bob) = (Cell::new(1), Cell::new(2));
+    let (a, b) = (ann.start(executor).await, bob.start(executor).await);
+    pair(&a, &b, Role::Peer).await;
+    ann.publish("before");
+    a.round().await;
+    let clone = ann.copied(1);
+    ann.add_folder("ours");
+    ann.publish("ours");
+    a.round().await;
+    a.stop().await;
+    clone.add_folder("theirs");
+    clone.publish("theirs");
+    (ann, bob, b, clone)
+}
+
 #[test]
 fn of_two_copies_one_goes_on_and_the_other_retires() {
     run(|executor| async move {
-        let (ann, bob) = (Cell::new(1), Cell::new(2));
-        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
-        pair(&a, &b, Role::Peer).await;
-        ann.publish("before");
-        a.round().await;
-        let clone = ann.copied(1);
-        ann.add_folder("ours");
-        ann.publish("ours");
-        a.round().await;
-        a.stop().await;
-        clone.add_folder("theirs");
-        clone.publish("theirs");
+        let (ann, bob, _b, clone) = two_copies(&executor).await;
         let c = clone.start(&executor).await;
         let report = c.round().await;
         assert_eq!(report.peers[0].why, "");
@@ -652,21 +658,9 @@ fn of_two_copies_one_goes_on_and_the_other_retires() {
 #[test]
 fn what_another_copy_wrote_and_its_peer_has_lost_holds_up_neither_rounds_nor_a_recovery() {
     run(|executor| async move {
-        let (ann, bob) = (Cell::new(1), Cell::new(2));
-        let (a, b) = (ann.start(&executor).await, bob.start(&executor).await);
-        pair(&a, &b, Role::Peer).await;
-        ann.publish("before");
-        a.round().await;
-        let clone = ann.copied(1);
-        ann.add_folder("ours");
-        ann.publish("ours");
-        a.round().await;
-        a.stop().await;
+        let (ann, bob, b, clone) = two_copies(&executor).await;
         let (_, newest, _) = *ann.vault.db.read(|t| t.segments()).unwrap().last().unwrap();
         assert!(bob.store.flip_byte(newest));
-
-        clone.add_folder("theirs");
-        clone.publish("theirs");
         let c = clone.start(&executor).await;
         for round in 0..2 {
             let report = c.round().await;

@@ -113,6 +113,8 @@ export class Uploads {
   /** What was begun before and is not whole, and is not another tab's. */
   async loadLeft() {
     try {
+      // Another tab may be gone since.
+      this.others.clear();
       tabs?.postMessage({ who: true });
       const [{ uploads }] = await Promise.all([api.get("uploads"), new Promise((done) => setTimeout(done, tabs ? OTHERS_MS : 0))]);
       for (const { id, path, size, offset } of uploads ?? []) {
