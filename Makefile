@@ -33,7 +33,7 @@ SIM_BOUNTY ?= 1000
 export CARGO PYTHON
 
 .PHONY: help run test sim check fmt lint msrv bench demo release clean
-.PHONY: cross-deps cross static deb test-deb test-arm units image image-test deploy
+.PHONY: cross-deps cross static deb test-deb test-board test-arm units image image-test deploy
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -97,6 +97,9 @@ deb: ## Debian packages (DEBS="amd64 arm64 armhf")
 
 test-deb: ## install, upgrade, remove and purge the package on a clean Debian (root)
 	@cross/test-deb
+
+test-board: ## what a card's device makes of grove.txt, with the mistakes that people make
+	@cross/test-board
 
 test-arm: ## tests on ARM programs, by emulation (ARGS=--quick: a few)
 	@cross/test-arm $(ARGS)
