@@ -80,6 +80,24 @@ private_apt() { # FOLDER ARCH COMMAND...
     "$tool" "${options[@]}" "$@"
 }
 
+# The machine's own sources of Debian's packages, in apt's newer form; of the older form, which Debian's installer wrote up to
+# Debian 12, what is of this very release. Without either, nothing.
+debian_sources() { # [ROOT]
+    local folder=${1:-}/etc/apt codename
+    if [ -e "$folder/sources.list.d/debian.sources" ]; then
+        cat "$folder/sources.list.d/debian.sources"
+        return
+    fi
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' "${1:-}/etc/os-release")
+    [ -e "$folder/sources.list" ] || return 0
+    sed -E 's/^deb[[:space:]]+\[[^]]*\]/deb/' "$folder/sources.list" | awk -v release="$codename" '
+        $1 == "deb" && $2 !~ /^cdrom:/ && ($3 == release || index($3, release "-") == 1) && $3 !~ /-backports/ {
+            parts = $4
+            for (i = 5; i <= NF && $i !~ /^#/; i++) parts = parts " " $i
+            printf "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n", $2, $3, parts
+        }'
+}
+
 # Seconds since 1970 of the commit that is built, for dates that are the same each time.
 source_epoch() {
     if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then echo "$SOURCE_DATE_EPOCH"; return; fi
