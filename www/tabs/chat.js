@@ -10,6 +10,8 @@ const MARKS = { sent: "chat.mark.sent", delivered: "chat.mark.delivered", read: 
 let current = null;
 /** What is written and not sent yet, by friend: it outlives a look at another tab. */
 const drafts = new Map();
+/** What could not be sent, by friend: said again as it is, it has the same key and comes once. */
+const unsent = new Map();
 
 class ChatPage {
   constructor(root, ctx) {
@@ -18,6 +20,8 @@ class ChatPage {
     this.peer = null;
     this.messages = [];
     this.conversations = [];
+    /** What is on its way, the first of it asked for now. */
+    this.queue = [];
     this.search = el("input", { type: "search", placeholder: t("chat.search"), aria: { label: t("chat.search") }, on: { input: () => this.searchSoon() } });
     this.list = el("ul", { className: "talks" });
     this.side = el("section", { className: "card chat-side", aria: { label: t("chat.talks") } }, el("div", { className: "search-box" }, ctx.icon("search"), this.search), this.list);
@@ -150,8 +154,9 @@ class ChatPage {
   }
 
   async older() {
-    const top = this.messages[0];
-    const told = await this.ctx.api.get("chat/messages", { peer: this.peer, before: top.id, limit: PAGE });
+    const { peer, messages: [top] } = this;
+    const told = await this.ctx.api.get("chat/messages", { peer, before: top.id, limit: PAGE });
+    if (this.peer !== peer) return;
     const height = this.log.scrollHeight;
     this.take(told);
     this.more = told.more;
@@ -304,27 +309,55 @@ class ChatPage {
     this.attachList.replaceChildren(...this.attached.map((path) => el("li", { className: "pill good" }, show(path.split("/").at(-1)), iconButton("close", t("chat.detach"), () => { this.attached = this.attached.filter((each) => each !== path); this.paintAttached(); }))));
   }
 
-  async send() {
+  /** What is written from here on is the next message, whatever becomes of this one. */
+  send() {
+    const { peer, attached: attach } = this;
     const text = this.input.value.trim();
-    if ((!text && this.attached.length === 0) || this.sending) return;
-    this.sending = true;
+    if (!text && attach.length === 0) return;
     this.jumped = false;
-    const { api } = this.ctx;
-    const key = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const last = unsent.get(peer);
+    const key = last?.text === text && String(last.attach ?? []) === String(attach) ? last.key
+      : Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.input.value = "";
+    this.attached = [];
+    this.paintAttached();
+    this.grow();
+    this.input.focus();
+    if (this.queue.push({ peer, text, key, ...(attach.length > 0 ? { attach } : {}) }) === 1) this.post();
+  }
+
+  /** Sends what waits, one after the other. */
+  async post() {
+    let to;
     try {
-      await api.post("chat/send", { peer: this.peer, text, key, ...(this.attached.length > 0 ? { attach: this.attached } : {}) });
-      this.input.value = "";
-      this.attached = [];
-      this.paintAttached();
-      this.grow();
+      for (; this.queue.length > 0; this.queue.shift()) {
+        const [message] = this.queue;
+        to = message.peer;
+        await this.ctx.api.post("chat/send", message);
+        unsent.delete(to);
+      }
       await this.loadNew();
-      this.log.scrollTop = this.log.scrollHeight;
+      if (this.peer === to) this.log.scrollTop = this.log.scrollHeight;
       this.loadTalks();
     } catch (error) {
+      const [message] = this.queue;
+      unsent.set(message.peer, message);
+      for (const each of this.queue.splice(0).reverse()) this.giveBack(each);
       this.ctx.fail(error);
     }
-    this.sending = false;
-    this.input.focus();
+  }
+
+  /** What could not be sent stands before what was written since. */
+  giveBack({ peer, text, attach = [] }) {
+    const before = (more) => [text, more].filter(Boolean).join("\n");
+    if (this.peer !== peer || !this.input.isConnected) {
+      drafts.set(peer, before(drafts.get(peer)));
+      return;
+    }
+    this.input.value = before(this.input.value);
+    this.attached = [...new Set([...attach, ...this.attached])].slice(0, 16);
+    this.paintAttached();
+    this.grow();
   }
 
   async delete(message) {
