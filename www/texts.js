@@ -85,7 +85,7 @@ const TEXTS = {
   "door.password.current": "Password",
   "door.totp": "Code from your app",
   "door.totp.note": "Six digits, from the app that you connected with this cell.",
-  "door.forgot": "Forgotten? Whoever sits at the machine itself can set a new one: grove password",
+  "door.forgot": "Forgotten? Whoever sits at the machine itself can set a new one: grove password. On a Grove card: new_password=yes in grove.txt, then start it again.",
   "door.plain": "This connection is not encrypted: in a network you do not trust, others could read along.",
   "door.plain.link": "Use the encrypted page",
   "walk.step": "Step {n} of {all}",
