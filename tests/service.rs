@@ -85,15 +85,27 @@ fn manager_hears_when_it_serves_that_it_lives_and_when_it_stops() {
     assert_eq!(fs::metadata(&note).unwrap().permissions().mode() & 0o777, 0o600);
     cell.stop();
     manager.hear_of("STOPPING=1");
+}
 
-    // With a password there is no code, and the note of before is gone.
+#[test]
+fn note_of_the_setup_code_is_emptied_when_there_is_a_password() {
+    let folder = TempDir::new("service");
+    let note = folder.path().join("setup-code");
+    let mut cell = Cell::at(folder.path(), "ann");
+    cell.init("ann", &[]);
+    cell.env = vec![("GROVE_SETUP_FILE".into(), note.to_str().unwrap().into())];
+    let noted = || fs::read_to_string(&note).unwrap_or_default();
+    cell.run();
+    wait_for("the code is noted", || (!noted().is_empty()).then_some(()));
     let set = cell.command(["password"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
     let mut set = set.unwrap();
     set.stdin.take().unwrap().write_all(b"a long password\n").unwrap();
     assert!(set.wait().unwrap().success());
+    wait_for("the code is gone", || noted().is_empty().then_some(()));
+    cell.stop();
+    fs::write(&note, "of before").unwrap();
     cell.run();
-    manager.hear_of("READY=1");
-    assert_eq!(fs::read_to_string(&note).unwrap(), "");
+    wait_for("what was noted before is gone", || noted().is_empty().then_some(()));
 }
 
 #[test]

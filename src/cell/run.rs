@@ -1,5 +1,6 @@
 //! A cell from start to stop: as a service, for one command, and as it comes back from a phrase.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -40,6 +41,8 @@ const TIDY_FIRST: Duration = Duration::from_secs(120);
 const MIRROR_AT_ONCE: u64 = 500;
 /// The service manager is told how it goes this often, where it asks for no more.
 const TELL_SERVICE: Duration = Duration::from_secs(30);
+/// It is looked so often whether the set-up code is still good, as long as it is.
+const SETUP_LOOK: Duration = Duration::from_secs(2);
 /// Files that await bytes are tried again.
 const RESTORE_AGAIN: Duration = Duration::from_secs(30);
 
@@ -261,7 +264,14 @@ async fn serve(
         }
         false
     };
-    let again = smol::future::or(stopped, asked_again).await.then(|| Again::of(&cell, dashboard.port()));
+    let noted = async {
+        if says_address {
+            void_setup_code(&dashboard).await;
+        }
+        smol::future::pending().await
+    };
+    let ended = smol::future::or(smol::future::or(stopped, asked_again), noted);
+    let again = ended.await.then(|| Again::of(&cell, dashboard.port()));
     match again {
         // For the service manager it goes on.
         Some(_) => service.status("starting anew"),
@@ -292,13 +302,28 @@ async fn serve(
 }
 
 /// Puts the code for the first visit into the file that `GROVE_SETUP_FILE` names, for those who see no terminal; an empty
-/// file when there is a password. A code is good until the cell stops, so whoever makes the file's folder removes it then.
+/// file when there is none. A code is good until the cell stops, so whoever makes the file's folder removes it then.
 fn note_setup_code(code: Option<String>) {
-    let Some(path) = std::env::var_os("GROVE_SETUP_FILE").filter(|path| !path.is_empty()) else { return };
+    let Some(path) = setup_file() else { return };
     let text = code.map_or(String::new(), |code| code + "\n");
     if let Err(why) = crate::vault::write_whole(Path::new(&path), text.as_bytes()) {
         log::warn!("the set-up code cannot be written to {}: {why}", Path::new(&path).display());
     }
+}
+
+fn setup_file() -> Option<OsString> {
+    std::env::var_os("GROVE_SETUP_FILE").filter(|path| !path.is_empty())
+}
+
+/// Empties that file when the code is good no more: there is a password, or it was guessed at too often.
+async fn void_setup_code(dashboard: &Dashboard) {
+    if setup_file().is_none() || dashboard.setup_code().is_none() {
+        return;
+    }
+    while dashboard.setup_code().is_some() {
+        smol::Timer::after(SETUP_LOOK).await;
+    }
+    pool::unblock(|| note_setup_code(None)).await;
 }
 
 /// One line for `systemctl status`.
