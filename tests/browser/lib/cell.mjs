@@ -19,6 +19,9 @@ export const PASSWORD = "a correct horse";
 
 const LINES_MAX = 20;
 
+// A cell says nothing to the neighbours of this machine, and a disk that is nearly full is no matter of most tests.
+const TEST_SETTINGS = { "lan.discovery": false, "portmap": false, "peer.listen": "127.0.0.1", "disk.reserve_percent": 0, "disk.reserve_bytes_min": 1 << 20 };
+
 const cells = new Set();
 
 witness(async () => [...cells].flatMap((cell) => [`log of ${cell.name}${cell.child && (cell.child.exitCode ?? cell.child.signalCode) !== null ? " (has ended)" : ""}:`, ...(cell.log ?? "").trimEnd().split("\n").slice(-LINES_MAX)]).join("\n"), () => endAll());
@@ -83,7 +86,7 @@ export class Cell {
     await cell.cli("init", "--name", name);
     const file = path.join(cell.dir, "config.json");
     const known = fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, "utf8")) : {};
-    fs.writeFileSync(file, JSON.stringify({ ...known, "lan.discovery": false, portmap: false, "peer.listen": "127.0.0.1", ...config }));
+    fs.writeFileSync(file, JSON.stringify({ ...known, ...TEST_SETTINGS, ...config }));
     before(cell);
     await cell.run();
     return cell;
