@@ -24,6 +24,8 @@ const MISSING_S: u64 = 3600;
 const FILES_S: u64 = 3600;
 /// An owner is asked about after so long a silence. s.
 const OWNER_SILENT_S: u64 = 365 * 86_400;
+/// With so much left above its reserve no disk is nearly full, however large it is. Bytes.
+const LOW_BYTES_MAX: u64 = 16 << 30;
 /// Rows read at once.
 const ROWS: usize = 5000;
 
@@ -129,7 +131,8 @@ fn shortage_alert(sums: &Sums, why: Option<Stuck>, chunks: u64) -> Alert {
     }
 }
 
-/// What is to be said of a disk with so much free: the code and the words.
+/// What is to be said of a disk with so much free: the code and the words. Nearly full is one that has less above its reserve than
+/// the reserve has, and less than [`LOW_BYTES_MAX`].
 fn disk_alert(free: u64, reserve: u64) -> Option<(&'static str, Alert)> {
     let remedy =
         "free some space, add a larger disk, or lower what peers may store here (`grove peer quota`)";
@@ -145,7 +148,7 @@ fn disk_alert(free: u64, reserve: u64) -> Option<(&'static str, Alert)> {
             },
         ));
     }
-    (free < reserve.saturating_mul(2)).then(|| {
+    (free < reserve.saturating_add(reserve.min(LOW_BYTES_MAX))).then(|| {
         let text = format!(
             "the disk is nearly full: {} MiB until new files are not kept any more",
             (free - reserve) >> 20
@@ -271,6 +274,16 @@ mod tests {
     #[test]
     fn after_a_restart_what_was_told_before_is_told_at_once() {
         assert_eq!(Shortage::default().look(&marks(&[1]), 0, true), 1);
+    }
+
+    #[test]
+    fn a_large_disk_is_nearly_full_when_little_is_left_not_when_a_small_part_is() {
+        let (reserve, low) = (200 << 30, LOW_BYTES_MAX);
+        let code = |free| disk_alert(free, reserve).map(|(code, _)| code);
+        assert_eq!(
+            [2 * reserve, reserve + low, reserve + low - 1, reserve].map(code),
+            [None, None, Some("disk-low"), Some("disk-full")]
+        );
     }
 
     #[test]

@@ -121,7 +121,7 @@ export function open(root, ctx) {
       button(t("home.drill.run"), runDrill, { className: "button small-button" })));
   }
 
-  function tiles({ copies, disk, files, held, peers, drill, chunks }) {
+  function tiles({ copies, disk, isDiskLow, files, held, peers, drill, chunks }) {
     const total = copies.full + copies.short;
     const isWhole = copies.short === 0 && files.waiting === 0;
     const covered = isWhole ? format.counted(files.count, "count.file") : `${format.number(copies.full)} / ${format.counted(total, "count.piece")}`;
@@ -134,7 +134,7 @@ export function open(root, ctx) {
       tile(t("home.files"), format.number(files.count), t("home.files.note", { bytes: format.bytes(files.bytes), stored: format.bytes(chunks.bytes) })),
       drillTile(drill, peers.length > 0),
       disk ? tile(t("home.disk"), format.bytes(disk.free), t("home.disk.note", { total: format.bytes(disk.total), reserve: format.bytes(disk.reserve) }),
-        meter(used, disk.total, t("home.disk.bar"), disk.free <= 2 * disk.reserve ? "low" : "")) : tile(t("home.disk"), "–", t("home.disk.away")),
+        meter(used, disk.total, t("home.disk.bar"), isDiskLow ? "low" : "")) : tile(t("home.disk"), "–", t("home.disk.away")),
       tile(t("home.peers"), peers.length === 0 ? t("home.peers.zero") : t("home.peers.figure", { online: format.number(online), all: format.number(peers.length) }),
         peers.length === 0 ? t("home.peers.none") : peers.slice(0, 3).map((peer) => peer.name).join(", ") + (peers.length > 3 ? " …" : "")),
       tile(t("home.held"), held.bytes > 0 ? format.bytes(held.bytes) : t("home.held.none"), t("home.held.note")));
@@ -160,7 +160,7 @@ export function open(root, ctx) {
     parts.put("begin", { count: status.files.count, home: status.home, hasPeers: peers.length > 0 }, nothingYet);
     parts.put("job", status.job, jobCard);
     const drill = status.drill ? { ...status.drill, age_s: coarse(status.drill.age_s) } : null;
-    parts.put("tiles", { copies: status.copies, disk: status.disk && { ...status.disk, free: status.disk.free - (status.disk.free % 1e7) }, files: status.files, held: status.held, chunks: status.chunks, peers, drill }, tiles);
+    parts.put("tiles", { copies: status.copies, disk: status.disk && { ...status.disk, free: status.disk.free - (status.disk.free % 1e7) }, isDiskLow: alerts.some(({ code }) => code === "disk-low" || code === "disk-full"), files: status.files, held: status.held, chunks: status.chunks, peers, drill }, tiles);
     parts.put("foot", { scan: { running: status.scan.running, last: coarse(status.scan.last_s) }, waiting: status.files.waiting, up: format.duration(status.uptime_s) }, foot);
     if (!plots.isConnected) body.insertBefore(plots, body.lastChild);
   });
