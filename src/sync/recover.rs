@@ -14,7 +14,7 @@ use std::sync::Arc;
 use smol::lock::Semaphore;
 
 use super::books::{Books, PEERS_MAX, PeerRow};
-use super::round::{local, pull};
+use super::round::{RoundError, local, pull};
 use super::{HeadFacts, tips};
 use crate::card::{Card, relayed};
 use crate::catalog::{CatalogError, Head, RecordKind, open_segment, read_segment};
@@ -74,6 +74,8 @@ pub enum RecoverError {
     Incomplete { from: String, missing: usize, why: String },
     /// The conversation broke off.
     Ask(AskError),
+    /// This disk has no room for the catalog.
+    Full(VaultError),
     /// Something failed here.
     Vault(VaultError),
 }
@@ -97,6 +99,7 @@ impl fmt::Display for RecoverError {
                 "{from} could not give {missing} parts of the catalog ({why}); try again, or the address of another peer"
             ),
             Self::Ask(why) => write!(f, "{why}; run it again, it goes on where it was"),
+            Self::Full(why) => write!(f, "{why}; free some space and run it again, it goes on where it was"),
             Self::Vault(why) => why.fmt(f),
         }
     }
@@ -296,7 +299,7 @@ pub(crate) async fn bring_back(
         match fetch_segments(vault, session, &head, Own::No, &keeper, others).await {
             Ok(()) => {}
             // The newest is here. What this one alone knew comes when a peer is met that has all of it.
-            Err(why @ RecoverError::Incomplete { .. }) => {
+            Err(why @ (RecoverError::Incomplete { .. } | RecoverError::Full(_))) => {
                 log::warn!("a catalog of life {} is left out: {why}", head.life);
                 broken += 1;
                 continue;
@@ -352,6 +355,12 @@ async fn fetch_segments(
     if missing.is_empty() {
         return Ok(());
     }
+    let why = match pulled.error {
+        // It is no peer's fault, and another's copy needs as much room.
+        Some(RoundError::Vault(why)) if why.is_full() => return Err(RecoverError::Full(why)),
+        Some(why) => why.to_string(),
+        None => "neither it nor the peers that the rest names has them sound".into(),
+    };
     let (job, known, but) = (Arc::clone(vault), head.clone(), [keeper.id, vault.id()]);
     for card in unblock(move || named_peers(&job, &known, &but)).await {
         log::info!("{} lacks {} parts of the catalog; {} is asked", keeper.name, missing.len(), card.name);
@@ -360,13 +369,7 @@ async fn fetch_segments(
             return Ok(());
         }
     }
-    Err(RecoverError::Incomplete {
-        from: keeper.name.clone(),
-        missing: missing.len(),
-        why: pulled
-            .error
-            .unwrap_or_else(|| "neither it nor the peers that the rest names has them sound".into()),
-    })
+    Err(RecoverError::Incomplete { from: keeper.name.clone(), missing: missing.len(), why })
 }
 
 fn settings(vault: &Vault) -> Result<Vec<(String, String)>, VaultError> {

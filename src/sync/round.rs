@@ -961,7 +961,7 @@ pub(super) struct Pulled {
     pub(super) got: Vec<ChunkName>,
     pub(super) missing: Vec<ChunkName>,
     pub(super) bytes: u64,
-    pub(super) error: Option<String>,
+    pub(super) error: Option<RoundError>,
 }
 
 /// Where chunks come from: one session, or a peer by whichever connection is best.
@@ -1019,7 +1019,7 @@ pub(super) async fn pull(
             bytes.set(bytes.get() + puller.done.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
             got.borrow_mut().extend(puller.done.iter().map(|(name, _)| *name));
             if let Err(why) = outcome {
-                *error.borrow_mut() = Some(why.to_string());
+                *error.borrow_mut() = Some(why);
                 queue.borrow_mut().clear();
             }
         });

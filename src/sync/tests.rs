@@ -603,6 +603,11 @@ fn a_catalog_of_which_each_peer_has_lost_a_part_comes_back_from_all_of_them() {
         assert!(kept.iter().all(|(_, name, _)| eve.store.flip_byte(*name)));
 
         let again = Cell::new(1);
+        // A disk without room for it is no fault of Bob's, and the next try goes on.
+        again.store.set_capacity(10);
+        let report = fetch_catalog(&again.vault, &again.books, &[format!("127.0.0.1:{}", b.port())]).await;
+        assert!(matches!(report, Err(RecoverError::Full(_))), "{report:?}");
+        again.store.set_capacity(u64::MAX);
         let report = fetch_catalog(&again.vault, &again.books, &[format!("127.0.0.1:{}", b.port())]).await;
         let report = report.unwrap();
         assert_eq!((report.files, report.peers, report.life), (3, 2, 2));
