@@ -1,7 +1,8 @@
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -65,6 +66,16 @@ pub(super) struct Cell {
     pub(super) dir: Folder,
 }
 
+/// A port at which a cell can be started again: none that the kernel gives to a connection meanwhile.
+fn lasting_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static START: OnceLock<u32> = OnceLock::new();
+    let start = *START.get_or_init(|| u32::from_le_bytes(random()) % 12_000);
+    let mut ports =
+        (0..12_000).map(|_| 20_000 + ((start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000) as u16);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
 impl Cell {
     pub(super) fn new(seed: u8) -> Self {
         Self::with(seed, |_| {})
@@ -113,10 +124,10 @@ impl Cell {
     }
 
     pub(super) async fn start(&self, executor: &Executor) -> Rc<Sync> {
-        self.start_at(executor, 0).await
+        self.start_at(executor, lasting_port()).await
     }
 
-    /// At a port where others know it; 0: at any.
+    /// At a port where others know it.
     pub(super) async fn start_at(&self, executor: &Executor, port: u16) -> Rc<Sync> {
         let (vault, books) = (Arc::clone(&self.vault), Arc::clone(&self.books));
         let listen = SocketAddr::from(([127, 0, 0, 1], port));
