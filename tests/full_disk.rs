@@ -224,3 +224,61 @@ fn messages_wait_for_a_friend_whose_disk_is_full() {
     bob.cli(["chat", "ann", "after"]).ok();
     wait_for("it came", || (texts(&ann, "bob").last()? == "after").then_some(()));
 }
+
+/// A board died, and the card of the next one is too small for all: what has no room is said to have none, can be read all the
+/// same, and comes when there is some.
+#[test]
+fn what_a_recovered_cell_has_no_room_for_waits_and_can_be_read() {
+    let temp = TempDir::new("full-recovery");
+    let Some((state, home)) = disks(&temp, 170, 200) else { return };
+    let mut chance = Chance::seeded("small card");
+    let (mut ann, mut bob) = (Cell::at(temp.path(), "ann"), Cell::at(temp.path(), "bob"));
+    // What it recovers with is set back to what the catalog says: 120 of the 170 MiB stay in reserve.
+    ann.init("ann", &[("disk.reserve_bytes_min", "125829120")]);
+    bob.init("bob", &[]);
+    ann.run();
+    bob.run();
+    ann.invite(&bob);
+    let files: Vec<(String, Vec<u8>)> =
+        (0..20).map(|n| (format!("{n}.bin"), chance.bytes(if n == 0 { 30 } else { 3 } * MIB))).collect();
+    for (name, bytes) in &files {
+        common::fleet::plant(&ann.home, name, bytes);
+    }
+    common::fleet::plant(&ann.home, "small.txt", b"small");
+    common::fleet::copied(&ann, files.len() as u64 + 1);
+    let wanted = inventory(&ann.home);
+    let note = temp.path().join("phrase");
+    fs::write(&note, ann.phrase()).unwrap();
+    ann.kill();
+
+    let mut again = cell_on(&temp, &state, &home);
+    let said = again
+        .cli(["recover", "--peer", &bob.address(), "--phrase-file", note.to_str().unwrap()].map(OsStr::new));
+    assert!(!said.status.success() && said.err.contains("this disk has no room"), "{said:?}");
+    assert!(!said.err.contains("reachable"), "{said:?}");
+    // A large one that has no room keeps no small one waiting.
+    assert!(again.home.join("small.txt").exists());
+    again.keep_to_itself();
+    again.run();
+    let told = wait_for("it is told", || again.alert("awaiting-room"));
+    assert!(told.contains("no room"), "{told}");
+    assert_eq!(again.alert("awaiting"), None);
+    common::fleet::wait_online(&[&again]);
+    for (name, bytes) in &files {
+        assert!(again.content(name).unwrap() == *bytes, "{name}");
+    }
+    let one = again.cli(["get", "0.bin"]).ok();
+    assert_eq!(one.out.len(), String::from_utf8_lossy(&files[0].1).len());
+
+    // With more room all of it comes.
+    again.stop();
+    again.change(&[("disk.reserve_percent", "0"), ("disk.reserve_bytes_min", "1048576")]);
+    again.run();
+    wait_for("all is back", || {
+        let names = |all: &std::collections::BTreeMap<_, _>| all.keys().cloned().collect::<Vec<_>>();
+        (names(&inventory(&again.home)) == names(&wanted)).then_some(())
+    });
+    assert_same(&wanted, &inventory(&again.home));
+    wait_for("nothing waits", || again.alert("awaiting-room").is_none().then_some(()));
+    again.verify_deep();
+}

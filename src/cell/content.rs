@@ -10,7 +10,7 @@ use super::Cell;
 use super::files::{find_versions, manifest_at};
 use super::range::{self, Asked};
 use crate::dashboard::api::{ApiRequest, ApiResponse, Body, FileMark, FilePart};
-use crate::files::import::open_list;
+use crate::files::import::open_sealed_list;
 use crate::files::unix::{Folder, stat_open};
 use crate::id::{BodyHash, ChunkName, FileId, hex};
 use crate::keys::Secret;
@@ -222,7 +222,7 @@ impl Cell {
             let _ = sender.send(Ok(target[part].to_vec())).await;
             return Ok(());
         }
-        let mut part = Part { offset, end, at: 0, is_first: true, waiting: Vec::new() };
+        let mut part = Part { offset, end, at: 0, is_first: true, waiting: Vec::new(), is_full: false };
         for entry in &manifest.entries {
             if part.at >= end {
                 break;
@@ -236,9 +236,10 @@ impl Cell {
                     if !self.send_waiting(manifest.epoch, &mut part, sender).await? {
                         return Ok(());
                     }
-                    self.fetch_absent(vec![*name]).await?;
+                    let sealed =
+                        self.sealed_chunk(*name, &mut part.is_full).await?.ok_or_else(not_reached)?;
                     let (vault, epoch, list) = (Arc::clone(&self.vault), manifest.epoch, entry.clone());
-                    let inner = pool::unblock(move || open_list(&vault, epoch, &list)).await?;
+                    let inner = pool::unblock(move || open_sealed_list(&vault, epoch, &list, sealed)).await?;
                     for entry in inner {
                         if !self.send_entry(manifest.epoch, entry, &mut part, sender).await? {
                             return Ok(());
@@ -283,13 +284,15 @@ impl Cell {
         if names.is_empty() && part.waiting.is_empty() {
             return Ok(true);
         }
-        self.fetch_absent(names).await?;
+        if !part.is_full {
+            part.is_full = self.fetch_absent(names).await?.is_full;
+        }
         for (begins, entry) in std::mem::take(&mut part.waiting) {
             let from = part.offset.saturating_sub(begins);
             let to = entry.len().min(part.end - begins);
             match entry {
                 Entry::Chunk { name, key, len, .. } => {
-                    let bytes = self.clear_chunk(epoch, name, key, len).await?;
+                    let bytes = self.clear_chunk(epoch, name, key, len, &mut part.is_full).await?;
                     for piece in bytes[from as usize..to as usize].chunks(PIECE_BYTES) {
                         if sender.send(Ok(piece.to_vec())).await.is_err() {
                             return Ok(false);
@@ -312,36 +315,58 @@ impl Cell {
         Ok(true)
     }
 
-    /// The bytes of a chunk, from here or from a peer. Whether it is lost here shows only when it is read, so that one
-    /// is asked for after the first try.
+    /// The bytes of a chunk, from here or from a peer.
     async fn clear_chunk(
         &self,
         epoch: u32,
         name: ChunkName,
         key: Secret,
         len: u32,
+        is_full: &mut bool,
     ) -> Result<Vec<u8>, VaultError> {
+        let sealed = self.sealed_chunk(name, is_full).await?.ok_or_else(not_reached)?;
+        let vault = Arc::clone(&self.vault);
+        let permit = self.permits.acquire_arc().await;
+        pool::unblock(move || {
+            let _permit = permit;
+            let opened = vault.sealer_of(epoch).open(&key, ENCODING_RAW, sealed);
+            let mut bytes = opened.map_err(|why| VaultError::Record(why.to_string()))?;
+            bytes.truncate(len as usize);
+            match bytes.len() == len as usize {
+                true => Ok(bytes),
+                false => Err(VaultError::Record("a chunk is shorter than its manifest says".into())),
+            }
+        })
+        .await
+    }
+
+    /// A chunk as it is sealed, from here or from a peer; `None`: nobody reachable has it. Whether it is lost here shows only
+    /// when it is read, so that one is asked for after the first try. What this disk has no room for is read all the same, as
+    /// it comes: then `is_full` is set, and nothing more is fetched to be kept.
+    async fn sealed_chunk(&self, name: ChunkName, is_full: &mut bool) -> Result<Option<Vec<u8>>, VaultError> {
         for _ in 0..2 {
-            self.fetch_absent(vec![name]).await?;
-            let (vault, key) = (Arc::clone(&self.vault), key.clone());
+            if !*is_full {
+                *is_full = self.fetch_absent(vec![name]).await?.is_full;
+            }
+            let vault = Arc::clone(&self.vault);
             let permit = self.permits.acquire_arc().await;
-            let read = move || -> Result<Option<Vec<u8>>, VaultError> {
+            let read = move || {
                 let _permit = permit;
-                let Some(sealed) = vault.local_chunk(&name)? else { return Ok(None) };
-                let opened = vault.sealer_of(epoch).open(&key, ENCODING_RAW, sealed);
-                let mut bytes = opened.map_err(|why| VaultError::Record(why.to_string()))?;
-                bytes.truncate(len as usize);
-                match bytes.len() == len as usize {
-                    true => Ok(Some(bytes)),
-                    false => Err(VaultError::Record("a chunk is shorter than its manifest says".into())),
-                }
+                vault.local_chunk(&name)
             };
-            if let Some(bytes) = pool::unblock(read).await? {
-                return Ok(bytes);
+            if let Some(sealed) = pool::unblock(read).await? {
+                return Ok(Some(sealed));
+            }
+            if *is_full {
+                return self.fetch_aside(name).await;
             }
         }
-        Err(VaultError::Refused("no cell that is reachable now has all of its bytes".into()))
+        Ok(None)
     }
+}
+
+fn not_reached() -> VaultError {
+    VaultError::Refused("no cell that is reachable now has all of its bytes".into())
 }
 
 /// How far the sending of a part is.
@@ -353,4 +378,6 @@ struct Part {
     is_first: bool,
     /// Entries, and where they begin, that are fetched together.
     waiting: Vec<(u64, Entry)>,
+    /// This disk has no room for what comes.
+    is_full: bool,
 }

@@ -40,14 +40,14 @@ use smol::LocalExecutor;
 use smol::lock::Semaphore;
 
 use crate::changes::Part;
-use crate::files::restore::Restorer;
+use crate::files::restore::{Lacking, Restorer};
 use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
-use crate::placement::ChunkId;
+use crate::placement::{ChunkId, DbError};
 use crate::pool;
 use crate::sums::Sums;
-use crate::sync::Sync;
+use crate::sync::{Got, Sync};
 use crate::vault::{Vault, VaultError};
 pub use again::take_place;
 use jobs::Jobs;
@@ -184,22 +184,46 @@ impl Cell {
         }
     }
 
-    /// Gets chunks from peers; gives what could not be had.
-    async fn fetch(&self, names: Vec<ChunkName>) -> Vec<ChunkName> {
+    /// Gets chunks from peers; gives those that could not be had.
+    async fn fetch(&self, names: Vec<ChunkName>) -> Lacking {
         let sync = self.sync.borrow().clone();
         match sync {
-            Some(sync) if !names.is_empty() => sync.fetch(names).await.missing,
-            _ => names,
+            Some(sync) if !names.is_empty() => {
+                let fetched = sync.fetch(names).await;
+                Lacking { names: fetched.missing, is_full: fetched.is_full }
+            }
+            _ => Lacking { names, is_full: false },
         }
     }
 
-    async fn fetch_absent(&self, names: Vec<ChunkName>) -> Result<(), VaultError> {
+    async fn fetch_absent(&self, names: Vec<ChunkName>) -> Result<Lacking, VaultError> {
         let vault = Arc::clone(&self.vault);
         let absent: Vec<ChunkName> = pool::unblock(move || vault.absent(names)).await?;
-        if !absent.is_empty() {
-            self.fetch(absent).await;
+        if absent.is_empty() { Ok(Lacking::default()) } else { Ok(self.fetch(absent).await) }
+    }
+
+    /// The sealed bytes of a chunk of ours, from whoever is connected and gives them, into memory alone.
+    async fn fetch_aside(&self, name: ChunkName) -> Result<Option<Vec<u8>>, VaultError> {
+        let Some(sync) = self.sync.borrow().clone() else { return Ok(None) };
+        let vault = Arc::clone(&self.vault);
+        let known = pool::unblock(move || {
+            vault.db.read(|t| -> Result<_, DbError> {
+                let Some(row) = t.chunk(&name)? else { return Ok(None) };
+                let holders = t.copies_of(row.id)?;
+                Ok(Some((row, holders)))
+            })
+        })
+        .await?;
+        let Some((row, holders)) = known else { return Ok(None) };
+        let mut cells = sync.reached();
+        // First those that are known to have it.
+        cells.sort_by_key(|cell| !holders.contains(cell));
+        for cell in cells {
+            if let Got::Bytes(sealed) = sync.fetch_aside(cell, row.id, name, row.len).await {
+                return Ok(Some(sealed));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Chunks of files here that should lie here and do not. At most 100,000.

@@ -15,7 +15,7 @@ use super::open::CellError;
 use crate::card::Role;
 use crate::catalog::RecordKind;
 use crate::dashboard::api::{ApiResponse, Method};
-use crate::files::restore::Fetch;
+use crate::files::restore::{Fetch, Lacking};
 use crate::id::{CellId, ChunkName, hex};
 use crate::placement::DbError;
 use crate::placement::explain::{Fleet, Peer};
@@ -31,7 +31,7 @@ const INVITE_S: u64 = 7 * 86_400;
 pub(super) struct FromPeers(pub(super) Rc<Cell>);
 
 impl Fetch for FromPeers {
-    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Vec<ChunkName>> + '_>> {
+    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Lacking> + '_>> {
         Box::pin(self.0.fetch(names))
     }
 }

@@ -393,6 +393,9 @@ async fn answer_calls(cell: Rc<Cell>, calls: smol::channel::Receiver<Call>) {
     }
 }
 
+/// Files wait for their bytes: for cells that have them, or for room on this disk.
+const AWAITING: [&str; 2] = ["awaiting", "awaiting-room"];
+
 /// A scan at the start and every few hours; then what awaits its bytes is brought back.
 async fn scan(cell: Rc<Cell>) {
     let every = Duration::from_secs(cell.vault.config.scan_hours * 3600);
@@ -515,7 +518,7 @@ impl Cell {
         let vault = Arc::clone(&self.vault);
         let totals = pool::unblock(move || vault.db.read(|t| t.node_totals())).await?;
         if totals.awaiting == 0 {
-            self.vault.clear("awaiting");
+            AWAITING.into_iter().for_each(|code| self.vault.clear(code));
             return Ok(Restored::default());
         }
         let restored = self.restorer().run(&Target::Home, NodeId::ROOT, told).await?;
@@ -524,12 +527,24 @@ impl Cell {
                 1 => "1 file waits for its bytes".to_owned(),
                 files => format!("{files} files wait for their bytes"),
             };
-            let silent = self.silent_peers().await.join(", ");
-            let whom = if silent.is_empty() { String::new() } else { format!("; not reached now: {silent}") };
-            let remedy = "switch the missing peers on; what waits comes by itself";
-            self.vault.raise("awaiting", Alert { text: format!("{waits}{whom}"), remedy: remedy.into() });
+            let [by_peers, by_room] = AWAITING;
+            let (code, other, alert) = if restored.is_full {
+                let alert = Alert {
+                    text: format!("{waits}: this disk has no room for more"),
+                    remedy: "free some space, or use a larger disk; what waits comes by itself".into(),
+                };
+                (by_room, by_peers, alert)
+            } else {
+                let silent = self.silent_peers().await.join(", ");
+                let whom =
+                    if silent.is_empty() { String::new() } else { format!("; not reached now: {silent}") };
+                let remedy = "switch the missing peers on; what waits comes by itself";
+                (by_peers, by_room, Alert { text: format!("{waits}{whom}"), remedy: remedy.into() })
+            };
+            self.vault.clear(other);
+            self.vault.raise(code, alert);
         } else {
-            self.vault.clear("awaiting");
+            AWAITING.into_iter().for_each(|code| self.vault.clear(code));
         }
         Ok(restored)
     }

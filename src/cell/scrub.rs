@@ -223,7 +223,7 @@ impl Cell {
         if wanted.is_empty() {
             return Ok(wanted);
         }
-        let missing = self.fetch(wanted.clone()).await;
+        let missing = self.fetch(wanted.clone()).await.names;
         let vault = Arc::clone(&self.vault);
         pool::unblock(move || -> Result<(), VaultError> {
             let absent: std::collections::HashSet<ChunkName> =

@@ -343,13 +343,24 @@ impl Iterator for EntryCursor<'_> {
 
 /// The entries of a list that is here. Pool work.
 pub fn open_list(vault: &Vault, epoch: u32, list: &Entry) -> Result<Vec<Entry>, VaultError> {
-    let Entry::List { name, key, entries: count, len } = list else { return Ok(Vec::new()) };
+    let Entry::List { name, .. } = list else { return Ok(Vec::new()) };
     let bytes = vault.local_chunk(name)?.ok_or_else(|| {
         VaultError::Record(format!(
             "list chunk {} of a large file is not here; it is fetched by a sync",
             name.short()
         ))
     })?;
+    open_sealed_list(vault, epoch, list, bytes)
+}
+
+/// The entries of a list from its sealed bytes.
+pub fn open_sealed_list(
+    vault: &Vault,
+    epoch: u32,
+    list: &Entry,
+    bytes: Vec<u8>,
+) -> Result<Vec<Entry>, VaultError> {
+    let Entry::List { key, entries: count, len, .. } = list else { return Ok(Vec::new()) };
     let plain = vault.sealer_of(epoch).open(key, ENCODING_RAW, bytes);
     let list = read_list(&plain.map_err(|why| VaultError::Record(why.to_string()))?)?;
     let is_as_said = list.len() == *count as usize && list.iter().map(Entry::len).sum::<u64>() == *len;

@@ -3,6 +3,7 @@
 //! Promise: a name appears only when its bytes are whole and durable, and nothing that was changed here since it was last
 //! recorded is replaced: then the restored file is put beside it, and said so.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
@@ -48,10 +49,19 @@ const BLOCK_BYTES: usize = 4096;
 /// Problems listed by name; more are counted.
 const PROBLEMS_MAX: usize = 1000;
 
+/// Chunks that could not be had.
+#[derive(Debug, Clone, Default)]
+pub struct Lacking {
+    /// Their names.
+    pub names: Vec<ChunkName>,
+    /// This disk has no room for them; else nobody reachable has them.
+    pub is_full: bool,
+}
+
 /// Gets chunks from peers into the local store.
 pub trait Fetch {
-    /// Gives the names that could not be had from anybody reachable.
-    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Vec<ChunkName>> + '_>>;
+    /// Gives those that could not be had.
+    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Lacking> + '_>>;
 }
 
 /// A cell without peers.
@@ -59,8 +69,8 @@ pub trait Fetch {
 pub struct NoPeers;
 
 impl Fetch for NoPeers {
-    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Vec<ChunkName>> + '_>> {
-        Box::pin(std::future::ready(names))
+    fn fetch(&self, names: Vec<ChunkName>) -> Pin<Box<dyn Future<Output = Lacking> + '_>> {
+        Box::pin(std::future::ready(Lacking { names, is_full: false }))
     }
 }
 
@@ -90,6 +100,8 @@ pub struct Restored {
     pub missing: Vec<Problem>,
     /// Of those, how many.
     pub missing_count: u64,
+    /// This disk had no room for more.
+    pub is_full: bool,
 }
 
 impl Restored {
@@ -100,6 +112,7 @@ impl Restored {
         self.bytes += other.bytes;
         self.unchanged += other.unchanged;
         self.missing_count += other.missing_count;
+        self.is_full |= other.is_full;
         self.set_aside.extend(other.set_aside);
         let room = PROBLEMS_MAX.saturating_sub(self.missing.len());
         self.missing.extend(other.missing.into_iter().take(room));
@@ -294,6 +307,8 @@ pub struct Restorer {
     jobs: usize,
     fetch: Rc<dyn Fetch>,
     links: LinkMap,
+    /// This disk had no room for what came.
+    is_full: Cell<bool>,
 }
 
 /// What a job found out about one item.
@@ -319,7 +334,7 @@ impl Done {
 impl Restorer {
     /// Jobs take a permit each.
     pub fn new(vault: Arc<Vault>, permits: Arc<Semaphore>, jobs: usize, fetch: Rc<dyn Fetch>) -> Self {
-        Self { vault, permits, jobs, fetch, links: LinkMap::default() }
+        Self { vault, permits, jobs, fetch, links: LinkMap::default(), is_full: Cell::new(false) }
     }
 
     /// Brings back all that awaits its bytes in GroveHome, or the tree below `top` into another folder. `progress` is told
@@ -478,7 +493,9 @@ impl Restorer {
 
     async fn land(&self, landing: Landing, into_home: bool, device: Device) -> Result<Restored, VaultError> {
         let (vault, links) = (Arc::clone(&self.vault), Arc::clone(&self.links));
-        pool::unblock(move || put_all(&vault, landing, into_home, device, &links)).await
+        let mut restored = pool::unblock(move || put_all(&vault, landing, into_home, device, &links)).await?;
+        restored.is_full = self.is_full.get();
+        Ok(restored)
     }
 
     /// Small files, in as many jobs as there are cores; what lacks chunks is fetched and tried once more.
@@ -503,7 +520,9 @@ impl Restorer {
                             wanted.extend(names);
                             items.push(item);
                         }
-                        Done::NeedsChunks(item, _) => all.push(Done::Failed(item.path, NOT_REACHED.into())),
+                        Done::NeedsChunks(item, _) => {
+                            all.push(Done::Failed(item.path, self.why_not().into()))
+                        }
                         other => all.push(other),
                     }
                 }
@@ -511,7 +530,7 @@ impl Restorer {
             if items.is_empty() {
                 break;
             }
-            self.fetch.fetch(wanted).await;
+            self.get(wanted).await;
         }
         Ok(all)
     }
@@ -545,14 +564,14 @@ impl Restorer {
             .collect();
         let missing = self.ensure(lists).await?;
         if !missing.is_empty() {
-            return Ok(Done::Failed(item.path, NOT_REACHED.into()));
+            return Ok(Done::Failed(item.path, self.why_not().into()));
         }
         let file = Arc::new(temp.file().try_clone().map_err(VaultError::io("cannot write"))?);
         let manifest = Arc::new(item.manifest.clone());
         let (mut at, mut offset) = (0, 0);
         let mut window = self.window(&manifest, at).await?;
         loop {
-            let Some(entries) = window else { return Ok(Done::Failed(item.path, NOT_REACHED.into())) };
+            let Some(entries) = window else { return Ok(Done::Failed(item.path, self.why_not().into())) };
             if entries.is_empty() {
                 break;
             }
@@ -624,15 +643,27 @@ impl Restorer {
         .await
     }
 
-    /// Gets what is not here; gives what nobody reachable has.
+    /// Gets what is not here; gives what could not be had.
     async fn ensure(&self, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, VaultError> {
         let vault = Arc::clone(&self.vault);
         let absent: Vec<ChunkName> = pool::unblock(move || vault.absent(names)).await?;
-        if absent.is_empty() { Ok(absent) } else { Ok(self.fetch.fetch(absent).await) }
+        if absent.is_empty() { Ok(absent) } else { Ok(self.get(absent).await) }
+    }
+
+    /// Gets chunks from peers; gives what could not be had.
+    async fn get(&self, names: Vec<ChunkName>) -> Vec<ChunkName> {
+        let lacking = self.fetch.fetch(names).await;
+        self.is_full.set(self.is_full.get() || lacking.is_full);
+        lacking.names
+    }
+
+    fn why_not(&self) -> &'static str {
+        if self.is_full.get() { NO_ROOM } else { NOT_REACHED }
     }
 }
 
 const NOT_REACHED: &str = "no cell that is reachable now has its bytes; it comes by itself when one is";
+const NO_ROOM: &str = "this disk has no room for its bytes; free some space";
 
 async fn step(mut walk: RestoreWalk) -> Result<(RestoreWalk, Batch), VaultError> {
     pool::unblock(move || {

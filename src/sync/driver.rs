@@ -26,7 +26,7 @@ use super::permits::Permits;
 use super::places::Places;
 use super::prove::Allowances;
 use super::relays::Relays;
-use super::round::{self, Moved};
+use super::round::{self, Moved, RoundError};
 use super::round_pause;
 use super::serve::Keeper;
 use super::strangers::Strangers;
@@ -135,10 +135,22 @@ pub struct RoundReport {
 pub struct Fetched {
     /// In the local store now.
     pub got: Vec<ChunkName>,
-    /// With no peer that is connected.
+    /// With no peer that is connected, or with no room for them here.
     pub missing: Vec<ChunkName>,
     /// Bytes that came.
     pub bytes: u64,
+    /// This disk had no room for more.
+    pub is_full: bool,
+}
+
+impl Fetched {
+    /// Takes in what one peer gave; gives what it did not.
+    fn take(&mut self, pulled: round::Pulled) -> Vec<ChunkName> {
+        self.got.extend(pulled.got);
+        self.bytes += pulled.bytes;
+        self.is_full |= matches!(&pulled.error, Some(RoundError::Vault(why)) if why.is_full());
+        pulled.missing
+    }
 }
 
 /// A cell by name and id.
@@ -724,19 +736,32 @@ impl Sync {
         let mut fetched = Fetched::default();
         let mut tried: HashSet<CellId> = HashSet::new();
         let (vault, asked) = (Arc::clone(&self.vault), names.clone());
-        let noted = unblock(move || {
-            vault.db.read(|t| -> Result<HashMap<ChunkName, Vec<CellNumber>>, DbError> {
-                let mut noted = HashMap::new();
+        let looked = unblock(move || {
+            let space = vault.store.free();
+            let mut room = space.map_or(u64::MAX, |space| space.free.saturating_sub(space.reserve));
+            vault.db.read(|t| -> Result<_, DbError> {
+                let (mut wanted, mut too_many, mut noted) = (Vec::new(), Vec::new(), HashMap::new());
                 for name in asked {
-                    if let Some(row) = t.chunk(&name)? {
+                    let row = t.chunk(&name)?;
+                    let needed =
+                        row.as_ref().filter(|row| row.place.is_none()).map_or(0, |row| u64::from(row.len));
+                    // What has no room here is not asked for: it would come in vain, again and again.
+                    let Some(left) = room.checked_sub(needed) else {
+                        too_many.push(name);
+                        continue;
+                    };
+                    room = left;
+                    if let Some(row) = row {
                         noted.insert(name, t.copies_of(row.id)?);
                     }
+                    wanted.push(name);
                 }
-                Ok(noted)
+                Ok((wanted, too_many, noted))
             })
         })
-        .await
-        .unwrap_or_default();
+        .await;
+        let (names, too_many, noted) =
+            looked.unwrap_or_else(|_: DbError| (names, Vec::new(), HashMap::new()));
         // First from those that are known to have them, shared among them; then from everybody else.
         let mut links: Vec<Rc<Link>> = self.live_links();
         let mut shares: Vec<Vec<ChunkName>> = vec![Vec::new(); links.len()];
@@ -756,26 +781,25 @@ impl Sync {
                 round::pull(&self.vault, &**link, share, Own::No, &self.permits.pulling)
             });
         for pulled in join_all(pulls).await {
-            fetched.got.extend(pulled.got);
-            fetched.bytes += pulled.bytes;
-            rest.extend(pulled.missing);
+            rest.extend(fetched.take(pulled));
         }
         loop {
-            if rest.is_empty() {
+            // Another one's copies need as much room.
+            if rest.is_empty() || fetched.is_full {
                 break;
             }
             links = self.live_links();
             let Some(link) = links.iter().find(|link| !tried.contains(&link.peer)) else { break };
             tried.insert(link.peer);
             let pulled = round::pull(&self.vault, &**link, rest, Own::No, &self.permits.pulling).await;
-            fetched.got.extend(pulled.got);
-            fetched.bytes += pulled.bytes;
-            rest = pulled.missing;
+            rest = fetched.take(pulled);
         }
         if links.is_empty() && !rest.is_empty() {
             // Nobody to ask; what lies here still counts.
             log::debug!("{} chunks wait for a peer", rest.len());
         }
+        fetched.is_full |= !too_many.is_empty();
+        rest.extend(too_many);
         fetched.missing = rest;
         fetched
     }

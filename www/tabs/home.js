@@ -8,7 +8,7 @@ const REMEDIES = {
   "owner-silent": ["fleet"], "friend-request": ["fleet"], "chat": ["settings", "logs"], "chat-full": ["chat"],
   "chunks": ["help", "trouble"], "disk-low": ["files"], "disk-full": ["files", "recycle-bin"], "damaged": ["home"], "damaged-held": ["settings", "logs"], "healed": ["settings", "logs"],
   "drill-failed": ["home"], "drill-overdue": ["fleet"], "phrase": ["settings", "phrase"], "clock": ["home"], "brake": ["home"], "home": ["settings", "about"],
-  "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "watches": ["help", "trouble"], "older": ["settings", "about"],
+  "unmounted": ["settings", "about"], "import": ["files"], "retired": ["help", "recovery"], "awaiting": ["fleet"], "awaiting-room": ["files"], "watches": ["help", "trouble"], "older": ["settings", "about"],
 };
 
 /** One sentence, from the state alone: `[mood, key, values]`. */
