@@ -44,6 +44,7 @@ use crate::files::restore::{Lacking, Restorer};
 use crate::files::watch::WatchList;
 use crate::gc;
 use crate::id::ChunkName;
+use crate::order;
 use crate::placement::{ChunkId, DbError};
 use crate::pool;
 use crate::sums::Sums;
@@ -217,7 +218,7 @@ impl Cell {
         let Some((row, holders)) = known else { return Ok(None) };
         let mut cells = sync.reached();
         // First those that are known to have it.
-        cells.sort_by_key(|cell| !holders.contains(cell));
+        order::sort_by_key(&mut cells, |cell| !holders.contains(cell));
         for cell in cells {
             if let Got::Bytes(sealed) = sync.fetch_aside(cell, row.id, name, row.len).await {
                 return Ok(Some(sealed));
