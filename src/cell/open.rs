@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::files;
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError};
 use crate::files::marker;
@@ -42,7 +44,7 @@ pub struct Options {
 /// Why a cell does not open. The text says what to do.
 #[derive(Debug)]
 pub enum CellError {
-    /// Another process has the folder.
+    /// Another process has the folder; 0: it did not say which.
     Locked { pid: u32 },
     /// There is no cell in the folder.
     None(PathBuf),
@@ -55,6 +57,9 @@ pub enum CellError {
 impl fmt::Display for CellError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Locked { pid: 0 } => {
+                f.write_str("another process is at work on this cell; try again when it is done")
+            }
             Self::Locked { pid } => {
                 write!(
                     f,
@@ -97,6 +102,10 @@ fn other(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> CellError {
     move |why| CellError::Other(format!("{text}: {why}"))
 }
 
+/// A command that has the lock is waited for so often, and so long in between.
+const LOCK_TRIES: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_millis(100);
+
 /// The lock on a state folder, held while this lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -104,10 +113,10 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or says who has it. Waits a few seconds for a command that has it for a moment.
     pub fn take(dir: &Path) -> Result<Self, CellError> {
         let path = dir.join("lock");
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -115,23 +124,30 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(other("cannot open", &path))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                let lock = Self { file };
-                lock.tell(0, 0).map_err(other("cannot write", &path))?;
-                Ok(lock)
+        let mut pid = 0;
+        for attempt in 0..LOCK_TRIES {
+            if attempt > 0 {
+                std::thread::sleep(LOCK_WAIT);
             }
-            Err(rustix::io::Errno::AGAIN) => {
-                let mut text = String::new();
-                let _ = file.read_to_string(&mut text);
-                let pid = text
-                    .split(|c: char| !c.is_ascii_digit())
-                    .find_map(|digits| digits.parse().ok())
-                    .unwrap_or(0);
-                Err(CellError::Locked { pid })
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let lock = Self { file };
+                    lock.tell(0, 0).map_err(other("cannot write", &path))?;
+                    return Ok(lock);
+                }
+                Err(rustix::io::Errno::AGAIN) => {
+                    let text = files::read_note(&path);
+                    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).flat_map(str::parse::<u32>);
+                    pid = numbers.next().unwrap_or(0);
+                    // A cell that serves does not end by itself.
+                    if numbers.next().is_some_and(|port| port > 0) {
+                        break;
+                    }
+                }
+                Err(why) => return Err(other("cannot lock", &path)(why.into())),
             }
-            Err(why) => Err(other("cannot lock", &path)(why.into())),
         }
+        Err(CellError::Locked { pid })
     }
 
     /// Tells other commands of this user where the cell is to be asked.
@@ -503,6 +519,25 @@ mod tests {
         assert!(matches!(Lock::take(&dir), Err(CellError::Locked { pid }) if pid == std::process::id()));
         drop(lock);
         assert_eq!(text(), "");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_a_command_has_for_a_moment_is_waited_for() {
+        let dir = std::env::temp_dir().join(format!("grove-lock-waits-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let (lock, (begun, begins)) = (Lock::take(&dir).unwrap(), std::sync::mpsc::channel());
+        // Not even its number is there yet.
+        lock.file.set_len(0).unwrap();
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| {
+                begun.send(()).unwrap();
+                Lock::take(&dir).map(drop)
+            });
+            begins.recv().unwrap();
+            drop(lock);
+            taken.join().unwrap().unwrap();
+        });
         fs::remove_dir_all(&dir).unwrap();
     }
 }
