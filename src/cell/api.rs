@@ -814,7 +814,8 @@ impl Cell {
         if mine.is_empty() {
             return Ok((missing, affected));
         }
-        if let Err(why) = self.keeper.keep(Scope::Whole, true, false, &Progress::default()).await {
+        // With patience: a file that was changed just now is read once it has settled.
+        if let Err(why) = self.keeper.keep(Scope::Whole, true, true, &Progress::default()).await {
             log::warn!("files whose chunks are missing are not read again: {why}");
         }
         let vault = Arc::clone(&self.vault);
