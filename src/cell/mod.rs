@@ -54,6 +54,7 @@ pub use again::take_place;
 use jobs::Jobs;
 use keeper::Keeper;
 pub use open::{CellError, CellSummary, Options, Paths, create};
+pub(crate) use open::{LOCK_TRIES, LOCK_WAIT};
 pub use run::{Local, RecoverProgress, RecoverSummary, recover, run};
 pub(crate) use run::{raise_file_limit, stop_signal};
 

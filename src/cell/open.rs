@@ -102,9 +102,10 @@ fn other(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> CellError {
     move |why| CellError::Other(format!("{text}: {why}"))
 }
 
-/// A command that has the lock is waited for so often, and so long in between.
-const LOCK_TRIES: u32 = 50;
-const LOCK_WAIT: Duration = Duration::from_millis(100);
+/// Tries to take the lock, or to find out who has it, while a command holds it for a moment.
+pub(crate) const LOCK_TRIES: u32 = 50;
+/// Between two of them.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// The lock on a state folder, held while this lives.
 #[derive(Debug)]

@@ -4,21 +4,17 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
 use miniserde::json::{self, Array, Number, Object, Value};
 use rustix::fs::FlockOperation;
 
 use super::client::{Client, ClientError, percent_encode};
 use super::{Context, Paths};
+use crate::cell::{LOCK_TRIES, LOCK_WAIT};
 pub use crate::dashboard::api::Method;
 
 /// What every path of the API begins with.
 const ROOT: &str = "/api/v1";
-/// Tries to find out who has the lock, while a command of a moment holds it.
-const LOCK_TRIES: u32 = 50;
-/// Between two of them.
-const LOCK_WAIT: Duration = Duration::from_millis(100);
 /// Bytes read of the files `lock` and `peer_secret`.
 const SMALL_FILE_BYTES_MAX: u64 = 4096;
 /// Bytes of one piece of a file's content.
